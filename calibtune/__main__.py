@@ -1,0 +1,74 @@
+"""``python -m calibtune``: finds the command, runs it, turns errors into one sentence and an exit code."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+
+from calibtune import __version__
+from calibtune.errors import UserError
+from harness_ext.errors import ScoringError
+
+#: Command name -> one line of help. The module is ``calibtune.commands.<name>``; only the one asked for is imported,
+#: so that ``--help`` and ``rescore`` never load torch.
+COMMANDS = {
+    "doctor": "check the installation, a model's letters and a task",
+    "rescore": "recompute every calibration number from lm_eval's samples files, without a model",
+}
+
+EXAMPLES = """\
+measure:  lm_eval --model hf --model_args pretrained=M --tasks mc_calib_arc --apply_chat_template --log_samples --output_path out
+"""
+
+
+def build_parser(command: str | None) -> argparse.ArgumentParser:
+    """Build the parser, importing only the module of ``command``.
+
+    Args:
+        command: The command that will run, or None to list all of them.
+
+    Returns:
+        The parser; its namespace holds ``command`` and ``run``.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m calibtune",
+        description="Measure and mend the calibration of aligned language models.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"calibtune {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, text in COMMANDS.items():
+        if name != command:
+            commands.add_parser(name, help=text)
+            continue
+        module = importlib.import_module(f"calibtune.commands.{name}")
+        sub = commands.add_parser(
+            name, help=text, description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        module.add_arguments(sub)
+        sub.set_defaults(run=module.run)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command and return its exit code: 0, 1 (the work failed), 2 (misuse), 130 (interrupted)."""
+    argv = sys.argv[1:] if argv is None else argv
+    command = next((word for word in argv if not word.startswith("-")), None)
+    args = build_parser(command).parse_args(argv)
+    try:
+        return int(args.run(args))
+    except UserError as error:
+        print(f"calibtune: error: {error}", file=sys.stderr)
+        return error.exit_code
+    except ScoringError as error:
+        print(f"calibtune: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("calibtune: interrupted", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

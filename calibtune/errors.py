@@ -1,0 +1,17 @@
+"""The one way in which calibtune tells a user that something is wrong."""
+
+
+class UserError(Exception):
+    """A mistake in what the user gave: bad input, wrong flags, a folder in the way.
+
+    The command line prints the message after ``calibtune: error:`` without a traceback and exits with 2. The
+    message is one sentence with the bad value, where it came from, and what to do.
+    """
+
+    exit_code = 2
+
+
+class WorkFailed(UserError):  # noqa: N818
+    """The input was right and the work still failed (out of memory, a full disk, a NaN loss); exit code 1."""
+
+    exit_code = 1

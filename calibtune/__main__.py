@@ -18,7 +18,9 @@ COMMANDS = {
 }
 
 EXAMPLES = """\
-measure:  lm_eval --model hf --model_args pretrained=M --tasks mc_calib_arc --apply_chat_template --log_samples --output_path out
+examples:
+  lm_eval --model hf --model_args pretrained=M --tasks mc_calib_arc --log_samples --output_path out
+  python -m calibtune rescore out
 """
 
 

@@ -11,7 +11,7 @@ class UserError(Exception):
     exit_code = 2
 
 
-class WorkFailed(UserError):  # noqa: N818
+class WorkFailed(UserError):
     """The input was right and the work still failed (out of memory, a full disk, a NaN loss); exit code 1."""
 
     exit_code = 1

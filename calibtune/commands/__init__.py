@@ -1,1 +1,1 @@
-"""One module a command; each has ``add_arguments(parser)`` and ``run(args) -> int`` and imports torch only in ``run``."""
+"""One module a command: ``add_arguments(parser)``, ``run(args) -> int``; torch is imported only inside ``run``."""

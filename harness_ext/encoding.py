@@ -1,0 +1,82 @@
+"""What the model's tokenizer makes of a task's requests, read where the harness itself encodes them.
+
+The harness hands a task neither its tokenizer nor token counts, cuts a long prompt from the left with a log line, and
+scores letters that share a token alike. All its tokenising backends go through ``TemplateLM._encode_pair``, so that is
+where a task may watch its own requests; nothing is encoded twice and no result is changed.
+"""
+
+import functools
+import weakref
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+from lm_eval.api.model import TemplateLM
+
+Request = tuple[str, str]
+
+
+class Encoded(NamedTuple):
+    """The token ids of a request's continuation, the context's token count and whether the model must cut it."""
+
+    tokens: tuple[int, ...]
+    context: int
+    #: Tokens that the model takes, ``max_length`` of the backend.
+    limit: int
+    cut: bool
+
+
+class Watch:
+    """Encodings of one task's requests, filled while the harness encodes them.
+
+    Args:
+        requests: The task's pairs of context and continuation.
+        check: Called once, with this watch, when all are encoded: before the first forward pass.
+
+    Attributes:
+        encoded: Encoding of each request seen so far.
+    """
+
+    def __init__(self, requests: Iterable[Request], check: Callable[["Watch"], None]) -> None:
+        self.encoded: dict[Request, Encoded] = {}
+        self._waiting = set(requests)
+        self._check = check
+        _watches.add(self)
+        _watch_encoder()
+
+    def see(self, request: Request, encoded: Encoded) -> None:
+        """Note the encoding of a request if it is one of ours."""
+        if request not in self._waiting:
+            return
+        self._waiting.remove(request)
+        self.encoded[request] = encoded
+        if not self._waiting:
+            _watches.discard(self)
+            self._check(self)
+
+
+_watches: weakref.WeakSet[Watch] = weakref.WeakSet()
+
+
+def _is_cut(model: Any, context: int, continuation: int) -> bool:
+    # The HF backend drops the last token before it counts; an encoder-decoder counts its encoder's side alone.
+    if getattr(model, "backend", None) == "seq2seq":
+        return context > model.max_length
+    spare = 1 if getattr(model, "backend", None) == "causal" else 0
+    return context + continuation > model.max_length + spare
+
+
+def _watch_encoder() -> None:
+    encode = TemplateLM._encode_pair
+    if hasattr(encode, "__wrapped__"):
+        return
+
+    @functools.wraps(encode)
+    def watched(self: Any, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        context_ids, continuation_ids = encode(self, context, continuation)
+        for watch in list(_watches):
+            cut = _is_cut(self, len(context_ids), len(continuation_ids))
+            encoded = Encoded(tuple(continuation_ids), len(context_ids), self.max_length, cut)
+            watch.see((context, continuation), encoded)
+        return context_ids, continuation_ids
+
+    TemplateLM._encode_pair = watched

@@ -1,0 +1,96 @@
+"""The harness's own task class with what YAML cannot say: checks before the first forward pass, and system prompts."""
+
+import logging
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from lm_eval.api.task import ConfigurableTask
+
+from harness_ext.encoding import Watch
+from harness_ext.errors import ScoringError
+
+logger = logging.getLogger(__name__)
+
+
+class LetterTask(ConfigurableTask):
+    """A YAML task whose requests are checked while they are encoded.
+
+    Args:
+        config: The task's configuration, as the harness reads it from YAML.
+
+    Raises:
+        ScoringError: A filter's option is unusable.
+    """
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        super().__init__(config={key: value for key, value in config.items() if key != "class"})
+        for ensemble in self._filters:
+            # The harness makes filters only after the model's pass, which is late to say that an option is wrong.
+            for make in ensemble.filters:
+                make()
+
+    def build_all_requests(self, **kwargs: Any) -> None:
+        """Build the requests as the harness does, then watch them being encoded."""
+        super().build_all_requests(**kwargs)
+        self._watch = Watch((instance.args[:2] for instance in self._instances), self.check_encoding)
+
+    def fewshot_context(self, doc: dict[str, Any], num_fewshot: int, **kwargs: Any) -> Any:
+        """The prompt as the harness builds it; where a chat template drops the system message, the user is told it."""
+        if kwargs.get("chat_template"):
+            kwargs["chat_template"] = partial(render_chat, kwargs["chat_template"])
+        return super().fewshot_context(doc, num_fewshot, **kwargs)
+
+    def check_encoding(self, watch: Watch) -> None:
+        """Refuse prompts that the model would see cut, and letters that it cannot tell apart.
+
+        Raises:
+            ScoringError: With the first question's number and the count of such questions.
+        """
+        by_context: dict[str, dict[str, tuple[int, ...]]] = {}
+        for (context, letter), encoded in watch.encoded.items():
+            by_context.setdefault(context, {})[letter] = encoded.tokens
+        for number, letters in enumerate(by_context.values()):
+            if not all(letters.values()) or len(set(letters.values())) < len(letters):
+                raise ScoringError(
+                    f"{self.task_name} question {number}: the letters' tokens are {letters!r}, not one of their own for "
+                    "each; run `python -m calibtune doctor` with this model and task"
+                )
+        self._check_cut(watch, len(by_context))
+
+    def _check_cut(self, watch: Watch, questions: int) -> None:
+        cut = {context: encoded for (context, _), encoded in watch.encoded.items() if encoded.cut}
+        if not cut:
+            return
+        context, worst = max(cut.items(), key=lambda pair: pair[1].context)
+        message = (
+            f"{self.task_name}: {len(cut)} of {questions} prompts are longer than the model's {worst.limit} tokens and "
+            f"would lose their beginning (the longest has {worst.context}: {context[-160:]!r})"
+        )
+        if not (self.config.metadata or {}).get("allow_cut_prompts"):
+            raise ScoringError(
+                f"{message}; raise max_length, use fewer shots, or accept it with "
+                "--metadata '{\"allow_cut_prompts\": true}'"
+            )
+        logger.warning("%s; scored all the same, as allow_cut_prompts says", message)
+
+
+def render_chat(template: Callable[..., str], messages: list[dict[str, str]], **kwargs: Any) -> str:
+    """Render messages, with the system prompt in the user's first message where the template has no place for it.
+
+    The harness's own answer to a template that rejects the system role is to drop the message, instructions and all.
+
+    Args:
+        template: The model's ``apply_chat_template``.
+        messages: Role and content of each; outer blank lines are removed, since the template sets its own.
+        **kwargs: Passed on.
+
+    Returns:
+        The prompt.
+    """
+    messages = [{**message, "content": message["content"].strip()} for message in messages]
+    rendered = template(messages, **kwargs)
+    if messages[0]["role"] != "system" or messages[0]["content"] in rendered:
+        return rendered
+    system, user, *rest = messages
+    return template([{**user, "content": f"{system['content']}\n\n{user['content']}"}, *rest], **kwargs)

@@ -1,0 +1,123 @@
+"""Where the bins lie: the one definition that the harness, the E-step, the report and every ECE share."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from harness_ext.errors import ScoringError
+
+Edge = Literal["left", "right"]
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+
+
+class BinTable(NamedTuple):
+    """What each of M bins holds; all three arrays have shape (M,)."""
+
+    #: Number of rows in the bin.
+    count: IntArray
+    #: Mean of ``correct`` over the bin's rows, in [0, 1]; NaN where the bin is empty.
+    accuracy: FloatArray
+    #: Mean confidence of the bin's rows, in [0, 1]; NaN where the bin is empty.
+    confidence: FloatArray
+
+
+def equal_width_edges(n_bins: int) -> FloatArray:
+    """Edges i/M of M equal-width bins on [0, 1], each the correctly rounded quotient.
+
+    Args:
+        n_bins: M, at least 1.
+
+    Returns:
+        Array of shape (M + 1,) from 0.0 to 1.0.
+
+    Raises:
+        ScoringError: ``n_bins`` is below 1.
+    """
+    if n_bins < 1:
+        raise ScoringError(f"the number of bins is {n_bins}; give at least 1")
+    return np.arange(n_bins + 1, dtype=np.float64) / n_bins
+
+
+def equal_mass_edges(values: ArrayLike, n_bins: int) -> FloatArray:
+    """Edges that put the same number of ``values`` in each bin, as near as ties allow.
+
+    Args:
+        values: Shape (N,), in [0, 1].
+        n_bins: M, at least 1.
+
+    Returns:
+        Rising array of at most M + 1 edges, the first 0.0 and the last 1.0; equal quantiles are merged.
+    """
+    quantiles = np.quantile(np.asarray(values, dtype=np.float64), equal_width_edges(n_bins)[1:-1])
+    return np.unique(np.concatenate([[0.0], quantiles, [1.0]]))
+
+
+def bin_index(values: ArrayLike, n_bins: int | FloatArray, edge: Edge = "left") -> IntArray:
+    """The bin of each value.
+
+    Computed in float64 against the edges themselves: float32, or multiplying by M, puts 0.3, 0.6, 0.7 and 0.9 into
+    other bins.
+
+    Args:
+        values: Any shape, in [0, 1].
+        n_bins: M equal-width bins, or the M + 1 edges of other ones.
+        edge: "left": ``[a, b)``, the last bin closed at 1 (the paper's released code). "right": ``(a, b]``, the
+            first bin closed at 0 (Guo et al. 2017).
+
+    Returns:
+        Integers of the same shape in [0, M).
+
+    Raises:
+        ScoringError: A value is outside [0, 1] or NaN, or ``edge`` is neither of the two.
+
+    Example:
+        >>> bin_index([0.0, 0.3, 0.35, 1.0], 10).tolist()
+        [0, 3, 3, 9]
+        >>> bin_index([0.0, 0.3, 0.35, 1.0], 10, edge="right").tolist()
+        [0, 2, 3, 9]
+    """
+    values = np.asarray(values, dtype=np.float64)
+    if edge not in ("left", "right"):
+        raise ScoringError(f"edge is {edge!r}; give 'left' for [a, b) or 'right' for (a, b]")
+    inside = (values >= 0) & (values <= 1)
+    if not inside.all():
+        row = int(np.argmin(inside.ravel()))
+        raise ScoringError(f"value {values.ravel()[row]!r} at row {row} is not a probability in [0, 1]")
+    edges = equal_width_edges(n_bins) if isinstance(n_bins, (int, np.integer)) else n_bins
+    side: Literal["left", "right"] = "right" if edge == "left" else "left"
+    # Searching the inner edges alone closes the first and the last bin.
+    return np.searchsorted(edges[1:-1], values, side=side).astype(np.int64)
+
+
+def bin_table(
+    confidence: ArrayLike, correct: ArrayLike, n_bins: int | FloatArray = 10, edge: Edge = "left"
+) -> BinTable:
+    """Count, accuracy and mean confidence of each bin (the B_m of paper Eq 19).
+
+    Args:
+        confidence: Shape (N,), in [0, 1].
+        correct: Shape (N,), 1 where the prediction is right, else 0; frequencies in [0, 1] are allowed.
+        n_bins: M equal-width bins, or the M + 1 edges of other ones.
+        edge: See :func:`bin_index`.
+
+    Returns:
+        The table of M bins.
+
+    Example:
+        >>> bin_table([0.25, 0.75, 0.85], [0, 1, 0], 2).accuracy.tolist()
+        [0.0, 0.5]
+    """
+    confidence = np.asarray(confidence, dtype=np.float64)
+    index = bin_index(confidence, n_bins, edge)
+    size = int(n_bins) if isinstance(n_bins, (int, np.integer)) else len(n_bins) - 1
+    count = np.bincount(index, minlength=size)
+    with np.errstate(invalid="ignore"):
+        return BinTable(
+            count.astype(np.int64),
+            np.bincount(index, np.asarray(correct, dtype=np.float64), size) / count,
+            np.bincount(index, confidence, size) / count,
+        )

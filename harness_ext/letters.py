@@ -1,130 +1,123 @@
-"""The filter ``letter_softmax``: log-likelihoods of the option letters to probabilities (paper Eq 1)."""
-
-from __future__ import annotations
+"""The filter ``letter_softmax``: log-likelihoods of a question's letters to probabilities over them (paper Eq 1)."""
 
 import itertools
-from collections.abc import Iterable, Sequence
+import logging
+import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from lm_eval.api.filter import Filter
 from lm_eval.api.registry import register_filter
+from numpy.typing import NDArray
 
-from harness_ext.binning import FloatArray
-from harness_ext.calibration import letter_log_softmax, validate_rows
+from harness_ext.calibration import letter_log_softmax
 from harness_ext.errors import ScoringError
 from harness_ext.prompts import LETTERS
-from harness_ext.run import current_run, letter_tokens, warn_of_cut_prompts
 
-#: Fewer questions than this may agree by chance in low precision.
-FEWEST_FOR_A_VERDICT = 5
+logger = logging.getLogger(__name__)
+
+#: Two letters may tie by chance in a question or two in half precision, not in as many as this.
+TIES = 10
+#: Half-precision rounding may lift the sum of the letters' probabilities this far above 1.
+MASS_LIMIT = 1.05
 
 
 class Letter(NamedTuple):
-    """What the filter says of one option of one question; logged by the harness as a list of three numbers."""
+    """A letter of a question, as the model scored it."""
 
-    #: Softmax over the question's own letters, after the temperature; in [0, 1].
+    #: Over the question's own letters, in [0, 1].
     probability: float
-    #: Its natural logarithm, which does not underflow.
+    #: Its natural logarithm.
     log_probability: float
-    #: The model's own log-likelihood of the letter, before the temperature.
+    #: The backend's own, over its whole vocabulary; no temperature.
     loglikelihood: float
 
 
 @register_filter("letter_softmax")
 class LetterSoftmax(Filter):
-    """Softmax over each question's own letters, with a temperature.
-
-    Several pipelines with other temperatures can score the same forward passes. In YAML::
-
-        filter_list:
-          - name: none
-            filter: [{function: letter_softmax, temperature: 1.0}]
+    """Turns each question's letter log-likelihoods into :class:`Letter` tuples.
 
     Args:
-        temperature: T > 0, 1.0 for the model as it is.
+        temperature: The log-likelihoods are divided by it; finite and above 0.
 
     Raises:
-        ScoringError: T is not a positive number; so does ``apply`` for answers that are no log-likelihoods.
+        ScoringError: Another temperature.
     """
 
     def __init__(self, temperature: float = 1.0) -> None:
-        super().__init__()
-        if isinstance(temperature, bool) or not isinstance(temperature, (int, float)) or not 0 < temperature < np.inf:
-            raise ScoringError(f"letter_softmax: temperature is {temperature!r}; give a finite number above 0")
+        usable = isinstance(temperature, (int, float)) and not isinstance(temperature, bool)
+        if not usable or not math.isfinite(temperature) or temperature <= 0:
+            raise ScoringError(
+                f"letter_softmax has temperature {temperature!r}; the task's YAML must give a finite number above 0"
+            )
         self.temperature = float(temperature)
 
-    def apply(self, resps: Iterable[Sequence[Any]], docs: Sequence[dict[str, Any]]) -> list[Letter]:
-        """Turn the answers to all letters of all questions into :class:`Letter` entries, in the same order."""
-        resps = list(resps)
-        check_requests()
-        # The harness gives every option of a question the same document object.
-        sizes = [len(list(group)) for _, group in itertools.groupby(map(id, docs))]
-        rows = np.repeat(np.arange(len(sizes)), sizes)
-        columns = np.concatenate([np.arange(size) for size in sizes])
-        loglikelihoods = np.full((len(sizes), max(sizes)), np.nan)
-        for row, column, response in zip(rows, columns, resps, strict=True):
-            loglikelihoods[row, column] = _loglikelihood(response, row, column)
-        check_signal(loglikelihoods)
-        log_probs = letter_log_softmax(loglikelihoods, self.temperature)
-        picked = (np.exp(log_probs)[rows, columns], log_probs[rows, columns], loglikelihoods[rows, columns])
-        return [Letter(*numbers) for numbers in zip(*(array.tolist() for array in picked), strict=True)]
+    def apply(self, resps: Sequence[Any], docs: Sequence[dict[str, Any]]) -> list[Letter]:
+        """Score all questions of a task.
+
+        Args:
+            resps: One entry a letter, ``(loglikelihood, is_greedy)`` first in it; a question's entries in a row.
+            docs: The question of each entry, the same object for all of its letters.
+
+        Returns:
+            A ``Letter`` for each entry, in the same order.
+
+        Raises:
+            ScoringError: The backend gave no log-likelihood, one that is not finite, or ones that tell no letters apart.
+        """
+        sizes = [len(list(group)) for _, group in itertools.groupby(docs, key=id)]
+        rows = np.full((len(sizes), max(sizes)), np.nan)
+        present = np.arange(rows.shape[1]) < np.asarray(sizes)[:, None]
+        rows[present] = [loglikelihood_of(resp, doc) for resp, doc in zip(resps, docs, strict=True)]
+        check_told_apart(rows)
+        log_probs = letter_log_softmax(rows, self.temperature)
+        columns = (np.exp(log_probs)[present], log_probs[present], rows[present])
+        return [Letter(*values) for values in zip(*(column.tolist() for column in columns), strict=True)]
 
 
-def _loglikelihood(response: Sequence[Any], row: int, column: int) -> float:
-    answer = response[0]
-    value = answer[0] if isinstance(answer, (tuple, list)) and answer else answer
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.floating)) or not np.isfinite(value):
-        raise ScoringError(
-            f"question {row}, letter {LETTERS[column]}: the backend answered {answer!r}, which is no finite "
-            "log-likelihood; use a backend and precision that return one for every letter"
-        )
-    return float(value)
+def loglikelihood_of(resp: Any, doc: dict[str, Any]) -> float:
+    """The log-likelihood in a backend's response.
+
+    Raises:
+        ScoringError: There is none, or it is NaN or infinite; the message quotes the question.
+    """
+    answer = resp[0] if isinstance(resp, (list, tuple)) and resp else None
+    value = answer[0] if isinstance(answer, (list, tuple)) and answer else None
+    if isinstance(value, (int, float)) and math.isfinite(value):
+        return float(value)
+    raise ScoringError(
+        f"the backend gave {resp!r} and no finite log-likelihood for a letter of question "
+        f"{str(doc.get('question'))[:80]!r}; use a backend that returns log-likelihoods, or another dtype"
+    )
 
 
-def check_signal(loglikelihoods: FloatArray) -> None:
-    """Refuse answers that no language model gives.
+def check_told_apart(loglikelihoods: NDArray[np.float64]) -> None:
+    """Refuse scores that cannot come from a model that tells the letters apart.
 
     Args:
-        loglikelihoods: Shape (N, K), NaN where a letter is absent.
+        loglikelihoods: Shape (N, K), NaN where a question lacks the letter.
 
     Raises:
-        ScoringError: Every letter of every question has one and the same value, or two letters have equal values in
-            all questions.
+        ScoringError: All letters of all questions have one value, or two letters are alike in each of at least
+            ``TIES`` questions.
     """
-    validate_rows(loglikelihoods, np.zeros(len(loglikelihoods), dtype=np.int64))
-    if np.nanmax(loglikelihoods) == np.nanmin(loglikelihoods):
+    if np.all(np.isnan(loglikelihoods) | (loglikelihoods == loglikelihoods[:, :1])):
         raise ScoringError(
-            f"the backend gave {np.nanmax(loglikelihoods)!r} for every letter of all {len(loglikelihoods)} questions; "
-            "it does not score continuations"
+            f"the backend gave all letters of each of the {len(loglikelihoods)} questions the same log-likelihood "
+            f"(question 0: {loglikelihoods[0, 0].item()!r}); it does not score them"
         )
-    if len(loglikelihoods) < FEWEST_FOR_A_VERDICT:
-        return
-    for a, b in itertools.combinations(range(loglikelihoods.shape[1]), 2):
-        both = loglikelihoods[~np.isnan(loglikelihoods[:, b])]
-        if len(both) >= FEWEST_FOR_A_VERDICT and (both[:, a] == both[:, b]).all():
+    for first, second in itertools.combinations(range(loglikelihoods.shape[1]), 2):
+        both = loglikelihoods[~np.isnan(loglikelihoods[:, second])]
+        if len(both) >= TIES and np.array_equal(both[:, first], both[:, second]):
             raise ScoringError(
-                f"the letters {LETTERS[a]} and {LETTERS[b]} have equal log-likelihoods in all {len(both)} questions: "
-                "they share a token, or the backend does not tell them apart"
+                f"letters {LETTERS[first]} and {LETTERS[second]} have the same log-likelihood in all {len(both)} "
+                "questions, so they share a token; run `python -m calibtune doctor --model M --tasks T`"
             )
-
-
-def check_requests() -> None:
-    """Check the prompts as the running model saw them: letters are single distinct tokens, and how many were cut.
-
-    Does nothing where the backend has no tokenizer of its own (an API).
-
-    Raises:
-        ScoringError: See :func:`harness_ext.run.letter_tokens`.
-    """
-    run = current_run()
-    if run is None:
-        return
-    questions = [[inst.args[:2] for inst in group] for _, group in itertools.groupby(run.task.instances, _question)]
-    longest = max(questions, key=len)
-    letter_tokens(longest[0][0], [continuation for _, continuation in longest], run.model)
-    warn_of_cut_prompts(run.task.task_name, [question[0] for question in questions], run.model)
-
-
-def _question(instance: Any) -> int:
-    return id(instance.doc)
+    mass = np.nansum(np.exp(loglikelihoods), axis=1)
+    if mass.max() > MASS_LIMIT:
+        logger.warning(
+            "question %d: its letters' probabilities sum to %.3f; the backend's values are no log-likelihoods",
+            int(mass.argmax()),
+            mass.max(),
+        )

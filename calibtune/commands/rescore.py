@@ -1,0 +1,61 @@
+"""Recompute every calibration number from lm_eval's samples files: no model, no GPU.
+
+SAMPLES is a samples_<task>_<date>.jsonl file or a folder that lm_eval wrote with --log_samples --output_path.
+
+  python -m calibtune rescore out
+  python -m calibtune rescore out --bins 15 --edge right     # the bins of Guo et al. 2017
+  python -m calibtune rescore out --temperature 1.7          # as if the letters had been cooled by T = 1.7
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from calibtune.errors import UserError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument("samples", nargs="+", type=Path, metavar="SAMPLES", help="samples files, or folders of them")
+    parser.add_argument("--bins", nargs="+", type=int, default=[10, 14], metavar="M", help="bins (default: 10 14)")
+    parser.add_argument(
+        "--edge", choices=("left", "right"), default="left", help="bins closed on the left, [a, b), or right, (a, b]"
+    )
+    parser.add_argument("--temperature", type=float, default=1.0, metavar="T", help="divide log-likelihoods by T")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the numbers of each file."""
+    from calibtune.measures import further_measures, harness_measures
+    from calibtune.samples import find_samples, read_samples
+
+    if min(args.bins) < 1:
+        raise UserError(f"--bins {min(args.bins)}: give at least 1")
+    output = {}
+    for path in args.samples:
+        for file in find_samples(path):
+            rows = read_samples(file)
+            numbers = harness_measures(rows.loglikelihoods, rows.gold, args.temperature, tuple(args.bins), args.edge)
+            numbers |= further_measures(rows.loglikelihoods, rows.gold, args.temperature)
+            output[str(file)] = {"task": rows.task, "questions": len(rows.gold), **numbers}
+    if args.json:
+        print(json.dumps(output, indent=2))
+    else:
+        for file_name, values in output.items():
+            print(_table(file_name, values))
+    return 0
+
+
+def _table(file: str, numbers: dict) -> str:
+    lines = [f"{numbers['task']}: {numbers['questions']} questions  ({file})"]
+    for name, value in numbers.items():
+        if name in ("task", "questions") or name.endswith(("_low", "_high")):
+            continue
+        interval = (
+            f"  [{numbers[name + '_low']:.4f}, {numbers[name + '_high']:.4f}]" if name + "_low" in numbers else ""
+        )
+        lines.append(f"  {name:<20} {value:8.4f}{interval}")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,92 @@
+"""Every number of one model on one task, by name: for ``rescore``, the report and the fitter alike."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from harness_ext.binning import Edge, FloatArray, IntArray
+from harness_ext.calibration import (
+    accuracy,
+    brier,
+    classwise_gaps,
+    confidence_gaps,
+    letter_log_softmax,
+    letter_mass,
+    nll,
+    top,
+    validate_rows,
+)
+from harness_ext.estimators import (
+    accuracy_at_coverage,
+    auroc,
+    brier_parts,
+    debiased_ece,
+    equal_mass_ece,
+    maximum_calibration_error,
+    smooth_ece,
+)
+from harness_ext.intervals import ece_interval
+
+
+def harness_measures(
+    loglikelihoods: FloatArray,
+    gold: IntArray,
+    temperature: float = 1.0,
+    bins: tuple[int, ...] = (10, 14),
+    edge: Edge = "left",
+) -> dict[str, float]:
+    """The metrics of the harness's table, under their names there.
+
+    Args:
+        loglikelihoods: Raw letter log-likelihoods, shape (N, K), NaN where a question has fewer letters.
+        gold: Index of the right letter, shape (N,).
+        temperature: T that the log-likelihoods are divided by.
+        bins: Numbers of bins.
+        edge: See :func:`harness_ext.binning.bin_index`.
+
+    Returns:
+        ``acc``, ``nll``, ``brier``, ``letter_mass``, and for each number of bins ``conf_ece_M`` and ``cw_ece_M`` with
+        ``_low`` and ``_high``.
+
+    Raises:
+        ScoringError: See :func:`harness_ext.calibration.validate_rows`.
+    """
+    loglikelihoods, gold = validate_rows(loglikelihoods, gold)
+    log_probs = letter_log_softmax(loglikelihoods, temperature)
+    probs = np.exp(log_probs)
+    numbers = {
+        "acc": accuracy(probs, gold),
+        "nll": nll(log_probs, gold),
+        "brier": brier(probs, gold),
+        "letter_mass": letter_mass(loglikelihoods),
+    }
+    for count in bins:
+        for name, gaps in (("conf_ece", confidence_gaps), ("cw_ece", classwise_gaps)):
+            interval = ece_interval(gaps(probs, gold, count, edge))
+            numbers[f"{name}_{count}"] = interval.estimate
+            numbers[f"{name}_{count}_low"] = interval.low
+            numbers[f"{name}_{count}_high"] = interval.high
+    return numbers
+
+
+def further_measures(loglikelihoods: FloatArray, gold: IntArray, temperature: float = 1.0) -> dict[str, float]:
+    """What the harness's table has no room for; arguments as in :func:`harness_measures`.
+
+    Returns:
+        Mean confidence, equal-mass, debiased and smooth ECE, maximum calibration error, the Brier decomposition of
+        the confidence, its AUROC, and accuracy at 25, 50 and 75 % coverage.
+    """
+    loglikelihoods, gold = validate_rows(loglikelihoods, gold)
+    confidence, predicted = top(np.exp(letter_log_softmax(loglikelihoods, temperature)))
+    correct = predicted == gold
+    parts = brier_parts(confidence, correct)
+    return {
+        "mean_confidence": float(confidence.mean()),
+        "equal_mass_ece_10": equal_mass_ece(confidence, correct),
+        "debiased_ece_10": debiased_ece(confidence, correct),
+        "smooth_ece": smooth_ece(confidence, correct),
+        "max_ce_10": maximum_calibration_error(confidence, correct),
+        **{f"brier_{field}": value for field, value in parts._asdict().items()},
+        "auroc": auroc(confidence, correct),
+        **{f"acc_at_{share}": accuracy_at_coverage(confidence, correct, share / 100) for share in (25, 50, 75)},
+    }

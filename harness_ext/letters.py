@@ -64,20 +64,22 @@ class LetterSoftmax(Filter):
             A ``Letter`` for each entry, in the same order.
 
         Raises:
-            ScoringError: The backend gave no log-likelihood, one that is not finite, or ones that tell no letters apart.
+            ScoringError: The backend gave no finite log-likelihood, or ones that tell no letters apart.
         """
         sizes = [len(list(group)) for _, group in itertools.groupby(docs, key=id)]
         rows = np.full((len(sizes), max(sizes)), np.nan)
         present = np.arange(rows.shape[1]) < np.asarray(sizes)[:, None]
-        rows[present] = [loglikelihood_of(resp, doc) for resp, doc in zip(resps, docs, strict=True)]
+        rows[present] = [
+            loglikelihood_of(resp, str(doc.get("question"))) for resp, doc in zip(resps, docs, strict=True)
+        ]
         check_told_apart(rows)
         log_probs = letter_log_softmax(rows, self.temperature)
         columns = (np.exp(log_probs)[present], log_probs[present], rows[present])
         return [Letter(*values) for values in zip(*(column.tolist() for column in columns), strict=True)]
 
 
-def loglikelihood_of(resp: Any, doc: dict[str, Any]) -> float:
-    """The log-likelihood in a backend's response.
+def loglikelihood_of(resp: Any, question: str) -> float:
+    """The log-likelihood in a backend's response to a request of ``question``.
 
     Raises:
         ScoringError: There is none, or it is NaN or infinite; the message quotes the question.
@@ -87,8 +89,8 @@ def loglikelihood_of(resp: Any, doc: dict[str, Any]) -> float:
     if isinstance(value, (int, float)) and math.isfinite(value):
         return float(value)
     raise ScoringError(
-        f"the backend gave {resp!r} and no finite log-likelihood for a letter of question "
-        f"{str(doc.get('question'))[:80]!r}; use a backend that returns log-likelihoods, or another dtype"
+        f"the backend gave {resp!r} and no finite log-likelihood for question "
+        f"{question[:80]!r}; use a backend that returns log-likelihoods, or another dtype"
     )
 
 

@@ -1,8 +1,8 @@
 """The harness's own task class with what YAML cannot say: checks before the first forward pass, and system prompts."""
 
+import functools
 import logging
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 from lm_eval.api.task import ConfigurableTask
@@ -13,8 +13,8 @@ from harness_ext.errors import ScoringError
 logger = logging.getLogger(__name__)
 
 
-class LetterTask(ConfigurableTask):
-    """A YAML task whose requests are checked while they are encoded.
+class WatchedTask(ConfigurableTask):
+    """A YAML task that sees how the harness encodes its requests.
 
     Args:
         config: The task's configuration, as the harness reads it from YAML.
@@ -30,42 +30,54 @@ class LetterTask(ConfigurableTask):
             for make in ensemble.filters:
                 make()
 
+    @functools.cached_property
+    def eval_docs(self) -> Any:
+        """The evaluated documents; the harness asks for them many times and would convert them anew."""
+        return super().eval_docs
+
     def build_all_requests(self, **kwargs: Any) -> None:
         """Build the requests as the harness does, then watch them being encoded."""
         super().build_all_requests(**kwargs)
-        self._watch = Watch((instance.args[:2] for instance in self._instances), self.check_encoding)
+        self.watch = Watch((instance.args[:2] for instance in self._instances), self.check_encoding)
+
+    def check_encoding(self, watch: Watch) -> None:
+        """Called when all requests are encoded, before the first forward pass; raises what makes scoring pointless."""
+        raise NotImplementedError
 
     def fewshot_context(self, doc: dict[str, Any], num_fewshot: int, **kwargs: Any) -> Any:
         """The prompt as the harness builds it; where a chat template drops the system message, the user is told it."""
         if kwargs.get("chat_template"):
-            kwargs["chat_template"] = partial(render_chat, kwargs["chat_template"])
+            kwargs["chat_template"] = functools.partial(render_chat, kwargs["chat_template"])
         return super().fewshot_context(doc, num_fewshot, **kwargs)
+
+
+class LetterTask(WatchedTask):
+    """A multiple-choice task whose options are scored by their letters."""
 
     def check_encoding(self, watch: Watch) -> None:
         """Refuse prompts that the model would see cut, and letters that it cannot tell apart.
 
         Raises:
-            ScoringError: With the first question's number and the count of such questions.
+            ScoringError: With the first such question, or the longest, and the count of cut ones.
         """
-        by_context: dict[str, dict[str, tuple[int, ...]]] = {}
+        questions: dict[str, dict[str, tuple[int, ...]]] = {}
         for (context, letter), encoded in watch.encoded.items():
-            by_context.setdefault(context, {})[letter] = encoded.tokens
-        for number, letters in enumerate(by_context.values()):
+            questions.setdefault(context, {})[letter] = encoded.tokens
+        for context, letters in questions.items():
             if not all(letters.values()) or len(set(letters.values())) < len(letters):
                 raise ScoringError(
-                    f"{self.task_name} question {number}: the letters' tokens are {letters!r}, not one of their own for "
-                    "each; run `python -m calibtune doctor` with this model and task"
+                    f"{self.task_name}: the letters have the tokens {letters!r}, not one of their own each, after "
+                    f"{context[-160:]!r}; run `python -m calibtune doctor` with this model and task"
                 )
-        self._check_cut(watch, len(by_context))
-
-    def _check_cut(self, watch: Watch, questions: int) -> None:
         cut = {context: encoded for (context, _), encoded in watch.encoded.items() if encoded.cut}
-        if not cut:
-            return
+        if cut:
+            self._report_cut(cut, len(questions))
+
+    def _report_cut(self, cut: dict[str, Any], questions: int) -> None:
         context, worst = max(cut.items(), key=lambda pair: pair[1].context)
         message = (
             f"{self.task_name}: {len(cut)} of {questions} prompts are longer than the model's {worst.limit} tokens and "
-            f"would lose their beginning (the longest has {worst.context}: {context[-160:]!r})"
+            f"would lose their beginning (the longest has {worst.context} and ends {context[-160:]!r})"
         )
         if not (self.config.metadata or {}).get("allow_cut_prompts"):
             raise ScoringError(

@@ -1,0 +1,101 @@
+"""A Llama so small that tests can run the real harness on it: random weights, byte-level BPE trained here."""
+
+import random
+from pathlib import Path
+
+LETTER_LINES = [f"{letter}. option {letter.lower()} Answer: {letter}" for letter in "ABCDEFGHIJKLMNOPQRSTUVWXYZ"]
+CORPUS = [
+    "Which of these is the right one?",
+    "Options:",
+    "Answer with only a single letter:",
+    "You answer multiple-choice questions. Reply with the letter of the correct option and nothing else.",
+    *LETTER_LINES,
+]
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|{{ message['role'] }}|>\n{{ message['content'] }}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+)
+#: One that rejects the system role, as Gemma's and the first Mistral's do.
+NO_SYSTEM_TEMPLATE = (
+    "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + CHAT_TEMPLATE
+)
+SPECIAL = ["<|end|>", "<|pad|>", "<|system|>", "<|user|>", "<|assistant|>"]
+
+
+def build_tokenizer(chat_template=CHAT_TEMPLATE):
+    """A byte-level BPE tokenizer; ``A`` to ``Z``, with and without a blank before, are single tokens."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=512, initial_alphabet=alphabet, special_tokens=SPECIAL, min_frequency=1, show_progress=False
+    )
+    core.train_from_iterator(CORPUS + [f" {letter}" for letter in "ABCDEFGHIJKLMNOPQRSTUVWXYZ"] * 50, trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|end|>", pad_token="<|pad|>")
+    tokenizer.chat_template = chat_template
+    return tokenizer
+
+
+def build_model(tokenizer, seed=0, context=512, hidden=32, layers=2):
+    """A random Llama for the tokenizer; about 50,000 parameters."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=hidden,
+        intermediate_size=2 * hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=context,
+        # Larger than usual, so that the letters' probabilities differ visibly.
+        initializer_range=0.3,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        tie_word_embeddings=False,
+    )
+    return LlamaForCausalLM(config)
+
+
+def save_tiny(folder: Path, seed=0, context=512, chat_template=CHAT_TEMPLATE, hidden=32, layers=2) -> Path:
+    """Write the model and its tokenizer to ``folder`` and return it."""
+    tokenizer = build_tokenizer(chat_template)
+    tokenizer.model_max_length = context
+    build_model(tokenizer, seed, context, hidden, layers).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def write_arc_mirror(folder: Path, rows: int = 24, seed: int = 0) -> Path:
+    """A local mirror of ARC-Challenge, made up: 3 to 5 options, some under digits; returns the folder to run in."""
+    import json
+
+    rng = random.Random(seed)
+    target = folder / "allenai" / "ai2_arc" / "ARC-Challenge"
+    target.mkdir(parents=True)
+    for split in ("train", "validation", "test"):
+        lines = []
+        for number in range(rows):
+            count = (4, 4, 3, 5)[number % 4]
+            labels = list("12345" if number % 3 == 0 else "ABCDE")[:count]
+            texts = [f"option {rng.randrange(1000)} {chr(97 + position)}" for position in range(count)]
+            lines.append(
+                {
+                    "id": f"{split}-{number}",
+                    "question": f"Which of these is the right one? ({split} {rng.randrange(10**6)})",
+                    "choices": {"text": texts, "label": labels},
+                    "answerKey": rng.choice(labels),
+                }
+            )
+        (target / f"{split}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    files = "".join(f"  - split: {s}\n    path: ARC-Challenge/{s}.jsonl\n" for s in ("train", "validation", "test"))
+    readme = f"---\nconfigs:\n- config_name: ARC-Challenge\n  data_files:\n{files}---\n"
+    (folder / "allenai" / "ai2_arc" / "README.md").write_text(readme)
+    return folder

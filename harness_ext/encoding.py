@@ -29,6 +29,7 @@ class Watch:
     """Encodings of one task's requests, filled while the harness encodes them.
 
     Args:
+        task: The task's name; a later watch of the same task takes this one's place, say after a run that failed.
         requests: The task's pairs of context and continuation.
         check: Called once, with this watch, when all are encoded: before the first forward pass.
 
@@ -36,11 +37,12 @@ class Watch:
         encoded: Encoding of each request seen so far.
     """
 
-    def __init__(self, requests: Iterable[Request], check: Callable[["Watch"], None]) -> None:
+    def __init__(self, task: str, requests: Iterable[Request], check: Callable[["Watch"], None]) -> None:
         self.encoded: dict[Request, Encoded] = {}
         self._waiting = set(requests)
         self._check = check
-        _watches.add(self)
+        self._task = task
+        _watches[task] = self
         _watch_encoder()
 
     def see(self, request: Request, encoded: Encoded) -> None:
@@ -50,11 +52,11 @@ class Watch:
         self._waiting.remove(request)
         self.encoded[request] = encoded
         if not self._waiting:
-            _watches.discard(self)
+            del _watches[self._task]
             self._check(self)
 
 
-_watches: weakref.WeakSet[Watch] = weakref.WeakSet()
+_watches: weakref.WeakValueDictionary[str, Watch] = weakref.WeakValueDictionary()
 
 
 def _is_cut(model: Any, context: int, continuation: int) -> bool:
@@ -73,7 +75,7 @@ def _watch_encoder() -> None:
     @functools.wraps(encode)
     def watched(self: Any, context: str, continuation: str) -> tuple[list[int], list[int]]:
         context_ids, continuation_ids = encode(self, context, continuation)
-        for watch in list(_watches):
+        for watch in list(_watches.values()):
             cut = _is_cut(self, len(context_ids), len(continuation_ids))
             encoded = Encoded(tuple(continuation_ids), len(context_ids), self.max_length, cut)
             watch.see((context, continuation), encoded)

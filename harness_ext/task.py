@@ -38,7 +38,8 @@ class WatchedTask(ConfigurableTask):
     def build_all_requests(self, **kwargs: Any) -> None:
         """Build the requests as the harness does, then watch them being encoded."""
         super().build_all_requests(**kwargs)
-        self.watch = Watch((instance.args[:2] for instance in self._instances), self.check_encoding)
+        requests = (instance.args[:2] for instance in self._instances)
+        self.watch = Watch(self.task_name, requests, self.check_encoding)
 
     def check_encoding(self, watch: Watch) -> None:
         """Called when all requests are encoded, before the first forward pass; raises what makes scoring pointless."""

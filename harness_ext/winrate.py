@@ -66,13 +66,13 @@ class PairTask(WatchedTask):
 
     def apply_filters(self) -> Any:
         """Put token count and whether the pair was cut beside each response, where ``--log_samples`` keeps them too."""
-        if len({instance.resps[0][0] for instance in self._instances if instance.resps[0]}) == 1:
+        scores = [loglikelihood_of(instance.resps, instance.doc["instruction"]) for instance in self._instances]
+        if len(set(scores)) == 1:
             raise ScoringError(
-                f"{self.task_name}: the backend gave all {len(self._instances)} responses the same log-likelihood "
-                f"({self._instances[0].resps[0]!r}); it does not score them"
+                f"{self.task_name}: the backend gave all {len(scores)} responses the same log-likelihood "
+                f"({scores[0]!r}); it does not score them"
             )
-        for instance in self._instances:
-            loglikelihood = loglikelihood_of(instance.resps, instance.doc["instruction"])
+        for instance, loglikelihood in zip(self._instances, scores, strict=True):
             encoded = self.watch.encoded.get(instance.args[:2])
             if encoded is None or not encoded.tokens:
                 raise ScoringError(

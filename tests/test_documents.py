@@ -1,0 +1,77 @@
+import datasets
+import pytest
+
+from harness_ext import documents
+from harness_ext.errors import ScoringError
+
+
+def arc_rows(**change):
+    row = {
+        "id": "q1",
+        "question": " Q? ",
+        "choices": {"text": ["x ", "y", "z"], "label": ["1", "2", "3"]},
+        "answerKey": "3",
+    }
+    return datasets.Dataset.from_list([{**row, **change}])
+
+
+def mmlu_row(choices, answer=0):
+    return {"question": "Q?", "subject": "logic", "choices": choices, "answer": answer}
+
+
+def test_arc_with_digits_for_labels_gets_the_index_of_its_key():
+    assert documents.arc(arc_rows())[0] == {"question": "Q?", "choices": ["x", "y", "z"], "gold": 2}
+
+
+def test_openbookqa_reads_its_stem():
+    row = {"question_stem": "S", "choices": {"text": ["x", "y"], "label": ["A", "B"]}, "answerKey": "B"}
+    assert documents.openbookqa(datasets.Dataset.from_list([row]))[0] == {
+        "question": "S",
+        "choices": ["x", "y"],
+        "gold": 1,
+    }
+
+
+def test_an_answer_key_that_is_no_label_names_row_and_value():
+    with pytest.raises(ScoringError, match=r"row 0 \(id q1\) has no right answer: answerKey 'E'"):
+        documents.arc(arc_rows(answerKey="E"))
+
+
+def test_arc_with_a_repeated_option_is_refused_not_dropped():
+    with pytest.raises(ScoringError, match="same option under A and B"):
+        documents.arc(arc_rows(choices={"text": ["x", "x ", "z"], "label": ["1", "2", "3"]}))
+
+
+def test_the_unlabelled_medmcqa_split_is_refused():
+    row = {"id": "m", "question": "Q?", "opa": "a", "opb": "b", "opc": "c", "opd": "d", "cop": -1}
+    with pytest.raises(ScoringError, match="-1 is not an index of its 4 options; evaluate a labelled split"):
+        documents.medmcqa(datasets.Dataset.from_list([row]))
+
+
+@pytest.mark.parametrize("answer", [4, -1, None])
+def test_a_right_answer_out_of_range_is_refused(answer):
+    with pytest.raises(ScoringError, match=f"no right answer: {answer}"):
+        documents.mmlu(datasets.Dataset.from_list([mmlu_row(["a", "b", "c", "d"], answer)]))
+
+
+def test_mmlu_rows_with_a_repeated_option_are_left_out_and_named(caplog):
+    rows = [mmlu_row(["a", "b"], 1), mmlu_row(["c", "c "]), mmlu_row(["d", "e"])]
+    assert documents.mmlu(datasets.Dataset.from_list(rows))["choices"] == [["a", "b"], ["d", "e"]]
+    assert "1 of 3 questions" in caplog.text
+    assert "rows [1]" in caplog.text
+
+
+def test_an_empty_option_is_an_error_even_where_repeats_are_left_out():
+    with pytest.raises(ScoringError, match="empty option B"):
+        documents.mmlu(datasets.Dataset.from_list([mmlu_row(["a", " ", ""])]))
+
+
+def test_few_shot_rows_come_from_the_first_thousand_of_medmcqa():
+    rows = [{"question": f"Q{i}", "opa": "a", "opb": "b", "opc": "c", "opd": "d", "cop": 0} for i in range(1001)]
+    assert len(documents.medmcqa_shots(datasets.Dataset.from_list(rows))) == 1000
+
+
+@pytest.mark.parametrize("question", [None, "  "])
+def test_a_missing_question_is_refused(question):
+    with pytest.raises(ScoringError, match="has no question"):
+        documents.document(question, ["a", "b"], 0, "row 1")

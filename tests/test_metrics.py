@@ -1,0 +1,66 @@
+import math
+
+import numpy as np
+import pytest
+
+from harness_ext import calibration, metrics
+from harness_ext.errors import ScoringError
+from harness_ext.intervals import ece_interval
+from harness_ext.letters import Letter
+
+DOC = {"question": "Q?", "choices": ["x", "y"], "gold": 1}
+
+
+def letters(*probabilities):
+    return [Letter(p, math.log(p), math.log(p) - 0.5) for p in probabilities]
+
+
+def test_one_question_by_hand():
+    items = metrics.process_results(DOC, letters(0.3, 0.7))
+    assert items["acc"] == 1.0
+    assert items["nll"] == pytest.approx(-math.log(0.7))
+    assert items["brier"] == pytest.approx(0.3**2 + 0.3**2)
+    assert items["letter_mass"] == pytest.approx(math.exp(-0.5))
+    assert items["conf_ece_10"] == items["cw_ece_14_high"] == ([0.3, 0.7], 1)
+
+
+def test_a_tie_goes_to_the_first_letter():
+    assert metrics.process_results(DOC, letters(0.5, 0.5))["acc"] == 0.0
+
+
+def test_aggregations_are_the_ece_and_the_ends_of_its_interval_on_ragged_questions():
+    rng = np.random.default_rng(0)
+    rows = [rng.dirichlet(np.ones(k)).tolist() for k in rng.integers(3, 6, size=200)]
+    items = [(row, int(rng.integers(len(row)))) for row in rows]
+    probs, gold = metrics.as_arrays(items)
+    assert np.isnan(probs).sum() == 1000 - sum(map(len, rows))
+    for name, gaps in (("conf_ece", calibration.confidence_gaps), ("cw_ece", calibration.classwise_gaps)):
+        for bins in (10, 14):
+            interval = ece_interval(gaps(probs, gold, bins))
+            found = [getattr(metrics, f"{name}_{bins}{end}")(items) for end in ("", "_low", "_high")]
+            assert found == [interval.estimate, interval.low, interval.high]
+            assert found[1] <= found[0] <= found[2]
+
+
+def test_the_interval_is_worked_out_once_for_both_ends():
+    items = [([0.2, 0.8], 1), ([0.6, 0.4], 0), ([0.9, 0.1], 1)]
+    metrics._ends.cache_clear()
+    metrics.conf_ece_10_low(items)
+    metrics.conf_ece_10_high(list(items))
+    assert (metrics._ends.cache_info().misses, metrics._ends.cache_info().hits) == (1, 1)
+
+
+@pytest.mark.parametrize("gold", [None, -1, 2, True, "1"])
+def test_no_right_answer_names_question_and_value(gold):
+    with pytest.raises(ScoringError, match=f"question 'Q.' has no right answer: {gold!r}"):
+        metrics.process_results({**DOC, "gold": gold}, letters(0.3, 0.7))
+
+
+def test_scores_without_the_filter_are_refused():
+    with pytest.raises(ScoringError, match="filter letter_softmax"):
+        metrics.process_results(DOC, [(-1.0, False), (-2.0, True)])
+
+
+def test_a_missing_letter_is_refused():
+    with pytest.raises(ScoringError, match="2 options"):
+        metrics.process_results(DOC, letters(0.3))

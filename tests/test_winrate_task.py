@@ -1,0 +1,118 @@
+import json
+import math
+
+import numpy as np
+import pytest
+from harness import FakeLM, enter_mirror, evaluate
+from tiny import save_tiny
+
+from harness_ext import winrate
+from harness_ext.errors import ScoringError
+
+PAIRS = [
+    ("Which of these?", "option A", "option B Answer: option C"),
+    ("Which one?", "the same", "the same"),
+    ("Options:", "a rather long answer, with only a single letter", "Z"),
+    ("Right?", "the letter of the correct option", "nothing else."),
+]
+
+
+@pytest.fixture
+def mirror(tmp_path, monkeypatch):
+    folder = tmp_path / "hub" / "argilla" / "ultrafeedback-binarized-preferences"
+    folder.mkdir(parents=True)
+    write(folder, PAIRS)
+    enter_mirror(tmp_path / "hub", monkeypatch)
+    return folder
+
+
+def write(folder, pairs):
+    names = ("instruction", "chosen_response", "rejected_response")
+    (folder / "train.jsonl").write_text("".join(json.dumps(dict(zip(names, p, strict=True))) + "\n" for p in pairs))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return save_tiny(tmp_path_factory.mktemp("model"))
+
+
+def token_log_probs(folder, chat):
+    """Log-probabilities of each response's tokens, by transformers alone."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
+    found = []
+    for instruction, *texts in PAIRS:
+        prompt = f"<|user|>\n{instruction}<|end|>\n<|assistant|>\n" if chat else instruction + "\n\n"
+        # The harness moves blanks at a prompt's end into the response before it encodes.
+        start = len(tokenizer(prompt.rstrip())["input_ids"])
+        for text in texts:
+            ids = torch.tensor([tokenizer(prompt + text)["input_ids"]])
+            with torch.no_grad():
+                logs = torch.log_softmax(model(ids).logits[0, :-1].float(), dim=-1)
+            found.append(logs[range(start - 1, ids.shape[1] - 1), ids[0, start:]].numpy())
+    return [found[i : i + 2] for i in range(0, len(found), 2)]
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_rates_equal_a_plain_transformers_computation(mirror, model, chat):
+    run = evaluate(["ultrafeedback_winrate"], model, apply_chat_template=chat, batch_size=2)
+    table, samples = run["results"]["ultrafeedback_winrate"], run["samples"]["ultrafeedback_winrate"]
+    expected = token_log_probs(model, chat)
+    for sample, pair in zip(samples, expected, strict=True):
+        assert [resp[0][0] for resp in sample["resps"]] == pytest.approx([x.sum() for x in pair], abs=1e-3)
+        assert [resp[0][2] for resp in sample["resps"]] == [len(x) for x in pair]
+    wins = [chosen.sum() > rejected.sum() + 1e-6 for chosen, rejected in expected]
+    averages = [chosen.mean() > rejected.mean() + 1e-6 for chosen, rejected in expected]
+    assert table["win_rate,none"] == np.mean(wins)
+    assert table["win_rate_avg,none"] == np.mean(averages)
+    assert table["ties,none"] == 0.25
+    assert table["cut,none"] == 0.0
+    assert wins != averages
+    assert (table["win_rate_low,none"], table["win_rate_high,none"]) == winrate.wilson([float(x) for x in wins])
+
+
+def test_pairs_cut_by_the_context_are_counted(mirror, tmp_path):
+    write(mirror, [*PAIRS, ("Which " * 100, "option A", "option B")])
+    run = evaluate(["ultrafeedback_winrate"], save_tiny(tmp_path / "short", context=64))
+    assert run["results"]["ultrafeedback_winrate"]["cut,none"] == 0.2
+
+
+def test_a_response_longer_than_the_context_is_an_error_with_its_length(mirror, tmp_path):
+    write(mirror, [*PAIRS, ("Which?", "option " * 100, "option B")])
+    with pytest.raises(ScoringError, match="1 responses are longer than the model's 64 tokens, the longest has 10"):
+        evaluate(["ultrafeedback_winrate"], save_tiny(tmp_path / "short", context=64))
+
+
+def test_a_pair_with_an_empty_response_is_left_out_and_named(mirror, model, caplog):
+    write(mirror, [*PAIRS, ("Which?", "option A", " ")])
+    run = evaluate(["ultrafeedback_winrate"], model)
+    assert len(run["samples"]["ultrafeedback_winrate"]) == 4
+    assert "1 of 5 pairs have an empty text and are left out, rows [4]" in caplog.text
+
+
+def test_a_missing_response_names_its_row(mirror, model):
+    write(mirror, [*PAIRS, ("Which?", None, "x")])
+    with pytest.raises(ScoringError, match=r"train row 4 holds .*'chosen': None"):
+        evaluate(["ultrafeedback_winrate"], model)
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (lambda *_: (-1.0, False), "the same log-likelihood"),
+        (lambda _, text: (math.nan, False), "no finite log-likelihood"),
+        (lambda _, text: (-float(len(text)), False), "no token count is known"),
+    ],
+)
+def test_a_backend_without_tokens_or_scores_is_refused(mirror, answer, message):
+    with pytest.raises(ScoringError, match=message):
+        evaluate(["ultrafeedback_winrate"], FakeLM(answer))
+
+
+def test_wilson_by_hand_and_at_the_ends():
+    # 7 of 10 at 95 %: (0.7 + z²/20 ± z sqrt(0.021 + z²/400)) / (1 + z²/10)
+    assert winrate.wilson([1.0] * 7 + [0.0] * 3) == pytest.approx((0.39678, 0.89221), abs=1e-5)
+    assert winrate.wilson([0.0] * 5)[0] == 0.0
+    assert winrate.wilson([1.0] * 5)[1] == 1.0

@@ -1,10 +1,13 @@
 """One row of each data set as a document of ours: ``question``, ``choices``, ``gold`` and where the row came from."""
 
+import hashlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import datasets
+import datasets.config
 
 from harness_ext.errors import ScoringError
 from harness_ext.prompts import check_choices
@@ -14,6 +17,26 @@ logger = logging.getLogger(__name__)
 Row = Mapping[str, Any]
 #: Few-shot examples are drawn from this many first rows: enough for any prompt, and MedMCQA's 182,000 stay unread.
 SHOTS = 1000
+
+
+def mirror_cache(path: str) -> str | None:
+    """Where `datasets` may cache a data set that a folder below the working directory mirrors.
+
+    Its own cache is keyed by the relative path alone, so another mirror, or the same one with a row mended, would be
+    read from the old cache.
+
+    Args:
+        path: The data set's path, such as ``allenai/ai2_arc``.
+
+    Returns:
+        A cache folder for the mirror's files as they are now, or None where there is no such folder.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        return None
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    state = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    return str(Path(datasets.config.HF_DATASETS_CACHE) / "mirrors" / hashlib.sha256(repr(state).encode()).hexdigest())
 
 
 def document(question: Any, choices: Any, gold: Any, where: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import datasets
 
-from harness_ext.documents import Row, arc_row, medmcqa_row, mmlu_row, name_of, openbookqa_row
+from harness_ext.documents import Row, arc_row, medmcqa_row, mirror_cache, mmlu_row, name_of, openbookqa_row
 from harness_ext.errors import ScoringError
 
 logger = logging.getLogger(__name__)
@@ -120,13 +120,15 @@ def draw_pool(pools: Mapping[str, Sequence[dict[str, Any]]], train: int, test: i
 
 
 @functools.lru_cache(maxsize=1)
-def _indomain() -> datasets.DatasetDict:
+def _indomain(caches: tuple[str | None, ...]) -> datasets.DatasetDict:
     pools: dict[str, Documents] = {}
     taken: set[str] = set()
-    for name, (path, configuration, splits, to_document) in SOURCES.items():
+    for cache, (name, (path, configuration, splits, to_document)) in zip(caches, SOURCES.items(), strict=True):
         documents: Documents = []
         for split in splits:
-            found, refused = usable(datasets.load_dataset(path, configuration, split=split), to_document)
+            found, refused = usable(
+                datasets.load_dataset(path, configuration, split=split, cache_dir=cache), to_document
+            )
             documents += [{key: doc[key] for key in ("question", "choices", "gold")} for doc in found]
             if refused:
                 logger.warning(
@@ -139,13 +141,14 @@ def _indomain() -> datasets.DatasetDict:
 
 def indomain(**_: Any) -> datasets.DatasetDict:
     """``custom_dataset`` of mc_calib_indomain: 3,000 train and 2,000 test questions of MMLU, MedMCQA and OpenBookQA."""
-    return _indomain()
+    return _indomain(tuple(mirror_cache(path) for path, *_ in SOURCES.values()))
 
 
 def arc_merged(**_: Any) -> datasets.DatasetDict:
     """``custom_dataset`` of mc_calib_arc_merged: at most 2,000 of all ARC-Challenge questions, 20 more for few-shot."""
     documents: Documents = []
-    for rows in datasets.load_dataset("allenai/ai2_arc", "ARC-Challenge").values():
+    path = "allenai/ai2_arc"
+    for rows in datasets.load_dataset(path, "ARC-Challenge", cache_dir=mirror_cache(path)).values():
         documents += [arc_row(row, name_of(rows, position, row)) for position, row in enumerate(rows.to_list())]
     drawn = distinct(documents, set())
     shots, merged = drawn[:MERGED_SHOTS], drawn[MERGED_SHOTS : MERGED_SHOTS + MERGED]

@@ -7,6 +7,7 @@ from typing import Any
 
 from lm_eval.api.task import ConfigurableTask
 
+from harness_ext.documents import mirror_cache
 from harness_ext.encoding import Watch
 from harness_ext.errors import ScoringError
 
@@ -29,6 +30,11 @@ class WatchedTask(ConfigurableTask):
             # The harness makes filters only after the model's pass, which is late to say that an option is wrong.
             for make in ensemble.filters:
                 make()
+
+    def download(self, dataset_kwargs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        """Load the data set as the harness does; of a local mirror, the rows that it holds now."""
+        cache = mirror_cache(self.DATASET_PATH) if self.DATASET_PATH else None
+        super().download({**(dataset_kwargs or {}), **({"cache_dir": cache} if cache else {})}, **kwargs)
 
     @functools.cached_property
     def eval_docs(self) -> Any:

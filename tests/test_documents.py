@@ -75,3 +75,14 @@ def test_few_shot_rows_come_from_the_first_thousand_of_medmcqa():
 def test_a_missing_question_is_refused(question):
     with pytest.raises(ScoringError, match="has no question"):
         documents.document(question, ["a", "b"], 0, "row 1")
+
+
+def test_a_mirror_that_changed_gets_another_cache_and_the_hub_the_usual_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert documents.mirror_cache("owner/name") is None
+    (tmp_path / "owner" / "name").mkdir(parents=True)
+    (tmp_path / "owner" / "name" / "test.jsonl").write_text("{}")
+    first = documents.mirror_cache("owner/name")
+    assert first == documents.mirror_cache("owner/name")
+    (tmp_path / "owner" / "name" / "test.jsonl").write_text('{"a": 1}')
+    assert documents.mirror_cache("owner/name") not in (None, first)

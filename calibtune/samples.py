@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import re
@@ -101,8 +102,8 @@ def _parse(path: Path) -> list[dict[str, Any]]:
                     sample = json.loads(line)
                 except json.JSONDecodeError as error:
                     raise ScoringError(
-                        f"{path}, line {number}: not a whole JSON object ({error.msg}); the file is cut off or damaged, "
-                        "run the evaluation again"
+                        f"{path}, line {number}: not a whole JSON object ({error.msg}); the file is cut off or "
+                        "damaged, run the evaluation again"
                     ) from None
                 if not isinstance(sample, dict) or not {"doc_id", "doc", "resps"} <= sample.keys():
                     raise ScoringError(f"{path}, line {number}: not a sample of lm_eval (no doc_id, doc and resps)")
@@ -117,7 +118,7 @@ def _parse(path: Path) -> list[dict[str, Any]]:
 
 
 def _check_complete(path: Path, doc_ids: list[int]) -> None:
-    doubled = [a for a, b in zip(doc_ids, doc_ids[1:], strict=False) if a == b]
+    doubled = [a for a, b in itertools.pairwise(doc_ids) if a == b]
     if doubled:
         raise ScoringError(f"{path}: question {doubled[0]} is there twice; are two runs or tasks joined in it?")
     expected = _expected(path)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -14,7 +15,8 @@ FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
 
-class BinTable(NamedTuple):
+@dataclass(frozen=True)
+class BinTable:
     """What each of M bins holds; all three arrays have shape (M,)."""
 
     #: Number of rows in the bin.

@@ -32,7 +32,7 @@ class BinGaps(NamedTuple):
 
     def sums(self) -> FloatArray:
         """Sum of the gaps of each cell, shape (C,)."""
-        return np.bincount(self.cell.ravel(), self.gap.ravel(), len(self.weight))
+        return np.bincount(self.cell.ravel(), self.gap.ravel(), len(self.weight)).astype(np.float64)
 
     def ece(self) -> float:
         """The error itself, in [0, 1]."""

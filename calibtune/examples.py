@@ -1,0 +1,233 @@
+"""Training examples are the harness's own requests: its task's documents, contexts and letters, chat template and all."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import lm_eval
+import numpy as np
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
+
+from calibtune.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class LetterExample:
+    """One question as the harness would ask it."""
+
+    #: The rendered prompt.
+    context: str
+    #: What the harness appends to it for each option: delimiter and letter.
+    letters: tuple[str, ...]
+    #: Index of the right letter.
+    gold: int
+    #: Hash of the question as shown in its own order; see :func:`document_hash`.
+    doc_hash: str
+    doc: dict[str, Any]
+    #: Renders the document again in another order of its options.
+    prompts: Prompts = field(repr=False, compare=False)
+
+
+@dataclass(frozen=True)
+class Examples:
+    """A fit's questions; no question is in two of the parts."""
+
+    train: tuple[LetterExample, ...]
+    #: Kept from training: for T, the E-step on held-out rows, and the numbers shown after each epoch.
+    held_out: tuple[LetterExample, ...]
+
+
+def document_hash(text: str) -> str:
+    """SHA-256 of a question's text as its task renders it, options included.
+
+    The same question has the same hash in two tasks that render it alike, so that a pool's training rows are
+    recognised among another task's evaluated ones.
+    """
+    return hashlib.sha256(text.strip().encode()).hexdigest()
+
+
+class Encoder(HFLM):
+    """The harness's HF backend without a model: its chat templating and its encoding, and nothing else."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        # HFLM's own constructor would load weights; these are all that encoding and templating read.
+        self.tokenizer = tokenizer
+        self.backend = "causal"
+        self.add_bos_token = None
+        self.chat_template_args: dict[str, Any] = {}
+        self.custom_prefix_token_id = None
+
+    def encode(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        """Token ids of a context and of its continuation, split as the harness splits them."""
+        return self._encode_pair(context, continuation)
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """One task's way of turning a document into an example."""
+
+    task: Any
+    encoder: Encoder
+    apply_chat_template: bool
+
+    def example(self, doc: dict[str, Any], doc_hash: str | None = None) -> LetterExample:
+        """Render a document with the task's own code.
+
+        Raises:
+            UserError: The document has no right answer among its options.
+        """
+        template = self.encoder.apply_chat_template if self.apply_chat_template else None
+        context = self.task.fewshot_context(
+            doc,
+            num_fewshot=0,
+            apply_chat_template=self.apply_chat_template,
+            chat_template=template,
+            gen_prefix=self.task.doc_to_prefix(doc),
+        )
+        requests = self.task.construct_requests(
+            doc=doc,
+            ctx=context,
+            metadata=(self.task.task_name, 0, 1),
+            apply_chat_template=self.apply_chat_template,
+            chat_template=template,
+        )
+        letters = tuple(request.args[1] for request in requests)
+        gold = self.task.doc_to_target(doc)
+        if not isinstance(gold, int) or not 0 <= gold < len(letters):
+            raise UserError(
+                f"task {self.task.task_name}: the right answer of {str(doc)[:80]!r} is {gold!r}, not the index of one "
+                f"of its {len(letters)} options; fit on a task whose doc_to_target gives an index"
+            )
+        return LetterExample(context, letters, gold, doc_hash or self.hash(doc), doc, self)
+
+    def hash(self, doc: dict[str, Any]) -> str:
+        """The document's hash; see :func:`document_hash`."""
+        return document_hash(str(self.task.doc_to_text(doc)))
+
+
+def reorder(example: LetterExample, permutation: Sequence[int]) -> LetterExample:
+    """The same question with its options in another order.
+
+    Args:
+        example: Any example whose document has a list ``choices`` and the index of the right one in ``gold`` or
+            ``answer``.
+        permutation: ``permutation[i]`` is the old place of the option shown in place i.
+
+    Returns:
+        The new example, with the old one's hash.
+
+    Raises:
+        UserError: The document has no such fields.
+    """
+    doc = example.doc
+    key = next((key for key in ("gold", "answer") if doc.get(key) == example.gold), None)
+    if key is None or not isinstance(doc.get("choices"), list) or len(doc["choices"]) != len(example.letters):
+        raise UserError(
+            f"task {example.prompts.task.task_name}: --shuffle-options needs documents with a list `choices` and the "
+            f"right one's index in `gold` or `answer`, found {sorted(doc)}; use --no-shuffle-options"
+        )
+    choices = [doc["choices"][old] for old in permutation]
+    return example.prompts.example(
+        {**doc, "choices": choices, key: list(permutation).index(example.gold)}, example.doc_hash
+    )
+
+
+def load_tasks(names: Sequence[str], include_path: str | None = None) -> list[Any]:
+    """Load tasks by name as the harness does, groups opened.
+
+    Args:
+        names: Task or group names.
+        include_path: Folder of further YAMLs.
+
+    Raises:
+        UserError: A name is unknown, with close ones; or its data set cannot be loaded.
+    """
+    folder = Path(lm_eval.__file__).parent / "tasks"
+    own = [path for path in (folder / "mc_calib", folder / "mc_calib_world") if path.is_dir()]
+    paths: list[str | Path] = [*own, *([include_path] if include_path else [])]
+    # The harness's full index takes ten seconds and more, and most fits need only our tasks.
+    manager = TaskManager(include_path=paths, include_defaults=False)
+    if not set(names) <= set(manager.all_tasks):
+        manager = TaskManager(include_path=include_path)
+    known = manager.all_tasks
+    for name in names:
+        if name not in known:
+            close = get_close_matches(name, known, 3)
+            raise UserError(
+                f"the harness knows no task {name!r}" + (f"; did you mean {', '.join(close)}?" if close else "")
+                + " Run `lm_eval ls tasks`, or give --include-path"
+            )  # fmt: skip
+    try:
+        return list(manager.load(list(names))["tasks"].values())
+    except (FileNotFoundError, ConnectionError, OSError) as error:
+        raise UserError(f"the data of {', '.join(names)} cannot be loaded: {' '.join(str(error).split())}") from error
+
+
+def load_examples(
+    tasks: Iterable[Any], encoder: Encoder, apply_chat_template: bool, held_out: int, seed: int, limit: int | None
+) -> Examples:
+    """The training questions of some tasks, a part of them held out.
+
+    Args:
+        tasks: Harness tasks; their training split is used, or the validation split where there is none.
+        encoder: Of the model's tokenizer.
+        apply_chat_template: Render prompts as chat.
+        held_out: Questions to hold out, at most a quarter of all.
+        seed: Of the draw.
+        limit: Use at most this many questions in all.
+
+    Returns:
+        The examples, in a random order that the seed fixes.
+
+    Raises:
+        UserError: A task is not multiple choice, has no training rows, or all its rows are evaluated ones too.
+    """
+    examples: dict[str, LetterExample] = {}
+    for task in tasks:
+        prompts = Prompts(task, encoder, apply_chat_template)
+        evaluated = {prompts.hash(doc) for doc in task.eval_docs}
+        docs = training_documents(task)
+        kept = {h: doc for doc in docs if (h := prompts.hash(doc)) not in evaluated}
+        if len(kept) < len(docs):
+            logger.warning(
+                "%s: %d of %d training questions are evaluated too, or appear twice, and are left out",
+                task.task_name, len(docs) - len(kept), len(docs),
+            )  # fmt: skip
+        if not kept:
+            raise UserError(
+                f"task {task.task_name}: all of its {len(docs)} training questions are evaluated too; "
+                "fit on another task"
+            )
+        examples |= {h: prompts.example(doc, h) for h, doc in kept.items()}
+    drawn = [list(examples.values())[i] for i in np.random.default_rng(seed).permutation(len(examples))[:limit]]
+    kept_out = min(held_out, len(drawn) // 4)
+    return Examples(train=tuple(drawn[kept_out:]), held_out=tuple(drawn[:kept_out]))
+
+
+def training_documents(task: Any) -> list[dict[str, Any]]:
+    """A task's training documents, or its validation ones where it has none and evaluates others.
+
+    Raises:
+        UserError: It is not multiple choice, or has neither.
+    """
+    if task.OUTPUT_TYPE != "multiple_choice":
+        raise UserError(
+            f"task {task.task_name} is {task.OUTPUT_TYPE}, not multiple_choice; fit on one that has letters"
+        )
+    if task.has_training_docs():
+        return list(task.training_docs())
+    if task.has_validation_docs() and task.has_test_docs():
+        return list(task.validation_docs())
+    raise UserError(
+        f"task {task.task_name} has no training rows and no validation rows that it does not evaluate; "
+        "add a training_split to its YAML or fit on another task"
+    )

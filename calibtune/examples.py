@@ -1,4 +1,4 @@
-"""Training examples are the harness's own requests: its task's documents, contexts and letters, chat template and all."""
+"""Training examples are the harness's own requests: its task's documents, contexts and letters, chat template too."""
 
 from __future__ import annotations
 

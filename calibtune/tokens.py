@@ -48,7 +48,7 @@ def tokenise(examples: Sequence[LetterExample], encoder: Encoder, max_length: in
         if len(ids) > max_length:
             raise UserError(
                 f"question {row} has {len(ids)} tokens and the model's context {max_length} "
-                f"(it ends {example.context[-80:]!r}); leave it out with another task, or use a model with a longer context"
+                f"(it ends {example.context[-80:]!r}); fit on another task, or a model with a longer context"
             )
         tokenised.append(TokenExample(tuple(ids), known[key], example.gold, row))
     return tokenised

@@ -66,8 +66,8 @@ def validate_rows(values: ArrayLike, gold: ArrayLike) -> tuple[FloatArray, IntAr
     _refuse(np.isinf(values).any(axis=1), values, "has an infinite score")
     _refuse(count < 2, values, "has fewer than two letters")
     if not np.issubdtype(answers.dtype, np.integer):
-        whole = np.asarray([isinstance(a, (int, np.integer)) for a in answers.tolist()])
-        _refuse(~whole, answers, "has no right answer: give the index of the right letter")
+        whole = [isinstance(a, (int, np.integer)) and not isinstance(a, bool) for a in answers.tolist()]
+        _refuse(~np.asarray(whole), answers, "has no right answer: give the index of the right letter")
     answers = answers.astype(np.int64)
     _refuse((answers < 0) | (answers >= count), answers, "has a right answer that is not one of its letters")
     return values, answers
@@ -76,7 +76,9 @@ def validate_rows(values: ArrayLike, gold: ArrayLike) -> tuple[FloatArray, IntAr
 def _refuse(bad: NDArray[np.bool_], values: NDArray, complaint: str) -> None:
     if bad.any():
         row = int(np.argmax(bad))
-        raise ScoringError(f"row {row} {complaint}: {values[row].tolist()!r}; mend or remove the row and score again")
+        raise ScoringError(
+            f"row {row} {complaint}: {np.asarray(values[row]).tolist()!r}; mend or remove the row and score again"
+        )
 
 
 def letter_log_softmax(loglikelihoods: ArrayLike, temperature: float = 1.0) -> FloatArray:

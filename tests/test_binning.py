@@ -1,0 +1,82 @@
+import numpy as np
+import pytest
+
+from harness_ext.binning import bin_index, bin_table, equal_mass_edges, equal_width_edges
+from harness_ext.errors import ScoringError
+
+TENTHS = [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0]
+
+
+def test_edges_are_the_quotients_as_written():
+    assert equal_width_edges(10).tolist() == TENTHS
+    assert equal_width_edges(1).tolist() == [0.0, 1.0]
+
+
+def test_a_value_on_an_edge_opens_the_next_bin():
+    assert bin_index(TENTHS, 10).tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 9]
+
+
+def test_with_right_edges_a_value_on_an_edge_closes_its_bin():
+    assert bin_index(TENTHS, 10, edge="right").tolist() == [0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9]
+
+
+def test_neither_side_of_an_edge_is_moved_by_rounding():
+    for edge in TENTHS[1:-1]:
+        below, above = np.nextafter(edge, 0), np.nextafter(edge, 1)
+        assert np.diff(bin_index([below, edge], 10)) == 1
+        assert np.diff(bin_index([edge, above], 10, edge="right")) == 1
+
+
+def test_float32_or_a_product_with_m_would_put_edges_elsewhere():
+    left = bin_index(np.array(TENTHS), 10)
+    assert (bin_index(np.array(TENTHS, dtype=np.float32), 10) != left).any()
+    assert ((np.array([0.57]) * 100).astype(int) != bin_index([0.57], 100)).all()
+
+
+def test_fourteen_bins_of_sevenths():
+    assert bin_index([3 / 14, 1 / 7, 0.5, 13 / 14], 14).tolist() == [3, 2, 7, 13]
+
+
+def test_the_shape_is_kept_and_edges_may_be_given():
+    assert bin_index([[0.1, 0.9], [0.5, 0.5]], 2).tolist() == [[0, 1], [1, 1]]
+    assert bin_index([0.1, 0.3, 0.9], np.array([0.0, 0.25, 0.5, 1.0])).tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("bad", [-0.1, 1.0000001, np.nan, np.inf])
+def test_a_value_that_is_no_probability_is_named_with_its_row(bad):
+    with pytest.raises(ScoringError, match=r"at row 2 is not a probability"):
+        bin_index([0.1, 0.2, bad], 10)
+
+
+def test_an_unknown_edge_or_no_bins_is_refused():
+    with pytest.raises(ScoringError, match="edge is 'middle'"):
+        bin_index([0.1], 10, edge="middle")
+    with pytest.raises(ScoringError, match="number of bins is 0"):
+        bin_index([0.1], 0)
+
+
+def test_the_table_of_four_rows_by_hand():
+    table = bin_table([0.1, 0.15, 0.15, 1.0], [1, 0, 0, 1], 10)
+    assert table.count.tolist() == [0, 3, 0, 0, 0, 0, 0, 0, 0, 1]
+    assert table.accuracy[[1, 9]] == pytest.approx([1 / 3, 1])
+    assert table.confidence[[1, 9]] == pytest.approx([0.4 / 3, 1])
+    assert np.isnan(table.accuracy[[0, 2]]).all()
+    assert np.isnan(table.confidence[[0, 2]]).all()
+
+
+def test_equal_mass_bins_hold_equally_many():
+    values = np.random.default_rng(0).beta(5, 2, 1000)
+    edges = equal_mass_edges(values, 10)
+    assert len(edges) == 11
+    assert bin_table(values, values, edges).count.tolist() == [100] * 10
+
+
+def test_equal_mass_bins_merge_where_values_are_tied():
+    edges = equal_mass_edges([0.5] * 90 + [0.9] * 10, 10)
+    assert edges.tolist() == sorted(set(edges.tolist()))
+    assert len(edges) < 11
+    assert bin_table([0.5] * 90 + [0.9] * 10, [1] * 100, edges).count.sum() == 100
+
+
+def test_saturated_confidences_make_one_bin():
+    assert bin_table(np.ones(5), np.ones(5), equal_mass_edges(np.ones(5), 10)).count.sum() == 5

@@ -15,6 +15,7 @@ from harness_ext.errors import ScoringError
 COMMANDS = {
     "doctor": "check the installation, a model's letters and a task",
     "rescore": "recompute every calibration number from lm_eval's samples files, without a model",
+    "winrate": "win rates by a judge: AlpacaEval, Arena-Hard",
 }
 
 EXAMPLES = """\

@@ -1,0 +1,90 @@
+"""Win rates as pure functions of per-question scores: rate, standard error, intervals, paired comparison."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harness_ext.errors import ScoringError
+from harness_ext.intervals import Interval, paired_difference
+from harness_ext.winrate import wilson
+
+DRAWS = 2000
+SEED = 0
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A win rate in per cent, as the leaderboards give it; a draw counts half a win."""
+
+    #: 100 times the mean score.
+    win_rate: float
+    #: 100 times the scores' standard deviation (n - 1) over the root of n; NaN for one question alone.
+    standard_error: float
+    #: Ends of the 95 % interval.
+    low: float
+    high: float
+    #: Questions judged.
+    n: int
+
+
+def rate(scores: Sequence[float] | NDArray[np.float64], draws: int = DRAWS, seed: int = SEED) -> Rate:
+    """Win rate with its standard error and percentile bootstrap interval over questions.
+
+    Args:
+        scores: One a question, shape (n,), within [0, 1]: 1 a win, 0 a loss, between them a judge's weighted verdict.
+        draws: Bootstrap resamples.
+        seed: Seed of the resampling; the same scores give the same interval.
+
+    Returns:
+        The rate. Where all scores are equal a bootstrap has no width, and Wilson's interval stands in.
+
+    Raises:
+        ScoringError: There is no score, or one is outside [0, 1].
+
+    Example:
+        >>> rate([1.0, 0.0, 0.0, 1.0])
+        Rate(win_rate=50.0, standard_error=28.867513459481287, low=0.0, high=100.0, n=4)
+    """
+    values = np.asarray(scores, dtype=np.float64)
+    if not len(values):
+        raise ScoringError("no judged pair is left to take a win rate of; run the judge first")
+    outside = ~((values >= 0) & (values <= 1))
+    if outside.any():
+        raise ScoringError(f"a win rate needs scores within [0, 1], got {values[outside][0]!r}")
+    count = len(values)
+    error = 100 * float(values.std(ddof=1)) / math.sqrt(count) if count > 1 else math.nan
+    if np.ptp(values) == 0:
+        low, high = wilson(values.tolist())
+    else:
+        picks = np.random.default_rng(seed).integers(count, size=(draws, count))
+        low, high = np.quantile(values[picks].mean(axis=1), [0.025, 0.975])
+    return Rate(100 * float(values.mean()), error, 100 * float(low), 100 * float(high), count)
+
+
+def compare(model: Mapping[str, float], other: Mapping[str, float], seed: int = SEED) -> tuple[Interval, int]:
+    """Difference of two models' win rates against the same baseline on the questions that both have.
+
+    Args:
+        model: Score by question.
+        other: The same of the model to compare with, its base for instance.
+        seed: Seed of the resampling.
+
+    Returns:
+        Difference ``model - other`` in percentage points with its 95 % paired bootstrap interval, and the number of
+        shared questions.
+
+    Raises:
+        ScoringError: No question is shared.
+    """
+    shared = [question for question in model if question in other]
+    if not shared:
+        raise ScoringError("the two models share no judged question; compare runs on the same instructions")
+    a = np.array([other[question] for question in shared])
+    b = np.array([model[question] for question in shared])
+    interval = paired_difference(lambda values: 100 * float(np.mean(values)), (a,), (b,), seed)
+    return interval, len(shared)

@@ -1,0 +1,273 @@
+"""Other libraries as oracles. Where one differs at the bins' edges, the test shows both numbers and says why."""
+
+import calibration as uncertainty_calibration
+import numpy as np
+import pytest
+import relplot
+import scipy.stats
+import sklearn.metrics
+import torch
+from mapie.metrics.calibration import expected_calibration_error as mapie_ece
+from netcal.metrics import ECE, MCE
+from torchmetrics.functional.classification import multiclass_calibration_error
+
+from harness_ext import calibration, estimators
+from harness_ext.intervals import paired_difference
+
+LETTERS = 4
+
+
+def answers(probs, rng):
+    return (probs.cumsum(axis=1) > rng.random((len(probs), 1))).argmax(axis=1)
+
+
+def random_rows(rows=600, seed=0):
+    rng = np.random.default_rng(seed)
+    probs = rng.dirichlet(np.ones(LETTERS), rows)
+    return probs**2 / (probs**2).sum(axis=1, keepdims=True), answers(probs, rng)
+
+
+def tied_rows(rows=600):
+    rng = np.random.default_rng(1)
+    kinds = np.array([[0.55, 0.25, 0.15, 0.05], [0.25] * 4, [0.85, 0.05, 0.05, 0.05], [0.35, 0.35, 0.15, 0.15]])
+    probs = kinds[rng.integers(len(kinds), size=rows)]
+    return probs, answers(probs, rng)
+
+
+def saturated_rows(rows=600):
+    probs, gold = random_rows(rows, seed=2)
+    # The nearly sure are right and the sure often wrong, so that sharing a bin cancels.
+    nearly = probs.max(axis=1) >= 0.9
+    gold[nearly] = probs[nearly].argmax(axis=1)
+    probs[:150] = np.eye(LETTERS)[np.arange(150) % LETTERS]
+    return probs, gold
+
+
+def edge_rows(rows=600):
+    """Confidences on the edges .3 to .9, too low, and between them, too high, so that sharing a bin cancels."""
+    rng = np.random.default_rng(3)
+    edges, between = [0.3, 0.4, 0.6, 0.7, 0.9], [0.35, 0.45, 0.55, 0.65, 0.75, 0.95]
+    confidence = rng.choice(edges + between, rows)
+    right = rng.random(rows) < np.where(np.isin(confidence, edges), np.sqrt(confidence), confidence**2)
+    probs = np.column_stack([confidence, np.outer((1 - confidence) / 3, np.ones(3))])
+    return probs, np.where(right, 0, 1 + rng.integers(3, size=rows))
+
+
+def ragged_rows(rows=600):
+    probs, gold = random_rows(rows, seed=4)
+    short = gold < LETTERS - 1
+    short[::2] = False
+    probs[short, -1] = np.nan
+    probs[short] /= np.nansum(probs[short], axis=1, keepdims=True)
+    return probs, gold
+
+
+SMOOTH_ROWS = [random_rows, tied_rows, saturated_rows, ragged_rows]
+ALL_ROWS = [*SMOOTH_ROWS, edge_rows]
+all_rows = pytest.mark.parametrize("rows", ALL_ROWS)
+
+
+def said(rows):
+    """Confidence, and whether the prediction is right, of each question."""
+    probs, gold = rows()
+    confidence, predicted = calibration.top(probs)
+    return confidence, predicted == gold
+
+
+def letter_by_letter(rows, oracle):
+    """Mean of a library's binary ECE over the letters, each over the questions that have it."""
+    probs, gold = rows()
+    errors = []
+    for letter in range(probs.shape[1]):
+        has = ~np.isnan(probs[:, letter])
+        errors.append(oracle(probs[has, letter], (gold[has] == letter).astype(int)))
+    return np.mean(errors)
+
+
+def uncertainty_calibration_ece(scores, labels):
+    return uncertainty_calibration.get_ece(scores, labels, num_bins=10)
+
+
+def mapie(scores, labels):
+    # Its num_bins=n makes n edges, so n - 1 intervals, each (a, b].
+    return mapie_ece(labels, scores, num_bins=11, split_strategy="uniform")
+
+
+def netcal(scores, labels):
+    return ECE(10).measure(scores, labels)
+
+
+@all_rows
+@pytest.mark.parametrize("oracle", [uncertainty_calibration_ece, mapie])
+def test_conf_ece_with_right_edges(rows, oracle):
+    confidence, correct = said(rows)
+    ours = calibration.conf_ece(*rows(), edge="right")
+    assert ours == pytest.approx(oracle(confidence, correct.astype(int)), abs=1e-12)
+
+
+@all_rows
+def test_cw_ece_with_right_edges(rows):
+    ours = calibration.cw_ece(*rows(), edge="right")
+    assert ours == pytest.approx(letter_by_letter(rows, uncertainty_calibration_ece), abs=1e-12)
+    assert ours == pytest.approx(letter_by_letter(rows, mapie), abs=1e-12)
+
+
+@pytest.mark.parametrize("rows", SMOOTH_ROWS)
+def test_conf_ece_with_left_edges_is_netcals(rows):
+    confidence, correct = said(rows)
+    # netcal refuses a matrix whose labels are all 0 or 1, so it gets the confidences.
+    assert calibration.conf_ece(*rows()) == pytest.approx(netcal(confidence, correct.astype(int)), abs=1e-12)
+
+
+@pytest.mark.parametrize("rows", [random_rows, saturated_rows, ragged_rows])
+def test_cw_ece_with_left_edges_is_netcals(rows):
+    assert calibration.cw_ece(*rows()) == pytest.approx(letter_by_letter(rows, netcal), abs=1e-12)
+
+
+def test_netcals_edges_are_rounded_so_three_tenths_falls_below_them():
+    edges = np.linspace(0, 1, 11)
+    assert edges[[3, 6, 7]].tolist() == [0.30000000000000004, 0.6000000000000001, 0.7000000000000001]
+    confidence, correct = said(edge_rows)
+    theirs = netcal(confidence, correct.astype(int))
+    assert calibration.conf_ece(*edge_rows()) == pytest.approx(0.050833, abs=1e-6)
+    assert theirs == pytest.approx(0.086167, abs=1e-6)
+    assert calibration.conf_ece(*edge_rows(), edges) == pytest.approx(theirs, abs=1e-12)
+
+
+@pytest.mark.parametrize("rows", [random_rows, tied_rows, edge_rows])
+def test_conf_ece_is_torchmetrics_in_float32(rows):
+    probs, gold = rows()
+    theirs = multiclass_calibration_error(torch.tensor(probs), torch.tensor(gold), LETTERS, 10)
+    assert calibration.conf_ece(probs, gold) == pytest.approx(float(theirs), abs=1e-6)
+
+
+def test_torchmetrics_and_relplot_put_a_sure_answer_into_a_bin_of_its_own():
+    probs, gold = saturated_rows()
+    confidence, correct = said(saturated_rows)
+    torchmetrics = float(multiclass_calibration_error(torch.tensor(probs), torch.tensor(gold), LETTERS, 10))
+    eleventh = np.append(np.arange(11) / 10, 1.1)
+    assert calibration.conf_ece(probs, gold) == pytest.approx(0.265745, abs=1e-6)
+    assert torchmetrics == pytest.approx(0.277902, abs=1e-6)
+    assert calibration.conf_ece(probs, gold, eleventh) == pytest.approx(torchmetrics, abs=1e-6)
+    assert relplot.metrics.binnedECE(confidence, correct * 1.0, 10) == pytest.approx(torchmetrics, abs=1e-6)
+
+
+def test_relplot_multiplies_so_six_tenths_falls_below_its_edge():
+    assert int(0.6 / 0.1) == 5
+    confidence, correct = said(edge_rows)
+    assert relplot.metrics.binnedECE(confidence, correct * 1.0, 10) == pytest.approx(0.086167, abs=1e-6)
+
+
+@pytest.mark.parametrize("rows", SMOOTH_ROWS)
+def test_the_maximum_calibration_error_is_netcals(rows):
+    confidence, correct = said(rows)
+    theirs = MCE(10).measure(confidence, correct.astype(int))
+    assert estimators.maximum_calibration_error(confidence, correct) == pytest.approx(theirs, abs=1e-12)
+
+
+@pytest.mark.parametrize("rows", [random_rows, ragged_rows])
+def test_equal_mass_and_debiased_errors_are_uncertainty_calibrations(rows):
+    confidence, correct = said(rows)
+    labels = correct.astype(int)
+    theirs = uncertainty_calibration.get_ece_em(confidence, labels, num_bins=10)
+    assert estimators.equal_mass_ece(confidence, correct) == pytest.approx(theirs, abs=1e-12)
+    theirs = uncertainty_calibration.lower_bound_scaling_ce(confidence, labels, p=2, debias=True, num_bins=10)
+    assert estimators.debiased_ece(confidence, correct) == pytest.approx(theirs, abs=1e-12)
+
+
+def test_where_bins_cannot_be_equal_uncertainty_calibration_puts_the_rest_elsewhere():
+    rng = np.random.default_rng(5)
+    confidence = rng.uniform(0, 1, 593)
+    correct = rng.random(593) < confidence
+    theirs = uncertainty_calibration.get_ece_em(confidence, correct.astype(int), num_bins=10)
+    # The three left over go to its first three bins; quantiles spread them.
+    assert estimators.equal_mass_ece(confidence, correct) == pytest.approx(0.033276, abs=1e-6)
+    assert theirs == pytest.approx(0.031605, abs=1e-6)
+
+
+@pytest.mark.parametrize("rows", [random_rows, tied_rows, edge_rows, ragged_rows])
+def test_smooth_ece_is_relplots_to_its_grid(rows):
+    confidence, correct = said(rows)
+    # Its mesh has 200 points, and its kernel ends half a unit away, too near for sigma 0.5.
+    theirs = relplot.smECE(confidence, correct * 1.0)
+    assert estimators.smooth_ece(confidence, correct) == pytest.approx(theirs, abs=4e-3)
+    for sigma in (0.03, 0.1, 0.15):
+        theirs = relplot.metrics.smECE_sigma(confidence, correct * 1.0, sigma)
+        assert estimators.smooth_ece_at(confidence, correct, sigma) == pytest.approx(theirs, abs=4e-3)
+
+
+def integrated(confidence, correct, sigma):
+    """Smooth ECE at a fixed width by its definition: a sum of mirrored Gaussians, integrated by Simpson's rule."""
+    points = np.linspace(0, 1, 1001)
+    images = [confidence + 2 * turn for turn in range(-3, 4)] + [2 * turn - confidence for turn in range(-3, 4)]
+    density = sum(scipy.stats.norm.pdf(points[:, None], image, sigma) for image in images)
+    return scipy.integrate.simpson(np.abs(density @ (correct - confidence)), x=points) / len(confidence)
+
+
+@all_rows
+@pytest.mark.parametrize("sigma", [0.05, 0.2, 0.9])
+def test_smooth_ece_at_a_width_is_the_integral_of_its_definition(rows, sigma):
+    confidence, correct = (array[:400] for array in said(rows))
+    assert estimators.smooth_ece_at(confidence, correct, sigma) == pytest.approx(
+        integrated(confidence, correct, sigma), abs=1e-3
+    )
+
+
+def test_relplot_mirrors_a_confidence_of_one_only_half():
+    # Its mirror image leaves the end points out, so what lies on 1.0 exactly is spread at half its weight.
+    rows = np.array([1.0, 0.5]), np.array([False, True])
+    assert relplot.metrics.smECE_sigma(rows[0], rows[1] * 1.0, 0.05) == pytest.approx((0.5 + 0.5) / 1.5, abs=0.01)
+    assert integrated(*rows, 0.05) == pytest.approx((1 + 0.5) / 2, abs=1e-6)
+    assert estimators.smooth_ece_at(*rows, 0.05) == pytest.approx((1 + 0.5) / 2, abs=1e-6)
+    confidence, correct = said(saturated_rows)
+    assert estimators.smooth_ece(confidence, correct) == pytest.approx(0.265745, abs=1e-6)
+    assert relplot.smECE(confidence, correct * 1.0) == pytest.approx(0.207818, abs=1e-6)
+
+
+@all_rows
+def test_nll_brier_and_auroc_are_scikit_learns(rows):
+    probs, gold = rows()
+    confidence, correct = said(rows)
+    absent_is_zero = np.nan_to_num(probs)
+    labels = range(LETTERS)
+    with np.errstate(divide="ignore"):
+        finite = np.isfinite(np.log(absent_is_zero)[np.arange(len(gold)), gold])
+        log_probs = np.log(probs)
+    # scikit-learn clips a probability of 0; ours is infinite there.
+    assert calibration.nll(log_probs[finite], gold[finite]) == pytest.approx(
+        sklearn.metrics.log_loss(gold[finite], absent_is_zero[finite], labels=labels), abs=1e-12
+    )
+    assert calibration.brier(probs, gold) == pytest.approx(
+        sklearn.metrics.brier_score_loss(gold, absent_is_zero, labels=labels, scale_by_half=False), abs=1e-12
+    )
+    assert estimators.auroc(confidence, correct) == pytest.approx(
+        sklearn.metrics.roc_auc_score(correct, confidence), abs=1e-12
+    )
+    assert estimators.brier_parts(confidence, correct).score == pytest.approx(
+        sklearn.metrics.brier_score_loss(correct, confidence), abs=1e-12
+    )
+
+
+def test_accuracy_at_coverage_is_uncertainty_calibrations_running_accuracy():
+    confidence, correct = said(random_rows)
+    area, at_tenth = uncertainty_calibration.get_selective_stats(confidence, correct)
+    # Its "10 %" is one question more.
+    assert estimators.accuracy_at_coverage(confidence, correct, 61 / 600) == at_tenth
+    shares = np.arange(1, 601) / 600
+    ours = [estimators.accuracy_at_coverage(confidence, correct, share) for share in shares]
+    assert np.mean(ours) == pytest.approx(area, abs=1e-12)
+
+
+def test_the_paired_interval_is_scipys_basic_bootstrap():
+    probs, gold = random_rows()
+    sharper = probs**2 / (probs**2).sum(axis=1, keepdims=True)
+    ours = paired_difference(calibration.brier, (probs, gold), (sharper, gold), draws=4000)
+
+    def difference(index):
+        return calibration.brier(sharper[index], gold[index]) - calibration.brier(probs[index], gold[index])
+
+    theirs = scipy.stats.bootstrap(
+        (np.arange(len(gold)),), difference, vectorized=False, method="basic", n_resamples=4000, rng=0
+    ).confidence_interval
+    assert ours.estimate == pytest.approx(difference(np.arange(len(gold))))
+    assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=0.06 * (theirs.high - theirs.low))

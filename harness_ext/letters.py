@@ -1,7 +1,6 @@
 """The filter ``letter_softmax``: log-likelihoods of a question's letters to probabilities over them (paper Eq 1)."""
 
 import itertools
-import logging
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -9,18 +8,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from lm_eval.api.filter import Filter
 from lm_eval.api.registry import register_filter
-from numpy.typing import NDArray
 
+from harness_ext.backends import check_told_apart
 from harness_ext.calibration import letter_log_softmax
 from harness_ext.errors import ScoringError
-from harness_ext.prompts import LETTERS
-
-logger = logging.getLogger(__name__)
-
-#: Two letters may tie by chance in a question or two in half precision, not in as many as this.
-TIES = 10
-#: Half-precision rounding may lift the sum of the letters' probabilities this far above 1.
-MASS_LIMIT = 1.05
 
 
 class Letter(NamedTuple):
@@ -92,34 +83,3 @@ def loglikelihood_of(resp: Any, question: str) -> float:
         f"the backend gave {resp!r} and no finite log-likelihood for question "
         f"{question[:80]!r}; use a backend that returns log-likelihoods, or another dtype"
     )
-
-
-def check_told_apart(loglikelihoods: NDArray[np.float64]) -> None:
-    """Refuse scores that cannot come from a model that tells the letters apart.
-
-    Args:
-        loglikelihoods: Shape (N, K), NaN where a question lacks the letter.
-
-    Raises:
-        ScoringError: All letters of all questions have one value, or two letters are alike in each of at least
-            ``TIES`` questions.
-    """
-    if np.all(np.isnan(loglikelihoods) | (loglikelihoods == loglikelihoods[:, :1])):
-        raise ScoringError(
-            f"the backend gave all letters of each of the {len(loglikelihoods)} questions the same log-likelihood "
-            f"(question 0: {loglikelihoods[0, 0].item()!r}); it does not score them"
-        )
-    for first, second in itertools.combinations(range(loglikelihoods.shape[1]), 2):
-        both = loglikelihoods[~np.isnan(loglikelihoods[:, second])]
-        if len(both) >= TIES and np.array_equal(both[:, first], both[:, second]):
-            raise ScoringError(
-                f"letters {LETTERS[first]} and {LETTERS[second]} have the same log-likelihood in all {len(both)} "
-                "questions, so they share a token; run `python -m calibtune doctor --model M --tasks T`"
-            )
-    mass = np.nansum(np.exp(loglikelihoods), axis=1)
-    if mass.max() > MASS_LIMIT:
-        logger.warning(
-            "question %d: its letters' probabilities sum to %.3f; the backend's values are no log-likelihoods",
-            int(mass.argmax()),
-            mass.max(),
-        )

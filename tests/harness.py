@@ -5,6 +5,7 @@ from pathlib import Path
 import datasets.config
 from lm_eval import simple_evaluate
 from lm_eval.api.model import LM
+from lm_eval.loggers import EvaluationTracker
 from lm_eval.tasks import TaskManager
 
 TASKS = Path(__file__).resolve().parents[1] / "lm_eval_tasks"
@@ -54,3 +55,14 @@ class FakeLM(LM):
 
     def generate_until(self, requests, disable_tqdm=False):
         raise NotImplementedError
+
+
+def save(run, folder: Path) -> Path:
+    """Write a run's results and samples with lm_eval's own writer, as its command line does; returns their folder."""
+    tracker = EvaluationTracker(output_path=str(folder))
+    results = {key: value for key, value in run.items() if key != "samples"}
+    tracker.save_results_aggregated(results=results, samples=run["samples"])
+    for task, samples in run["samples"].items():
+        tracker.save_results_samples(task_name=task, samples=samples)
+    (results_file,) = folder.rglob("results_*.json")
+    return results_file.parent

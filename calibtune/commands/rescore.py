@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 from calibtune.errors import UserError
 
@@ -34,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
 
     if min(args.bins) < 1:
         raise UserError(f"--bins {min(args.bins)}: give at least 1")
-    output = {}
+    output: dict[str, dict[str, Any]] = {}
     for path in args.samples:
         for file in find_samples(path):
             rows = read_samples(file)
@@ -42,7 +43,9 @@ def run(args: argparse.Namespace) -> int:
             numbers |= further_measures(rows.loglikelihoods, rows.gold, args.temperature)
             output[str(file)] = {"task": rows.task, "questions": len(rows.gold), **numbers}
     if args.json:
-        print(json.dumps(output, indent=2))
+        # JSON has no NaN, which the AUROC of a model that is always right would be.
+        finite = {f: {k: None if v != v else v for k, v in numbers.items()} for f, numbers in output.items()}
+        print(json.dumps(finite, indent=2))
     else:
         for file_name, values in output.items():
             print(_table(file_name, values))

@@ -1,0 +1,21 @@
+import pytest
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory):
+    """A run of a real, tiny model; two filters, one of them with T = 2.5; its table and its folder."""
+    # Here, so that tests without a model need not wait for torch.
+    from harness import TASKS, enter_mirror, evaluate, save
+    from tiny import save_tiny, write_arc_mirror
+
+    folder = tmp_path_factory.mktemp("run")
+    with pytest.MonkeyPatch.context() as patch:
+        enter_mirror(write_arc_mirror(folder / "hub"), patch)
+        (folder / "tasks").mkdir()
+        (folder / "tasks" / "both.yaml").write_text(
+            f"include: {TASKS / 'mc_calib_arc.yaml'}\ntask: both\nfilter_list:\n"
+            "  - {name: raw, filter: [{function: letter_softmax}]}\n"
+            "  - {name: scaled, filter: [{function: letter_softmax, temperature: 2.5}]}\n"
+        )
+        run = evaluate(["both"], save_tiny(folder / "model"), folders=[folder / "tasks"])
+        return run["results"]["both"], save(run, folder / "out")

@@ -32,11 +32,12 @@ def save(path, value):
 def test_the_published_rate_and_standard_error_come_out_of_the_recorded_annotations(tmp_path, capsys):
     assert main(["winrate", "alpaca-eval", "--annotations", str(RECORDED), "--output", str(tmp_path)]) == 0
     found = json.loads((tmp_path / "winrate_alpaca_eval.json").read_text())
-    assert found["win_rate"] == pytest.approx(29.92, abs=0.005)
-    assert found["standard_error"] == pytest.approx(1.39, abs=0.005)
-    assert found["low"] < 29.92 < found["high"]
+    assert found["per_cent"]["win_rate"] == pytest.approx(29.92, abs=0.005)
+    assert found["per_cent"]["standard_error"] == pytest.approx(1.39, abs=0.005)
+    assert found["win_rate"] == pytest.approx(0.2992, abs=0.00005)
+    assert found["low"] < 0.2992 < found["high"]
     assert (found["n"], found["baseline"]) == (805, "gpt4_1106_preview")
-    assert "29.92" in capsys.readouterr().out
+    assert "29.92 % (standard error 1.39)" in capsys.readouterr().out
 
 
 @needs_recorded
@@ -59,14 +60,14 @@ def test_recorded_annotations_need_neither_torch_nor_a_network(tmp_path):
 def test_a_preference_is_the_model_s_score_plus_one_and_zero_is_a_draw():
     pairs = alpaca.judged(rows(1, 2, 1.5, 0, "1.25"), "here")
     assert list(pairs.scores.values()) == [0.0, 1.0, 0.5, 0.5, 0.25]
-    assert alpaca.published_rate(pairs).win_rate == pytest.approx(45.0)
+    assert alpaca.published_rate(pairs).win_rate == pytest.approx(0.45)
 
 
 def test_pairs_without_a_readable_verdict_are_left_out_and_said():
     pairs = alpaca.judged(rows(2, None, float("nan"), -1, 1), "here")
     assert len(pairs.unjudged) == 3
     result = alpaca.result(pairs)
-    assert (result.rate.n, result.rate.win_rate) == (2, 50.0)
+    assert (result.rate.n, result.rate.win_rate) == (2, 0.5)
     assert "3 of 5 pairs have no readable verdict" in result.note
 
 
@@ -160,7 +161,7 @@ def test_length_controlled_rate_comes_from_alpaca_eval_s_regression_where_its_da
 
     pairs = lengthy()
     found = length_controlled(pairs)
-    assert alpaca.published_rate(pairs).win_rate > 60
+    assert alpaca.published_rate(pairs).win_rate > 0.6
     assert found.win_rate is not None
-    assert found.win_rate < alpaca.published_rate(pairs).win_rate - 2
+    assert found.win_rate < alpaca.published_rate(pairs).win_rate - 0.02
     assert "by alpaca-eval's regression" in found.said

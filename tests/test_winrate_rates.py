@@ -9,19 +9,19 @@ from calibtune.winrate.results import Result, table, write
 from harness_ext.errors import ScoringError
 
 
-def test_rate_and_standard_error_are_the_mean_and_its_standard_error_in_per_cent():
+def test_rate_and_standard_error_are_the_mean_and_its_standard_error():
     scores = [1.0, 0.0, 0.25, 1.0, 0.5]
     found = rate(scores)
-    assert found.win_rate == pytest.approx(55.0)
-    assert found.standard_error == pytest.approx(100 * np.std(scores, ddof=1) / math.sqrt(5))
+    assert found.win_rate == pytest.approx(0.55)
+    assert found.standard_error == pytest.approx(np.std(scores, ddof=1) / math.sqrt(5))
     assert found.n == 5
 
 
 def test_bootstrap_interval_agrees_with_the_normal_one_on_many_questions():
     scores = np.random.default_rng(1).random(800)
     found = rate(scores)
-    assert found.low == pytest.approx(found.win_rate - 1.96 * found.standard_error, abs=0.25)
-    assert found.high == pytest.approx(found.win_rate + 1.96 * found.standard_error, abs=0.25)
+    assert found.low == pytest.approx(found.win_rate - 1.96 * found.standard_error, abs=0.0025)
+    assert found.high == pytest.approx(found.win_rate + 1.96 * found.standard_error, abs=0.0025)
 
 
 def test_the_same_scores_give_the_same_interval():
@@ -31,8 +31,8 @@ def test_the_same_scores_give_the_same_interval():
 
 def test_three_wins_of_three_do_not_claim_certainty():
     found = rate([1.0, 1.0, 1.0])
-    assert found.high == 100
-    assert found.low == pytest.approx(43.85, abs=0.01)
+    assert found.high == 1
+    assert found.low == pytest.approx(0.4385, abs=0.0001)
 
 
 def test_one_question_has_no_standard_error():
@@ -50,9 +50,9 @@ def test_comparison_is_paired_by_question_whatever_the_order():
     better = {q: min(1.0, s + 0.1) for q, s in reversed(base.items())}
     interval, shared = compare(better, base)
     assert shared == 70
-    assert interval.estimate == pytest.approx(100 * np.mean([better[q] - base[q] for q in base]))
-    # Unpaired, the scores' own spread (sd 33 points) would make the interval some 20 points wide.
-    assert 0 < interval.high - interval.low < 3
+    assert interval.estimate == pytest.approx(np.mean([better[q] - base[q] for q in base]))
+    # Unpaired, the scores' own spread (sd 0.33) would make the interval some 0.2 wide.
+    assert 0 < interval.high - interval.low < 0.03
     assert interval.low > 0
 
 
@@ -64,19 +64,20 @@ def test_comparison_uses_shared_questions_only_and_needs_one():
 
 
 def test_results_files_hold_the_rate_for_our_report_and_for_lm_eval(tmp_path):
-    write(Result("alpaca_eval", "m", "b", Rate(30.0, math.nan, 20.0, 40.0, 1), "why", {"judge": "j"}), tmp_path)
+    write(Result("alpaca_eval", "m", "b", Rate(0.3, math.nan, 0.2, 0.4, 1), "why", {"judge": "j"}), tmp_path)
     ours = json.loads((tmp_path / "winrate_alpaca_eval.json").read_text())
     assert {"benchmark", "model", "baseline", "win_rate", "standard_error", "low", "high", "n", "note"} <= ours.keys()
-    assert (ours["win_rate"], ours["standard_error"], ours["unit"]) == (30.0, None, "per cent")
+    assert (ours["win_rate"], ours["standard_error"], ours["per_cent"]["win_rate"]) == (0.3, None, 30.0)
     (theirs,) = tmp_path.glob("results_*.json")
     values = json.loads(theirs.read_text())["results"]["alpaca_eval"]
-    assert values["win_rate,none"] == 30.0
-    assert (values["win_rate_low,none"], values["win_rate_high,none"]) == (20.0, 40.0)
+    assert values["win_rate,none"] == 0.3
+    assert (values["win_rate_low,none"], values["win_rate_high,none"]) == (0.2, 0.4)
 
 
 def test_the_harness_table_shows_rate_and_standard_error():
-    text = table(Result("arena_hard", "m", "b", Rate(41.5, 1.25, 39.0, 44.0, 500), "the note"))
+    text = table(Result("arena_hard", "m", "b", Rate(0.415, 0.0125, 0.39, 0.44, 500), "the note"))
     row = next(line for line in text.splitlines() if "win_rate|" in line.replace(" ", ""))
-    assert "41.5" in row
-    assert "1.25" in row
+    assert "0.415" in row
+    assert "0.0125" in row
+    assert "41.50 % (standard error 1.25)" in text
     assert "the note" in text

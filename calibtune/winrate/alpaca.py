@@ -44,7 +44,7 @@ class Judged:
 
 @contextmanager
 def package() -> Iterator[ModuleType]:
-    """Import alpaca-eval, undoing what importing and using it does to the root logger's level.
+    """Import alpaca-eval without its changing the root logger's level or logging to it.
 
     Yields:
         The module ``alpaca_eval``.
@@ -52,7 +52,8 @@ def package() -> Iterator[ModuleType]:
     Raises:
         UserError: It is not installed, or setuptools is too new for it.
     """
-    level = logging.getLogger().level
+    root = logging.getLogger()
+    level = root.level
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="pkg_resources is deprecated")
@@ -64,11 +65,18 @@ def package() -> Iterator[ModuleType]:
             f"alpaca-eval cannot be imported ({error}); install it with: pip install 'calibtune[winrate]'"
         ) from error
     finally:
-        logging.getLogger().setLevel(level)
+        root.setLevel(level)
+    # It logs a traceback for each verdict that it cannot read; those are counted in the result's note.
+    root.addFilter(_not_from_alpaca_eval)
     try:
         yield alpaca_eval
     finally:
-        logging.getLogger().setLevel(level)
+        root.removeFilter(_not_from_alpaca_eval)
+        root.setLevel(level)
+
+
+def _not_from_alpaca_eval(record: logging.LogRecord) -> bool:
+    return "alpaca_eval" not in record.pathname
 
 
 def read_rows(path: Path, needed: Sequence[str]) -> list[dict[str, Any]]:
@@ -149,7 +157,7 @@ def published_rate(pairs: Judged) -> Rate:
     ours = rate(list(pairs.scores.values()))
     with package() as alpaca_eval:
         theirs = alpaca_eval.metrics.get_winrate([{"preference": score + 1} for score in pairs.scores.values()])
-    return Rate(float(theirs["win_rate"]), float(theirs["standard_error"]), ours.low, ours.high, ours.n)
+    return Rate(float(theirs["win_rate"]) / 100, float(theirs["standard_error"]) / 100, ours.low, ours.high, ours.n)
 
 
 def result(pairs: Judged) -> Result:
@@ -161,7 +169,7 @@ def result(pairs: Judged) -> Result:
     from calibtune.winrate.length import length_controlled
 
     controlled = length_controlled(pairs)
-    notes = ["95 % interval by bootstrap over instructions", controlled.said]
+    notes = ["interval by bootstrap over instructions", controlled.said]
     if pairs.unjudged:
         notes.append(f"{len(pairs.unjudged)} of {len(pairs.rows)} pairs have no readable verdict and are left out")
     further = {

@@ -32,7 +32,7 @@ def length_controlled(pairs: Judged) -> LengthControlled:
         pairs: All of AlpacaEval's pairs, in its order, with both outputs.
 
     Returns:
-        The rate in per cent, or none with the reason: the pairs are not AlpacaEval's 805, or the regression's data are
+        The rate as a share, or none with the reason: the pairs are not AlpacaEval's 805, or the regression's data are
         not in the local hub cache. Nothing is downloaded.
     """
     if len(pairs.rows) != INSTRUCTIONS:
@@ -62,8 +62,8 @@ def length_controlled(pairs: Judged) -> LengthControlled:
         # Without save_weights_dir=None it would write its coefficients into the installed package.
         found = alpaca_eval.metrics.get_length_controlled_winrate(rows, save_weights_dir=None)
     return LengthControlled(
-        float(found["length_controlled_winrate"]),
-        float(found["lc_standard_error"]),
+        float(found["length_controlled_winrate"]) / 100,
+        float(found["lc_standard_error"]) / 100,
         "length-controlled rate by alpaca-eval's regression",
     )
 

@@ -19,11 +19,11 @@ SEED = 0
 
 @dataclass(frozen=True)
 class Rate:
-    """A win rate in per cent, as the leaderboards give it; a draw counts half a win."""
+    """A win rate as a share, within [0, 1], as the harness gives its metrics; a draw counts half a win."""
 
-    #: 100 times the mean score.
+    #: Mean score.
     win_rate: float
-    #: 100 times the scores' standard deviation (n - 1) over the root of n; NaN for one question alone.
+    #: The scores' standard deviation (n - 1) over the root of n; NaN for one question alone.
     standard_error: float
     #: Ends of the 95 % interval.
     low: float
@@ -48,7 +48,7 @@ def rate(scores: Sequence[float] | NDArray[np.float64], draws: int = DRAWS, seed
 
     Example:
         >>> rate([1.0, 0.0, 0.0, 1.0])
-        Rate(win_rate=50.0, standard_error=28.867513459481287, low=0.0, high=100.0, n=4)
+        Rate(win_rate=0.5, standard_error=0.28867513459481287, low=0.0, high=1.0, n=4)
     """
     values = np.asarray(scores, dtype=np.float64)
     if not len(values):
@@ -57,13 +57,13 @@ def rate(scores: Sequence[float] | NDArray[np.float64], draws: int = DRAWS, seed
     if outside.any():
         raise ScoringError(f"a win rate needs scores within [0, 1], got {values[outside][0]!r}")
     count = len(values)
-    error = 100 * float(values.std(ddof=1)) / math.sqrt(count) if count > 1 else math.nan
+    error = float(values.std(ddof=1)) / math.sqrt(count) if count > 1 else math.nan
     if np.ptp(values) == 0:
         low, high = wilson(values.tolist())
     else:
         picks = np.random.default_rng(seed).integers(count, size=(draws, count))
         low, high = np.quantile(values[picks].mean(axis=1), [0.025, 0.975])
-    return Rate(100 * float(values.mean()), error, 100 * float(low), 100 * float(high), count)
+    return Rate(float(values.mean()), error, float(low), float(high), count)
 
 
 def compare(model: Mapping[str, float], other: Mapping[str, float], seed: int = SEED) -> tuple[Interval, int]:
@@ -75,7 +75,7 @@ def compare(model: Mapping[str, float], other: Mapping[str, float], seed: int = 
         seed: Seed of the resampling.
 
     Returns:
-        Difference ``model - other`` in percentage points with its 95 % paired bootstrap interval, and the number of
+        Difference ``model - other`` of the shares with its 95 % paired bootstrap interval, and the number of
         shared questions.
 
     Raises:
@@ -86,5 +86,5 @@ def compare(model: Mapping[str, float], other: Mapping[str, float], seed: int = 
         raise ScoringError("the two models share no judged question; compare runs on the same instructions")
     a = np.array([other[question] for question in shared])
     b = np.array([model[question] for question in shared])
-    interval = paired_difference(lambda values: 100 * float(np.mean(values)), (a,), (b,), seed)
+    interval = paired_difference(lambda values: float(np.mean(values)), (a,), (b,), seed)
     return interval, len(shared)

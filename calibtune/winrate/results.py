@@ -24,22 +24,26 @@ class Result:
     rate: Rate
     #: What a reader must know: how intervals were taken, what was left out.
     note: str
-    #: Further numbers in per cent, and names such as the judge's.
+    #: Further shares, counts, and names such as the judge's.
     further: dict[str, Any] = field(default_factory=dict)
+    #: lm_eval's ``model_args``, where a model was run.
+    model_args: dict[str, Any] | None = None
 
     def summary(self) -> dict[str, Any]:
-        """The keys of ``winrate_<benchmark>.json``; rates in per cent, None where undefined."""
+        """The keys of ``winrate_<benchmark>.json``: shares, and ``per_cent`` as leaderboards have it; None: undefined."""
         numbers = {name: _finite(value) for name, value in asdict(self.rate).items()}
-        head = {"benchmark": self.benchmark, "model": self.model, "baseline": self.baseline, "unit": "per cent"}
-        return {**head, **numbers, "note": self.note, **{k: _finite(v) for k, v in self.further.items()}}
+        further = {name: _finite(value) for name, value in self.further.items()}
+        head = {"benchmark": self.benchmark, "model": self.model, "baseline": self.baseline}
+        per_cent = {k: 100 * v for k, v in (numbers | further).items() if isinstance(v, float)}
+        return {**head, **numbers, "note": self.note, **further, "per_cent": per_cent}
 
     def harness(self) -> dict[str, Any]:
         """The same as an lm_eval results dictionary, which its table and its readers take."""
         values: dict[str, Any] = {"alias": self.benchmark}
         for name, value in self.summary().items():
-            if name in ("standard_error", "n") or isinstance(value, bool) or not isinstance(value, (int, float)):
+            if name == "standard_error" or not isinstance(value, float):
                 continue
-            values[f"{'win_rate_' * (name in ('low', 'high'))}{name},none"] = float(value)
+            values[f"{'win_rate_' * (name in ('low', 'high'))}{name},none"] = value
         values["win_rate_stderr,none"] = _finite(self.rate.standard_error, "N/A")
         count = {"original": self.rate.n, "effective": self.rate.n}
         return {
@@ -49,7 +53,7 @@ class Result:
             "higher_is_better": {self.benchmark: {"win_rate": True}},
             "n-samples": {self.benchmark: count},
             "model_name": self.model,
-            "config": {"model": self.model, "baseline": self.baseline},
+            "config": {"model": "hf", "model_args": self.model_args or {"pretrained": self.model}},
         }
 
 
@@ -65,10 +69,16 @@ def write(result: Result, output: Path) -> None:
 
 
 def table(result: Result) -> str:
-    """The harness's own table of the result, and its note."""
+    """The harness's own table of the result, and a sentence in the leaderboards' per cent."""
     from lm_eval.utils import make_table
 
-    return f"{make_table(result.harness())}\n{result.model} against {result.baseline}: {result.note}"
+    numbers = result.summary()["per_cent"]
+    error = f" (standard error {numbers['standard_error']:.2f})" if "standard_error" in numbers else ""
+    return (
+        f"{make_table(result.harness())}\n"
+        f"{result.model} against {result.baseline}: {numbers['win_rate']:.2f} %{error}, "
+        f"95 % interval [{numbers['low']:.2f}, {numbers['high']:.2f}], n = {result.rate.n}; {result.note}"
+    )
 
 
 def _finite(value: Any, otherwise: Any = None) -> Any:

@@ -1,0 +1,107 @@
+"""A file of paid answers: each is on disk before the next thing happens, and a killed run loses none of them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import threading
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from calibtune.errors import UserError, WorkFailed
+
+
+class Journal:
+    """JSON lines ``{"key": ..., "value": ...}``, appended and flushed to the disk one by one; safe across threads.
+
+    :mod:`calibtune.files` replaces whole files; here every line must be there at once, so this one appends. A last line
+    that a kill cut in half is dropped on opening: its answer was never handed on.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Open or make the file and keep other runs out of it.
+
+        Args:
+            path: The file; its folder is made.
+
+        Raises:
+            UserError: Another run is writing it, or a line other than the last is damaged.
+            WorkFailed: It cannot be written.
+        """
+        self.path = path
+        self._values: dict[str, Any] = {}
+        self._guard = threading.Lock()
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._lock = FileLock(path.with_name(f".{path.name}.lock"))
+            self._lock.acquire(timeout=0)
+            try:
+                self._file = path.open("ab+")
+                self._load()
+            except BaseException:
+                self._lock.release()
+                raise
+        except Timeout:
+            raise UserError(f"{path} is being written by another run; wait for it or give another --output") from None
+        except OSError as error:
+            raise WorkFailed(f"{path} cannot be written: {error.strerror}; choose another --output") from error
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+        self._lock.release()
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def get(self, key: str) -> Any:
+        """The value kept under ``key``, or None."""
+        return self._values.get(key)
+
+    def put(self, key: str, value: Any) -> None:
+        """Keep a value; when this returns, it is on the disk.
+
+        Raises:
+            WorkFailed: The disk is full or gone.
+        """
+        line = json.dumps({"key": key, "value": value}, ensure_ascii=False).encode() + b"\n"
+        with self._guard:
+            try:
+                self._file.write(line)
+                self._file.flush()
+                os.fsync(self._file.fileno())
+            except OSError as error:
+                raise WorkFailed(f"{self.path} cannot be written: {error.strerror}; make room and run again") from error
+            self._values[key] = value
+
+    def _load(self) -> None:
+        self._file.seek(0)
+        content = self._file.read()
+        whole = content.rfind(b"\n") + 1
+        if whole < len(content):
+            self._file.truncate(whole)
+        for number, line in enumerate(content[:whole].splitlines(), start=1):
+            try:
+                entry = json.loads(line)
+                self._values[entry["key"]] = entry["value"]
+            except (ValueError, KeyError, TypeError):
+                raise UserError(f"{self.path}, line {number}: damaged; remove this line and run again") from None
+
+
+def key_of(value: Any) -> str:
+    """SHA-256 of a value's canonical JSON.
+
+    Example:
+        >>> key_of({"a": 1, "b": 2}) == key_of({"b": 2, "a": 1})
+        True
+    """
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,227 @@
+"""An OpenAI-compatible judge for alpaca-eval, every reply kept as it arrives.
+
+alpaca-eval's own client keeps nothing until 128 pairs are done, stops a whole chunk at one HTTP error, and stores a
+pair that ran out of retries as judged without a verdict. So alpaca-eval makes the prompts, randomises and parses;
+asking is done here, on the ``openai`` package: its retries cover time-outs, cut connections, 429 and 5xx, and obey
+Retry-After.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import json
+import os
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+
+from tqdm import tqdm
+
+from calibtune.errors import UserError, WorkFailed
+from calibtune.winrate.journal import Journal, key_of
+
+#: Replies of HTTP 200 that are no chat completion are asked for again, this often in all.
+MALFORMED_ATTEMPTS = 3
+#: Pairs that fail in a row before the endpoint counts as down.
+FAILURES_IN_A_ROW = 10
+#: Shorter keys are placeholders of local servers, not secrets.
+SECRET = 8
+#: What alpaca-eval 0.6.6 sends where a judge's configuration is silent.
+DEFAULTS = {"temperature": 0.7, "top_p": 1.0, "max_tokens": 2048}
+#: Settings of alpaca-eval's client that are not part of a request.
+NOT_SENT = ("is_strip", "requires_chatml", "is_chat", "num_procs", "batch_size", "price_per_token")
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where the judge is asked, and how patiently."""
+
+    #: Ends in ``/v1``; None is OpenAI's.
+    base_url: str | None
+    #: Taken from the environment; in no repr, file or log.
+    key: str = field(repr=False)
+    #: Seconds a reply may take.
+    timeout: float = 120.0
+    #: Further attempts after a failed one.
+    retries: int = 5
+    #: Requests in flight at once.
+    workers: int = 8
+
+    @classmethod
+    def from_environment(cls, base_url: str | None, variable: str, **patience: Any) -> Endpoint:
+        """Read the key from the environment.
+
+        Args:
+            base_url: As typed by the user.
+            variable: Name of the environment variable that holds the key; a local server may do without.
+            patience: ``timeout``, ``retries``, ``workers``.
+
+        Raises:
+            UserError: OpenAI itself is asked without a key, or the URL holds a password or is none.
+        """
+        parts = urlsplit(base_url or "https://")
+        if parts.scheme not in ("http", "https") or (base_url and not parts.netloc):
+            raise UserError(f"--judge-base-url {base_url} is no http(s) address; give one such as http://host:8000/v1")
+        if "@" in parts.netloc or parts.query:
+            raise UserError("--judge-base-url holds a user, password or query; put the key in the environment instead")
+        key = os.environ.get(variable, "")
+        if not key and base_url is None:
+            raise UserError(f"the environment has no {variable}; set it, or give --judge-base-url of a local judge")
+        return cls(base_url, key or "none", **patience)
+
+    def redact(self, text: str) -> str:
+        """The text without the key, should a server have echoed it."""
+        return text if len(self.key) < SECRET else text.replace(self.key, "[key]")
+
+
+class Judge:
+    """alpaca-eval's ``fn_completions``: prompts in, replies out, each asked and paid for once."""
+
+    def __init__(self, endpoint: Endpoint, journal: Journal) -> None:
+        """Ask nothing yet.
+
+        Args:
+            endpoint: Where to ask.
+            journal: Keeps replies by request. The address is not part of the request, so that a run resumes when a
+                local server has moved to another port.
+        """
+        import openai
+
+        self.endpoint = endpoint
+        self.journal = journal
+        #: What the endpoint said to the requests that it rejected (400, 422), which stay without a verdict.
+        self.rejections: list[str] = []
+        self._client = openai.OpenAI(
+            api_key=endpoint.key, base_url=endpoint.base_url, timeout=endpoint.timeout, max_retries=endpoint.retries
+        )
+
+    def __call__(self, prompts: Sequence[str], model_name: str, **settings: Any) -> dict[str, list[Any]]:
+        """Answer prompts from the journal, or ask.
+
+        Args:
+            prompts: ChatML prompts made by alpaca-eval.
+            model_name: The judge's name at the endpoint.
+            settings: The judge's configuration: ``temperature``, ``logprobs``, ...
+
+        Returns:
+            What alpaca-eval's decoders return: ``completions``, ``completions_all`` and its bookkeeping, in order.
+
+        Raises:
+            UserError: The endpoint refuses the key, or knows no such model or address.
+            WorkFailed: Some pairs got no reply in all attempts, or the journal cannot be written.
+        """
+        from alpaca_eval.utils import prompt_to_chatml
+
+        for name in ("tokens_to_favor", "tokens_to_avoid"):
+            if settings.pop(name, None):
+                raise UserError(
+                    f"the judge's configuration sets {name}, which needs OpenAI's tokenizer; choose another"
+                )
+        sent = DEFAULTS | {name: value for name, value in settings.items() if name not in NOT_SENT}
+        requests = [{"model": model_name, "messages": prompt_to_chatml(p.strip()), **sent} for p in prompts]
+        choices = self._answer(requests)
+        return {
+            "completions": [choice["text"] for choice in choices],
+            "completions_all": choices,
+            "price_per_example": [float("nan")] * len(choices),
+            "time_per_example": [choice.get("seconds") for choice in choices],
+        }
+
+    def _answer(self, requests: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        keys = [key_of(request) for request in requests]
+        open_ = {key: request for key, request in zip(keys, requests, strict=True) if self.journal.get(key) is None}
+        rejected: dict[str, dict[str, Any]] = {}
+        failures: list[str] = []
+        in_a_row = 0
+        stop = threading.Event()
+        with (
+            tqdm(total=len(open_), desc="judging", disable=None) as bar,
+            concurrent.futures.ThreadPoolExecutor(self.endpoint.workers) as pool,
+        ):
+            futures = {pool.submit(self._ask, key, request, stop): key for key, request in open_.items()}
+            try:
+                for future in concurrent.futures.as_completed(futures):
+                    outcome = future.result()
+                    bar.update()
+                    if isinstance(outcome, _Failed):
+                        failures.append(outcome.why)
+                        in_a_row += 1
+                        if in_a_row >= FAILURES_IN_A_ROW:
+                            break
+                        continue
+                    in_a_row = 0
+                    if isinstance(outcome, _Rejected):
+                        rejected[futures[future]] = {"text": "", "rejected": outcome.why}
+            finally:
+                # Also on an error or an interrupt: what is in flight is paid for and kept, nothing new is asked.
+                stop.set()
+                pool.shutdown(cancel_futures=True)
+        left = sum(self.journal.get(key) is None and key not in rejected for key in open_)
+        if left:
+            raise WorkFailed(
+                f"{left} of {len(requests)} pairs are still unjudged (last error: {failures[-1]}); the others are kept "
+                f"in {self.journal.path}, run the same command again to judge the rest"
+            )
+        self.rejections += [choice["rejected"] for choice in rejected.values()]
+        return [rejected.get(key) or self.journal.get(key) for key in keys]
+
+    def _ask(self, key: str, request: Mapping[str, Any], stop: threading.Event) -> _Failed | _Rejected | None:
+        """One request with its retries; the reply goes into the journal."""
+        import openai
+
+        began = time.monotonic()
+        why = ""
+        for attempt in range(MALFORMED_ATTEMPTS):
+            if stop.wait(0 if attempt == 0 else 0.5 * attempt):
+                return _Failed(why or "stopped")
+            try:
+                reply = self._client.chat.completions.with_raw_response.create(**request)
+                choice = _choice(reply.http_response.text)
+            except (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError) as error:
+                # Its text is not quoted: such replies repeat part of the key.
+                raise UserError(
+                    f"the judge at {self.endpoint.base_url or 'OpenAI'} answers {error.status_code} to model "
+                    f"{request['model']!r}; check the key in the environment, the model's name and --judge-base-url"
+                ) from None
+            except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
+                return _Rejected(self.endpoint.redact(str(error))[:200])
+            except openai.OpenAIError as error:
+                return _Failed(self.endpoint.redact(f"{type(error).__name__}: {error}")[:200])
+            except _Malformed as error:
+                why = self.endpoint.redact(str(error))
+                continue
+            choice["seconds"] = round(time.monotonic() - began, 3)
+            self.journal.put(key, json.loads(self.endpoint.redact(json.dumps(choice))))
+            return None
+        return _Failed(why)
+
+
+@dataclass(frozen=True)
+class _Failed:
+    why: str
+
+
+@dataclass(frozen=True)
+class _Rejected:
+    why: str
+
+
+class _Malformed(Exception):
+    """A reply of HTTP 200 that is no chat completion."""
+
+
+def _choice(text: str) -> dict[str, Any]:
+    """The first choice of a chat completion, as alpaca-eval's parsers take it: with ``text`` and ``total_tokens``."""
+    try:
+        reply = json.loads(text)
+        choice = dict(reply["choices"][0])
+        message = choice["message"]
+        called = message.get("function_call") or (message.get("tool_calls") or [{}])[0].get("function") or {}
+        choice["text"] = called.get("arguments") or message.get("content") or " "
+        choice["total_tokens"] = (reply.get("usage") or {}).get("total_tokens", 0)
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError):
+        raise _Malformed(f"the reply is no chat completion: {text[:100]!r}") from None
+    return choice

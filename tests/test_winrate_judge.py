@@ -1,0 +1,262 @@
+import json
+import time
+
+import pytest
+from judge_server import JudgeServer, completion, cut, first_is_longer, prefers, send
+
+from calibtune.errors import UserError, WorkFailed
+from calibtune.winrate import pairs
+from calibtune.winrate.journal import Journal, key_of
+from calibtune.winrate.judge import Endpoint, Judge
+
+SECRET = "sk-test-0123456789abcdef"
+
+
+def outputs(count, length, generator):
+    return [
+        {"instruction": f"Question {i}?", "output": "x" * (length + i % 3), "generator": generator}
+        for i in range(count)
+    ]
+
+
+def ask(server, folder, count=6, both_orders=False, name="some-judge", retries=3, timeout=5.0, workers=4):
+    endpoint = Endpoint(server.url, SECRET, timeout=timeout, retries=retries, workers=workers)
+    with Journal(folder / "judgements.jsonl") as journal:
+        judge = Judge(endpoint, journal)
+        rows = pairs.annotate(outputs(count, 60, "tuned"), outputs(count, 30, "base"), name, judge, both_orders)
+    return rows, judge
+
+
+def first_attempt(act):
+    """Misbehave at each prompt's first attempt only."""
+    return lambda handler, attempt, body: act(handler) if attempt == 1 else JudgeServer.verdict(body)
+
+
+def test_the_judge_s_log_probabilities_become_preferences_whatever_was_shown_first(tmp_path):
+    with JudgeServer() as server:
+        rows, _ = ask(server, tmp_path, count=12)
+    # The longer answer is the tuned model's: it gets 0.8, shown first or second.
+    assert [row["preference"] for row in rows] == pytest.approx([1.8] * 12)
+    assert [row["instruction"] for row in rows] == [f"Question {i}?" for i in range(12)]
+    assert {(row["generator_1"], row["generator_2"]) for row in rows} == {("base", "tuned")}
+    assert {first_is_longer(body) for body in server.bodies} == {True, False}
+    assert {body["model"] for body in server.bodies} == {"some-judge"}
+    assert all(body["logprobs"] and body["top_logprobs"] == 5 and body["max_tokens"] == 1 for body in server.bodies)
+
+
+def test_a_judge_with_position_bias_gives_one_half_in_both_orders_and_the_bias_is_measured(tmp_path):
+    with JudgeServer(lambda handler, attempt, body: completion(prefers(0.9), content="m")) as server:
+        rows, _ = ask(server, tmp_path, both_orders=True)
+    assert len(server.seen) == 12
+    assert [row["preference"] for row in rows] == pytest.approx([1.5] * 6)
+    assert pairs.position_bias(rows) == pytest.approx(0.9)
+
+
+def test_both_orders_of_an_unbiased_judge_agree_with_it(tmp_path):
+    with JudgeServer() as server:
+        rows, _ = ask(server, tmp_path, both_orders=True)
+    assert [row["preference"] for row in rows] == pytest.approx([1.8] * 6)
+    assert [row["preference_model_first"] for row in rows] == pytest.approx([1.8] * 6)
+    assert pairs.position_bias(rows) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        lambda handler: send(handler, 500, '{"error": {"message": "broken"}}'),
+        lambda handler: send(handler, 429, '{"error": {"message": "rate limit"}}', [("retry-after", "0.2")]),
+        cut,
+        lambda handler: send(handler, 200, '{"choices": [{"mess'),
+        lambda handler: send(handler, 200, '{"choices": []}'),
+        lambda handler: send(handler, 200, '{"choices": [null]}'),
+        lambda handler: send(handler, 200, "[]"),
+        lambda handler: time.sleep(2.5),
+    ],
+    ids=["500", "429", "cut", "half JSON", "no choice", "null choice", "no object", "slow"],
+)
+def test_a_passing_fault_loses_nothing_and_counts_nothing_twice(tmp_path, act):
+    with JudgeServer(first_attempt(act)) as server:
+        rows, _ = ask(server, tmp_path, timeout=1.0 if act.__name__ == "<lambda>" else 5.0)
+    assert [row["preference"] for row in rows] == pytest.approx([1.8] * 6)
+    assert set(server.seen.values()) == {2}
+    assert set(server.answered.values()) == {1}
+    lines = (tmp_path / "judgements.jsonl").read_text().splitlines()
+    assert len(lines) == len({json.loads(line)["key"] for line in lines}) == 6
+
+
+def test_retry_after_is_obeyed(tmp_path):
+    act = first_attempt(lambda handler: send(handler, 429, "{}", [("retry-after", "1.5")]))
+    with JudgeServer(act) as server:
+        ask(server, tmp_path, count=2)
+    for first, second in server.times.values():
+        assert second - first >= 1.5
+
+
+@pytest.mark.parametrize("act", [lambda handler: send(handler, 500, "{}"), lambda handler: send(handler, 200, "{")])
+def test_retries_are_bounded_and_the_error_says_how_to_go_on(tmp_path, act):
+    with (
+        JudgeServer(lambda handler, attempt, body: act(handler)) as server,
+        pytest.raises(WorkFailed, match=r"2 of 2 pairs are still unjudged .* run the same command again"),
+    ):
+        ask(server, tmp_path, count=2, retries=1)
+    assert max(server.seen.values()) <= 3
+
+
+def test_pairs_that_fail_for_good_do_not_take_the_others_with_them_and_are_asked_again(tmp_path):
+    broken = True
+
+    def behave(handler, attempt, body):
+        if broken and "Question 4?" in json.dumps(body):
+            return send(handler, 500, "{}")
+        return JudgeServer.verdict(body)
+
+    with JudgeServer(behave) as server:
+        with pytest.raises(WorkFailed, match="1 of 6 pairs"):
+            ask(server, tmp_path, retries=0)
+        broken = False
+        rows, _ = ask(server, tmp_path, retries=0)
+    assert [row["preference"] for row in rows] == pytest.approx([1.8] * 6)
+    assert set(server.answered.values()) == {1}
+
+
+def test_an_endpoint_that_is_down_is_given_up_soon(tmp_path):
+    with (
+        JudgeServer(lambda handler, attempt, body: send(handler, 500, "{}")) as server,
+        pytest.raises(WorkFailed, match="60 of 60"),
+    ):
+        ask(server, tmp_path, count=60, retries=0)
+    assert len(server.seen) < 30
+
+
+def test_a_refusal_is_kept_counted_and_not_asked_again(tmp_path):
+    def behave(handler, attempt, body):
+        if "Question 1?" in json.dumps(body):
+            return completion(None, refusal="I cannot compare these.")
+        return JudgeServer.verdict(body)
+
+    with JudgeServer(behave) as server:
+        for _ in range(2):
+            rows, _ = ask(server, tmp_path)
+            assert [row["preference"] is None for row in rows] == [False, True, False, False, False, False]
+    assert set(server.seen.values()) == {1}
+    assert "I cannot compare these." in (tmp_path / "judgements.jsonl").read_text()
+
+
+def test_a_verdict_in_other_words_is_no_verdict(tmp_path):
+    def behave(handler, attempt, body):
+        if "Question 0?" in json.dumps(body):
+            return completion([{"token": "Both", "logprob": -0.1, "bytes": None}], content="Both")
+        return JudgeServer.verdict(body)
+
+    with JudgeServer(behave) as server:
+        rows, _ = ask(server, tmp_path)
+    assert rows[0]["preference"] is None
+    assert rows[1]["preference"] == pytest.approx(1.8)
+
+
+def test_an_endpoint_without_log_probabilities_is_an_error_not_an_empty_rate(tmp_path):
+    with (
+        JudgeServer(lambda handler, attempt, body: completion(None, content="m")) as server,
+        pytest.raises(WorkFailed, match="none of the 6 replies"),
+    ):
+        ask(server, tmp_path)
+
+
+def test_rejected_requests_are_counted_and_said(tmp_path):
+    def behave(handler, attempt, body):
+        if "Question 2?" in json.dumps(body):
+            return send(handler, 400, json.dumps({"error": {"message": f"too long, {SECRET}"}}))
+        return JudgeServer.verdict(body)
+
+    with JudgeServer(behave) as server:
+        rows, judge = ask(server, tmp_path)
+    assert rows[2]["preference"] is None
+    (said,) = judge.rejections
+    assert "too long" in said
+    assert SECRET not in said
+
+
+@pytest.mark.parametrize("status", [401, 403, 404])
+def test_a_refused_key_stops_at_once_and_quotes_nothing(tmp_path, status):
+    reply = json.dumps({"error": {"message": f"Incorrect API key provided: {SECRET}"}})
+    with (
+        JudgeServer(lambda handler, attempt, body: send(handler, status, reply)) as server,
+        pytest.raises(UserError, match=f"answers {status}") as caught,
+    ):
+        ask(server, tmp_path, count=40, workers=2)
+    assert SECRET not in str(caught.value)
+    assert len(server.bodies) < 10
+
+
+def test_identical_answers_are_a_draw_and_cost_nothing(tmp_path):
+    same = outputs(3, 30, "base")
+    with JudgeServer() as server, Journal(tmp_path / "j.jsonl") as journal:
+        rows = pairs.annotate(
+            [{**row, "generator": "tuned"} for row in same], same, "j", Judge(Endpoint(server.url, SECRET), journal)
+        )
+    assert [row["preference"] for row in rows] == [1.5, 1.5, 1.5]
+    assert not server.bodies
+
+
+def test_other_instructions_than_the_reference_s_are_refused(tmp_path):
+    with Journal(tmp_path / "j.jsonl") as journal:
+        judge = Judge(Endpoint("http://127.0.0.1:9/v1", SECRET), journal)
+        with pytest.raises(UserError, match="differ in 1 instructions"):
+            pairs.annotate(outputs(3, 60, "tuned"), outputs(2, 30, "base"), "j", judge)
+
+
+def test_a_named_judge_of_alpaca_eval_is_asked_under_its_own_model_s_name(tmp_path):
+    with JudgeServer() as server:
+        rows, _ = ask(server, tmp_path, count=2, name="weighted_alpaca_eval_gpt4_turbo")
+    assert {body["model"] for body in server.bodies} == {"gpt-4-1106-preview"}
+    assert rows[0]["annotator"] == "weighted_alpaca_eval_gpt4_turbo"
+
+
+def test_a_judge_that_is_no_chat_endpoint_is_refused(tmp_path):
+    with JudgeServer() as server, pytest.raises(UserError, match="anthropic_completions"):
+        ask(server, tmp_path, name="claude")
+
+
+def test_a_journal_cut_in_mid_line_keeps_the_whole_ones(tmp_path):
+    path = tmp_path / "j.jsonl"
+    with Journal(path) as journal:
+        journal.put("a", 1)
+        journal.put("b", 2)
+    path.write_bytes(path.read_bytes()[:-4])
+    with Journal(path) as journal:
+        assert (journal.get("a"), journal.get("b")) == (1, None)
+        journal.put("c", 3)
+    with Journal(path) as journal:
+        assert len(journal) == 2
+
+
+def test_a_journal_damaged_in_the_middle_is_refused_by_line(tmp_path):
+    path = tmp_path / "j.jsonl"
+    path.write_text('{"key": "a", "value": 1}\n{"ke\n{"key": "b", "value": 1}\n')
+    with pytest.raises(UserError, match="line 2"):
+        Journal(path)
+
+
+def test_two_runs_do_not_share_a_journal(tmp_path):
+    with Journal(tmp_path / "j.jsonl"), pytest.raises(UserError, match="another run"):
+        Journal(tmp_path / "j.jsonl")
+    with Journal(tmp_path / "j.jsonl") as journal:
+        journal.put(key_of("again"), 1)
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("localhost:8000/v1", "no http"),
+        ("http://me:pw@host/v1", "put the key in the environment"),
+        ("http://host/v1?key=x", "put the key in the environment"),
+        (None, "NO_SUCH_KEY"),
+    ],
+)
+def test_addresses_that_cannot_work_or_hold_secrets_are_refused(url, said):
+    with pytest.raises(UserError, match=said):
+        Endpoint.from_environment(url, "NO_SUCH_KEY")
+
+
+def test_the_key_is_in_no_repr():
+    assert SECRET not in repr(Endpoint("http://h/v1", SECRET))

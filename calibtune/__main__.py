@@ -13,7 +13,9 @@ from harness_ext.errors import ScoringError
 #: Command name -> one line of help. The module is ``calibtune.commands.<name>``; only the one asked for is imported,
 #: so that ``--help`` and ``rescore`` never load torch.
 COMMANDS = {
+    "fit": "mend calibration: temperature, label smoothing, CFT or RCFT",
     "doctor": "check the installation, a model's letters and a task",
+    "report": "one page, figures and tables from lm_eval's result and sample files",
     "rescore": "recompute every calibration number from lm_eval's samples files, without a model",
     "winrate": "win rates by a judge: AlpacaEval, Arena-Hard",
 }

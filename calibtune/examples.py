@@ -173,7 +173,13 @@ def load_tasks(names: Sequence[str], include_path: str | None = None) -> list[An
 
 
 def load_examples(
-    tasks: Iterable[Any], encoder: Encoder, apply_chat_template: bool, held_out: int, seed: int, limit: int | None
+    tasks: Iterable[Any],
+    encoder: Encoder,
+    apply_chat_template: bool,
+    held_out: int,
+    seed: int,
+    limit: int | None,
+    never_held_out: frozenset[str] = frozenset(),
 ) -> Examples:
     """The training questions of some tasks, a part of them held out.
 
@@ -184,6 +190,7 @@ def load_examples(
         held_out: Questions to hold out, at most a quarter of all.
         seed: Of the draw.
         limit: Use at most this many questions in all.
+        never_held_out: Hashes of documents that an adapter was trained on, which cannot tell its calibration.
 
     Returns:
         The examples, in a random order that the seed fixes.
@@ -209,8 +216,10 @@ def load_examples(
             )
         examples |= {h: prompts.example(doc, h) for h, doc in kept.items()}
     drawn = [list(examples.values())[i] for i in np.random.default_rng(seed).permutation(len(examples))[:limit]]
-    kept_out = min(held_out, len(drawn) // 4)
-    return Examples(train=tuple(drawn[kept_out:]), held_out=tuple(drawn[:kept_out]))
+    allowed = [example for example in drawn if example.doc_hash not in never_held_out]
+    kept_out = allowed[: min(held_out, len(drawn) // 4)]
+    chosen = {example.doc_hash for example in kept_out}
+    return Examples(tuple(example for example in drawn if example.doc_hash not in chosen), tuple(kept_out))
 
 
 def training_documents(task: Any) -> list[dict[str, Any]]:

@@ -31,6 +31,7 @@ class Recipe:
     model: str = _option("", "base model: hub id or folder")
     tasks: tuple[str, ...] = _option((), "harness tasks to fit on, separated by commas")
     artifact: str | None = _option(None, "fit the temperature on top of this adapter", "temperature")
+    samples: str | None = _option(None, "fit from this samples file of lm_eval, without a model", "temperature")
     apply_chat_template: bool = _option(False, "render prompts with the tokenizer's chat template")
     chat_template: str | None = _option(None, "file of a Jinja chat template, for a tokenizer that has none")
     include_path: str | None = _option(None, "folder of further task YAMLs, as lm_eval's --include_path")
@@ -120,13 +121,16 @@ def load_recipe(path: Path) -> dict[str, Any]:
 RECIPES = Path(__file__).parent / "recipes"
 
 
-def make_recipe(config: Mapping[str, Any], flags: Mapping[str, Any], source: str = "--config") -> Recipe:
+def make_recipe(
+    config: Mapping[str, Any], flags: Mapping[str, Any], source: str = "--config", no_output: bool = False
+) -> Recipe:
     """Merge a recipe with flags and check all of it.
 
     Args:
         config: Keys of the recipe file.
         flags: What was given on the command line; wins.
         source: The recipe file's name, for messages.
+        no_output: That --output is missing is one more mistake.
 
     Returns:
         The recipe.
@@ -150,7 +154,7 @@ def make_recipe(config: Mapping[str, Any], flags: Mapping[str, Any], source: str
             else:
                 values[name] = converted
     recipe = dataclasses.replace(Recipe(), **values)
-    errors += _problems(recipe, values)
+    errors += _problems(recipe, values) + ["--output is missing"] * no_output
     if errors:
         raise UserError("\n  ".join(["the recipe cannot be used:", *errors]) if len(errors) > 1 else errors[0])
     return recipe
@@ -216,7 +220,8 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 
 def _problems(recipe: Recipe, given: Mapping[str, Any]) -> list[str]:
-    errors = [f"{flag(name)} is missing" for name in ("method", "model", "tasks") if not getattr(recipe, name)]
+    needed = ("method",) if recipe.samples else ("method", "model", "tasks")
+    errors = [f"{flag(name)} is missing" for name in needed if not getattr(recipe, name)]
     for name, (good, wanted) in _RANGES.items():
         if not good(getattr(recipe, name)):
             errors.append(f"{flag(name)} is {getattr(recipe, name)!r}; give {wanted}")

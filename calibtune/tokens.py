@@ -39,47 +39,62 @@ def tokenise(examples: Sequence[LetterExample], encoder: Encoder, max_length: in
     """
     tokenised: list[TokenExample] = []
     #: Letters after the same last characters of a prompt need encoding once only.
-    known: dict[tuple[str, tuple[str, ...]], tuple[int, ...]] = {}
+    known: dict[tuple[str, tuple[str, ...]], LetterIds] = {}
     for row, example in enumerate(examples):
         key = (example.context[-40:], example.letters)
         ids = encoder.encode(example.context, example.letters[0])[0]
         if key not in known:
-            known[key] = _letter_ids(example, encoder)
+            known[key] = letter_ids(example, encoder)
+        prefix, letters = known[key]
+        ids = [*ids, *prefix]
         if len(ids) > max_length:
             raise UserError(
                 f"question {row} has {len(ids)} tokens and the model's context {max_length} "
                 f"(it ends {example.context[-80:]!r}); fit on another task, or a model with a longer context"
             )
-        tokenised.append(TokenExample(tuple(ids), known[key], example.gold, row))
+        tokenised.append(TokenExample(tuple(ids), letters, example.gold, row))
     return tokenised
 
 
-def _letter_ids(example: LetterExample, encoder: Encoder) -> tuple[int, ...]:
+#: Tokens that all of a question's letters begin with, and the one token of each letter after them.
+LetterIds = tuple[tuple[int, ...], tuple[int, ...]]
+
+
+def letter_ids(example: LetterExample, encoder: Encoder) -> LetterIds:
+    """The letters' tokens after an example's prompt.
+
+    The harness moves blanks at a prompt's end, such as a chat template's last line break, into each continuation; what
+    the continuations begin with in common is fed like the prompt.
+
+    Raises:
+        UserError: A letter is several tokens of its own, or two share one.
+    """
     encoded = [encoder.encode(example.context, letter)[1] for letter in example.letters]
-    for letter, ids in zip(example.letters, encoded, strict=True):
-        if len(ids) != 1:
-            raise UserError(
-                f"task {example.prompts.task.task_name}: the option {letter!r} is {len(ids)} tokens, not one; fit on "
-                "tasks whose options are letters, and see `python -m calibtune doctor`"
-            )
-    if len({ids[0] for ids in encoded}) < len(encoded):
+    shared = next((i for i, ids in enumerate(zip(*encoded, strict=False)) if len(set(ids)) > 1), 0)
+    rests = [ids[shared:] for ids in encoded]
+    if any(len(ids) != 1 for ids in rests) or len({ids[0] for ids in rests}) < len(rests):
         raise UserError(
-            f"the letters {example.letters} share a token with this tokenizer; see `python -m calibtune doctor`"
+            f"task {example.prompts.task.task_name}: the options {example.letters} have the tokens {rests}, not one of "
+            "their own each; fit on tasks whose options are letters, and see `python -m calibtune doctor`"
         )
-    return tuple(ids[0] for ids in encoded)
+    return tuple(encoded[0][:shared]), tuple(ids[0] for ids in rests)
 
 
-def collate(batch: Sequence[TokenExample], pad_id: int, side: str = "left") -> dict[str, Any]:
+def collate(batch: Sequence[TokenExample], pad_id: int, side: str = "right") -> dict[str, Any]:
     """Pad a batch to its longest prompt.
+
+    Padded on the right, a causal model needs neither mask nor positions: no real token sees the padding, and attention
+    without a mask takes the fast kernels.
 
     Args:
         batch: B examples.
         pad_id: Token to pad with.
-        side: "left" or "right"; the loss is the same.
+        side: "right" or "left"; the loss is the same.
 
     Returns:
-        ``input_ids``, ``attention_mask`` and ``position_ids`` (B, T); ``answer`` (B,), the place of the last prompt
-        token; ``letter_ids`` (B, K), -1 where a question has fewer letters; ``gold`` (B,); ``row`` (B,).
+        ``input_ids`` (B, T), and for the left side ``attention_mask`` and ``position_ids`` (B, T), which go to the
+        model as they are; ``answer`` (B,), the place of the last prompt token; ``letter_ids`` (B, K), -1 where a
+        question has fewer letters; ``gold`` (B,); ``row`` (B,).
     """
     import torch
 
@@ -94,15 +109,16 @@ def collate(batch: Sequence[TokenExample], pad_id: int, side: str = "left") -> d
         ids[row, start : start + length] = torch.tensor(example.input_ids)
         mask[row, start : start + length] = 1
         letter_ids[row, : len(example.letter_ids)] = torch.tensor(example.letter_ids)
-    return {
+    tensors = {
         "input_ids": ids,
-        "attention_mask": mask,
-        "position_ids": (mask.cumsum(1) - 1).clamp(min=0),
         "answer": answer_positions(mask),
         "letter_ids": letter_ids,
         "gold": torch.tensor([example.gold for example in batch]),
         "row": torch.tensor([example.row for example in batch]),
     }
+    if side == "left":
+        tensors |= {"attention_mask": mask, "position_ids": (mask.cumsum(1) - 1).clamp(min=0)}
+    return tensors
 
 
 def answer_positions(mask: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,58 @@
+"""``--auto-batch``: the largest part of a step that fits the memory, by trying the longest questions."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+
+from calibtune.errors import WorkFailed
+from calibtune.losses import method_loss
+from calibtune.recipe import Recipe
+from calibtune.tokens import collate
+from calibtune.trainer import Questions
+
+
+def fitting(model: Any, questions: Questions, recipe: Recipe, processes: int) -> Recipe:
+    """The recipe with another split of the same step into batch size and accumulated parts.
+
+    Args:
+        model: The model to train, on its device.
+        questions: Its longest ones are tried.
+        recipe: Its batch size times accumulation is kept.
+        processes: Over which the step is spread; each tries for itself, so all must have the same memory.
+
+    Returns:
+        The recipe with the largest batch size whose forward and backward pass fits.
+
+    Raises:
+        WorkFailed: Not even one question fits.
+    """
+    step = recipe.batch_size * recipe.gradient_accumulation
+    longest = sorted(questions.train.rows, key=lambda row: len(row.input_ids), reverse=True)
+    for size in (size for size in range(step, 0, -1) if step % size == 0):
+        if _fits(model, collate((longest * size)[:size], questions.pad_id), recipe):
+            print(f"--auto-batch: {size} questions in a forward pass, {step // size} accumulated", flush=True)
+            return dataclasses.replace(recipe, batch_size=size, gradient_accumulation=step // size)
+    raise WorkFailed(
+        f"not even one question of {len(longest[0].input_ids)} tokens fits the memory; use --gradient-checkpointing, "
+        "--quantisation nf4 or a smaller model"
+    )
+
+
+def _fits(model: Any, batch: dict[str, torch.Tensor], recipe: Recipe) -> bool:
+    device = next(model.parameters()).device
+    batch = {name: value.to(device) for name, value in batch.items()}
+    model.train()
+    try:
+        with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
+            loss, _ = method_loss(model, batch, recipe, lambda b, letters: letters.softmax(-1))
+        loss.backward()
+    except torch.OutOfMemoryError:
+        return False
+    finally:
+        model.zero_grad(set_to_none=True)
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+    return True

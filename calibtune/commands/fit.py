@@ -1,0 +1,76 @@
+"""Mend a model's calibration: fit a temperature, or train an adapter.
+
+The four methods, with an example each:
+
+  temperature      one number T that divides the letters' log-likelihoods; seconds; keeps accuracy as it is
+      python -m calibtune fit --method temperature --model M --tasks mc_calib_indomain --output runs/t
+      python -m calibtune fit --method temperature --samples out/samples_X.jsonl --output runs/t
+  label-smoothing  train on the letters, epsilon of the probability shared by the wrong ones
+      python -m calibtune fit --method label-smoothing --model M --tasks mc_calib_indomain --output runs/ls
+  cft              calibration-aware fine-tuning: train on the right letter (arXiv 2505.01997)
+      python -m calibtune fit --method cft --model M --tasks mc_calib_indomain --output runs/cft
+  rcft             its regularised form: question tokens too, and lambda times the calibration error, by EM
+      python -m calibtune fit --method rcft --model M --tasks mc_calib_indomain --output runs/rcft
+
+Chat models: add --apply-chat-template. What is made is evaluated with `python -m calibtune eval --artifact DIR`, or
+with lm_eval alone: --model_args pretrained=M,peft=runs/rcft. A temperature goes on top of an adapter with --artifact.
+"""
+
+from __future__ import annotations
+
+import argparse
+import typing
+from pathlib import Path
+from typing import Any
+
+from calibtune.recipe import FIELDS, RECIPES, Recipe, flag, load_recipe, make_recipe
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare one flag for each field of the recipe, and those of the run."""
+    parser.add_argument("--output", type=Path, metavar="DIR", help="the artefact's folder")
+    parser.add_argument("--config", type=Path, metavar="FILE", help=f"YAML recipe; flags override it ({RECIPES})")
+    parser.add_argument(
+        "--resume", action="store_true", help="go on where a killed fit stopped; same command otherwise"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="remove what lies in --output")
+    for name, item in FIELDS.items():
+        only = " ".join(item.metadata["only"])
+        text = item.metadata["help"] + (f" [{only}]" if only else "") + _default(item.default)
+        options: dict[str, Any] = {"dest": name, "default": argparse.SUPPRESS, "help": text.replace("%", "%%")}
+        if isinstance(item.default, bool):
+            parser.add_argument(flag(name), action=argparse.BooleanOptionalAction, **options)
+        else:
+            parser.add_argument(flag(name), metavar=_metavar(name), **options)
+
+
+def _default(value: Any) -> str:
+    return "" if value in ("", None, ()) or isinstance(value, bool) else f" (default: {value})"
+
+
+def _metavar(name: str) -> str:
+    """The choices of a field, read from its type, or its name."""
+    kinds = typing.get_args(typing.get_type_hints(Recipe)[name])
+    choices = [c for kind in kinds for c in (typing.get_args(kind) or (kind,)) if isinstance(c, str)]
+    return "{" + ",".join(choices) + "}" if choices else name.rstrip("_").upper()
+
+
+def run(args: argparse.Namespace) -> int:
+    """Fit, and say what came out and what to do with it."""
+    flags = {name: value for name, value in vars(args).items() if name in FIELDS}
+    if not flags and args.config is None:
+        print(__doc__)
+        print(f"RECIPES, ready-made: --config FILE, in {RECIPES}")
+        for path in sorted(RECIPES.rglob("*.yaml")):
+            print(f"  {path.relative_to(RECIPES)}")
+        print("\nAll options: python -m calibtune fit --help")
+        return 0
+    config = load_recipe(args.config) if args.config else {}
+    output = args.output or config.pop("output", None)
+    config.pop("output", None)
+    recipe = make_recipe(config, flags, str(args.config or "--config"), output is None)
+    from calibtune.fit import fit, summary
+
+    artefact = fit(recipe, Path(output), args.resume, args.overwrite)
+    print(summary(artefact, Path(output)))
+    return 0

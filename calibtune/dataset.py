@@ -1,0 +1,109 @@
+"""The training questions of one epoch: in what order, and with their options in what order."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from torch.utils.data import Dataset, Sampler
+
+from calibtune.examples import Encoder, LetterExample, reorder
+from calibtune.tokens import TokenExample, tokenise
+
+#: Batches that are sorted by length together; between such stretches the order stays random.
+STRETCH = 50
+
+
+class TrainingSet(Dataset):
+    """The training questions as tokens, options re-ordered anew in each epoch where asked.
+
+    Args:
+        examples: Training questions.
+        encoder: Of the model's tokenizer.
+        max_length: The model's context in tokens.
+        seed: Of the orders of questions and options.
+        shuffle_options: Re-order the options of each question in each epoch.
+
+    Raises:
+        UserError: See :func:`calibtune.tokens.tokenise` and :func:`calibtune.examples.reorder`.
+    """
+
+    def __init__(
+        self, examples: Sequence[LetterExample], encoder: Encoder, max_length: int, seed: int, shuffle_options: bool
+    ) -> None:
+        self.examples, self.encoder, self.max_length = examples, encoder, max_length
+        self.seed, self.shuffle_options = seed, shuffle_options
+        self.epoch = -1
+        self.rows: list[TokenExample] = []
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Put the questions into the form of an epoch; the same epoch again changes nothing."""
+        if epoch == self.epoch:
+            return
+        self.epoch = epoch
+        if self.shuffle_options:
+            shown = [
+                reorder(example, option_order(self.seed, epoch, example.doc_hash, len(example.letters)))
+                for example in self.examples
+            ]
+            self.rows = tokenise(shown, self.encoder, self.max_length)
+        elif not self.rows:
+            self.rows = tokenise(self.examples, self.encoder, self.max_length)
+
+    def __len__(self) -> int:
+        """Number of questions."""
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> TokenExample:
+        """One question as it is in this epoch."""
+        return self.rows[index]
+
+
+def option_order(seed: int, epoch: int, doc_hash: str, letters: int) -> list[int]:
+    """The order of a question's options in an epoch: the same for every method, batch size and number of processes.
+
+    Args:
+        seed: The fit's.
+        epoch: From 0.
+        doc_hash: The question's.
+        letters: K.
+
+    Returns:
+        A permutation of 0 to K - 1.
+    """
+    digest = hashlib.sha256(f"{seed}/{epoch}/{doc_hash}".encode()).digest()
+    return np.random.default_rng(int.from_bytes(digest[:8], "little")).permutation(letters).tolist()
+
+
+class GroupedOrder(Sampler[int]):
+    """Random order in each epoch, with questions of like length side by side, in whole batches.
+
+    Each epoch leaves out the few questions that do not fill a last batch, others each time, so that every step sees
+    the same number whatever the split into processes and accumulated parts.
+
+    Args:
+        data: The training questions; its ``epoch`` says which order.
+        batch_size: Questions in one step, over all processes and accumulated parts.
+    """
+
+    def __init__(self, data: TrainingSet, batch_size: int) -> None:
+        self.data, self.batch_size = data, batch_size
+
+    def __len__(self) -> int:
+        """Questions in an epoch."""
+        return len(self.data) // self.batch_size * self.batch_size
+
+    def __iter__(self) -> Iterator[int]:
+        """Indices of the epoch's questions."""
+        rng = np.random.default_rng([self.data.seed, self.data.epoch])
+        order = rng.permutation(len(self.data))[: len(self)]
+        batches: list[list[int]] = []
+        for start in range(0, len(order), self.batch_size * STRETCH):
+            stretch = sorted(
+                order[start : start + self.batch_size * STRETCH].tolist(), key=lambda i: len(self.data[i].input_ids)
+            )
+            batches += [stretch[i : i + self.batch_size] for i in range(0, len(stretch), self.batch_size)]
+        for batch in rng.permutation(len(batches)):
+            yield from batches[batch]

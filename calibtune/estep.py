@@ -1,0 +1,151 @@
+"""The E-step of Algorithm 1: score the questions with the present model, take bin accuracies, set the targets."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from tqdm import tqdm
+
+from calibtune.files import replacing, write_text
+from calibtune.losses import Batch, answer_logits, letter_log_likelihoods
+from calibtune.recipe import Recipe
+from calibtune.targets import bin_accuracy, target_probs
+from calibtune.tokens import TokenExample, collate
+from harness_ext.binning import BinTable, FloatArray, IntArray, bin_index, bin_table
+from harness_ext.calibration import letter_log_softmax, top
+
+
+def score(model: Any, examples: Sequence[TokenExample], pad_id: int, batch_size: int) -> FloatArray:
+    """Letter log-likelihoods of some questions under the present model, each scored once over all processes.
+
+    Args:
+        model: Causal language model, wrapped or not; left in evaluation mode.
+        examples: N questions.
+        pad_id: Token to pad with.
+        batch_size: Questions in a forward pass.
+
+    Returns:
+        Shape (N, K), float64, NaN where a question has fewer letters; the same on every process.
+    """
+    state = PartialState()
+    order = sorted(range(len(examples)), key=lambda i: len(examples[i].input_ids), reverse=True)
+    batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    # Sharded models need as many forward passes on every process; what is scored twice is written twice.
+    batches += batches[-1:] * (-len(batches) % state.num_processes)
+    mine = batches[state.process_index :: state.num_processes]
+    device = next(model.parameters()).device
+    found: list[tuple[int, list[float]]] = []
+    model.eval()
+    with torch.no_grad():
+        for rows in tqdm(mine, desc="scoring", leave=False, delay=2, disable=not state.is_main_process):
+            batch = {k: v.to(device) for k, v in collate([examples[i] for i in rows], pad_id).items()}
+            values = letter_log_likelihoods(answer_logits(model, batch), batch["letter_ids"]).tolist()
+            found += [(i, v[: len(examples[i].letter_ids)]) for i, v in zip(rows, values, strict=True)]
+    width = max(len(example.letter_ids) for example in examples)
+    scores = np.full((len(examples), width), np.nan)
+    for row, values in gather_object(found):
+        scores[row, : len(values)] = values
+    return scores
+
+
+def score_bins(scores: FloatArray, gold: IntArray, bins: int) -> BinTable:
+    """Count, accuracy and confidence of each bin of scored questions (paper Eq 19's B_m)."""
+    confidence, predicted = top(np.exp(letter_log_softmax(scores)))
+    return bin_table(confidence, predicted == gold, bins)
+
+
+@dataclass
+class EStep:
+    """What the E-step leaves to the M-step; saved with every checkpoint.
+
+    Args:
+        recipe: Of an RCFT fit.
+    """
+
+    recipe: Recipe
+    #: The epoch that table and targets are for; -1 before the first E-step.
+    epoch: int = -1
+    table: BinTable | None = None
+    #: q of each training question, shape (N, K): 0 where a letter is absent, NaN where L_ECE is off.
+    targets: torch.Tensor | None = None
+    #: ``--e-step running``: confidence and whether right, of this epoch's forward passes so far.
+    seen: list[tuple[float, bool]] = field(default_factory=list)
+
+    def due(self, epoch: int) -> bool:
+        """Whether an epoch needs an E-step that is not there yet."""
+        if self.epoch == epoch:
+            return False
+        return self.epoch < 0 or self.recipe.e_step == "epoch"
+
+    def take(self, epoch: int, table: BinTable, scores: FloatArray | None) -> None:
+        """Set an epoch's bins, and the targets of all training questions from their scores.
+
+        Args:
+            epoch: From 0.
+            table: The bins that accuracies are taken from.
+            scores: Log-likelihoods of the training questions in this epoch's order of options, shape (N, K); None
+                with ``--e-step once`` and ``running``, where each question's own forward pass gives them.
+        """
+        self.epoch, self.table = epoch, table
+        self.targets = None if scores is None else self._targets(scores)
+
+    def next_epoch(self, epoch: int) -> None:
+        """Go into an epoch that has no E-step of its own; with ``--e-step running``, on the last one's passes."""
+        if self.recipe.e_step == "running" and self.epoch != epoch:
+            seen = gather_object(self.seen)
+            self.seen = []
+            if seen:
+                self.table = bin_table([c for c, _ in seen], [r for _, r in seen], self.recipe.bins)
+        self.epoch = epoch
+
+    def target(self, batch: Batch, letters: torch.Tensor) -> torch.Tensor:
+        """Target q of a batch's questions, shape (B, K); see :data:`calibtune.losses.Target`."""
+        if self.targets is not None:
+            self.targets = self.targets.to(letters.device)
+            return self.targets[batch["row"], : letters.shape[1]]
+        scores = letters.double().masked_fill(letters.isinf(), torch.nan).cpu().numpy()
+        confidence, predicted = top(np.exp(letter_log_softmax(scores)))
+        if self.recipe.e_step == "running":
+            right = predicted == batch["gold"].cpu().numpy()
+            self.seen += [(float(c), bool(r)) for c, r in zip(confidence, right, strict=True)]
+        return self._targets(scores).to(letters.device)
+
+    def _targets(self, scores: FloatArray) -> torch.Tensor:
+        assert self.table is not None
+        probs = np.exp(letter_log_softmax(scores))
+        confidence, _ = top(probs)
+        q = target_probs(probs, bin_accuracy(self.table, confidence), self.recipe.mapping)
+        q = np.nan_to_num(q, nan=0.0)
+        if self.recipe.skip_top_bin:
+            q[bin_index(confidence, self.recipe.bins) == self.recipe.bins - 1] = np.nan
+        return torch.tensor(q, dtype=torch.float32)
+
+    def save(self, folder: Path) -> None:
+        """Write the state beside a checkpoint's other files; all processes call it, one writes."""
+        table, seen = self.table, gather_object(self.seen)
+        if not PartialState().is_main_process:
+            return
+        bins = None if table is None else [table.count.tolist(), table.accuracy.tolist(), table.confidence.tolist()]
+        write_text(folder / "estep.json", json.dumps({"epoch": self.epoch, "bins": bins, "seen": seen}))
+        if self.targets is not None:
+            with replacing(folder / "estep_targets.pt") as path:
+                torch.save(self.targets.cpu(), path)
+
+    def load(self, folder: Path) -> None:
+        """Read what :meth:`save` wrote."""
+        state = json.loads((folder / "estep.json").read_text())
+        self.epoch = state["epoch"]
+        self.seen = [(c, r) for c, r in state["seen"]] if PartialState().is_main_process else []
+        if state["bins"] is not None:
+            count, accuracy, confidence = state["bins"]
+            self.table = BinTable(np.array(count), np.array(accuracy, float), np.array(confidence, float))
+        if (folder / "estep_targets.pt").exists():
+            self.targets = torch.load(folder / "estep_targets.pt", weights_only=True)

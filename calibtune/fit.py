@@ -1,0 +1,290 @@
+"""One fit from recipe to artefact: read the questions, load the model, train or search T, measure, write."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from calibtune.artefact import MANIFEST, SHOWN, Artefact, read_artefact, recipe_values, versions
+from calibtune.errors import UserError, WorkFailed
+from calibtune.estep import score
+from calibtune.examples import Encoder, Examples, LetterExample, document_hash, load_examples, load_tasks
+from calibtune.files import read_json, refuse_existing, write_json
+from calibtune.measures import harness_measures
+from calibtune.modeling import add_adapter, context_length, load_adapter, load_base, load_config, load_tokenizer
+from calibtune.recipe import Recipe
+from calibtune.tokens import TokenExample, tokenise
+from harness_ext.binning import FloatArray, IntArray
+from harness_ext.prompts import doc_to_text
+
+#: The recipe of an unfinished fit, which --resume checks; and its checkpoints.
+STARTED, CHECKPOINTS = "started.json", "checkpoints"
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Everything that a fit reads before it loads weights."""
+
+    recipe: Recipe
+    tokenizer: Any
+    encoder: Encoder
+    examples: Examples
+    held_out: tuple[TokenExample, ...]
+    max_length: int
+    revision: str | None
+
+    @property
+    def gold(self) -> np.ndarray:
+        """Right letters of the held-out questions, shape (N,)."""
+        return np.array([example.gold for example in self.held_out], dtype=np.int64)
+
+
+def read_inputs(recipe: Recipe) -> Inputs:
+    """Tokenizer, tasks and questions, checked against each other.
+
+    Raises:
+        UserError: Whatever is wrong with them; see the functions called.
+    """
+    config = load_config(recipe)
+    tokenizer = load_tokenizer(recipe)
+    encoder = Encoder(tokenizer)
+    tasks = load_tasks(recipe.tasks, recipe.include_path)
+    examples = load_examples(
+        tasks, encoder, recipe.apply_chat_template, recipe.held_out, recipe.seed, recipe.limit, trained_on(recipe)
+    )
+    length = context_length(config, tokenizer)
+    held_out = tuple(tokenise(examples.held_out, encoder, length))
+    return Inputs(recipe, tokenizer, encoder, examples, held_out, length, getattr(config, "_commit_hash", None))
+
+
+def trained_on(recipe: Recipe) -> frozenset[str]:
+    """Hashes of the documents that the recipe's adapter, if it has one, was trained on."""
+    if recipe.artifact is None:
+        return frozenset()
+    return frozenset(read_artefact(Path(recipe.artifact)).documents["train"])
+
+
+def fit(recipe: Recipe, output: Path, resume: bool = False, overwrite: bool = False) -> Artefact:
+    """Run a fit.
+
+    Args:
+        recipe: What to do.
+        output: The artefact's folder.
+        resume: Go on from the last whole checkpoint there.
+        overwrite: Remove what lies there.
+
+    Returns:
+        The finished artefact.
+
+    Raises:
+        UserError: Bad input, before anything is loaded where it can be known.
+        WorkFailed: Out of memory, a loss that is not finite, a full disk.
+    """
+    if resume and (output / MANIFEST).is_file():
+        return read_artefact(output)
+    if _is_first_process():
+        _claim(recipe, output, resume, overwrite)
+    if recipe.samples is not None:
+        return fit_samples(recipe, output)
+    inputs = read_inputs(recipe)
+    if _is_first_process():
+        _announce(inputs)
+    try:
+        return _temperature(inputs, output) if recipe.method == "temperature" else _train(inputs, output, resume)
+    except torch.OutOfMemoryError as error:
+        raise WorkFailed(_memory_advice(recipe)) from error
+
+
+def _is_first_process() -> bool:
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def _claim(recipe: Recipe, output: Path, resume: bool, overwrite: bool) -> None:
+    """Take the output folder for this recipe."""
+    values = recipe_values(recipe)
+    if resume and (output / STARTED).is_file():
+        before = read_json(output / STARTED)
+        other = sorted(key for key in values if before.get(key) != values[key])
+        if other:
+            changes = ", ".join(f"{key} {before.get(key)!r} -> {values[key]!r}" for key in other)
+            raise UserError(f"--resume: {output} was started with another recipe ({changes}); give the same one")
+        return
+    refuse_existing(output, overwrite)
+    write_json(output / STARTED, values)
+
+
+def _announce(inputs: Inputs) -> None:
+    counts = f"{len(inputs.examples.train)} training and {len(inputs.held_out)} held-out questions"
+    print(
+        f"{inputs.recipe.method}: {', '.join(inputs.recipe.tasks)}, {counts}; loading {inputs.recipe.model}", flush=True
+    )
+
+
+def _memory_advice(recipe: Recipe) -> str:
+    half = max(recipe.batch_size // 2, 1)
+    return (
+        f"out of memory with --batch-size {recipe.batch_size}; run again with --batch-size {half} "
+        f"--gradient-accumulation {recipe.gradient_accumulation * 2} (the same training), with --auto-batch, with "
+        "--gradient-checkpointing or with --quantisation nf4"
+    )
+
+
+def _temperature(inputs: Inputs, output: Path) -> Artefact:
+    started = time.perf_counter()
+    recipe = inputs.recipe
+    if not inputs.held_out:
+        raise UserError(
+            f"no question of {', '.join(recipe.tasks)} is left to fit T on; raise --limit, or use a task with more rows"
+        )
+    model = load_base(recipe)
+    if recipe.artifact is not None:
+        model = load_adapter(model, Path(recipe.artifact))
+    scores = score(model, inputs.held_out, inputs.tokenizer.pad_token_id, 4 * recipe.batch_size)
+    found = _write_temperature(recipe, output, scores, inputs.gold)
+    measures = tuple(harness_measures(scores, inputs.gold, t) for t in (1.0, found["temperature"]))
+    documents = {"train": sorted(trained_on(recipe)), "held_out": _hashes(inputs.examples.held_out)}
+    return _finish(recipe, output, "temperature", measures, started, documents, inputs.revision, found)
+
+
+def _write_temperature(recipe: Recipe, output: Path, scores: FloatArray, gold: IntArray) -> dict[str, Any]:
+    """Fit T; write temperature.json and the task YAMLs that evaluate it."""
+    from calibtune.scaled_tasks import write_scaled_tasks
+    from calibtune.temperature import fit_temperature
+
+    found = dataclasses.asdict(fit_temperature(scores, gold, recipe.objective, recipe.bins, recipe.seed))
+    if _is_first_process():
+        write_json(output / "temperature.json", found)
+        write_scaled_tasks(output, found["temperature"])
+    return found
+
+
+def fit_samples(recipe: Recipe, output: Path) -> Artefact:
+    """Fit a temperature on the questions of a samples file, without a model.
+
+    Raises:
+        ScoringError: See :func:`calibtune.samples.read_samples`.
+    """
+    from calibtune.samples import read_samples
+
+    started = time.perf_counter()
+    rows = read_samples(Path(str(recipe.samples)))
+    recipe = dataclasses.replace(recipe, tasks=recipe.tasks or (rows.task,))
+    hashes = [document_hash(doc_to_text(doc) if {"question", "choices"} <= doc.keys() else h)
+              for doc, h in zip(rows.docs, rows.doc_hashes, strict=True)]  # fmt: skip
+    found = _write_temperature(recipe, output, rows.loglikelihoods, rows.gold)
+    measures = tuple(harness_measures(rows.loglikelihoods, rows.gold, t) for t in (1.0, found["temperature"]))
+    return _finish(
+        recipe, output, "temperature", measures, started, {"train": [], "held_out": hashes}, temperature=found
+    )
+
+
+def _train(inputs: Inputs, output: Path, resume: bool) -> Artefact:
+    from transformers import set_seed
+
+    from calibtune.batch import fitting
+    from calibtune.dataset import TrainingSet
+    from calibtune.trainer import CalibrationTrainer, Questions, last_checkpoint, training_arguments
+
+    started = time.perf_counter()
+    recipe = inputs.recipe
+    arguments = training_arguments(recipe, output / CHECKPOINTS)
+    data = TrainingSet(inputs.examples.train, inputs.encoder, inputs.max_length, recipe.seed, recipe.shuffle_options)
+    questions = Questions(data, inputs.held_out, inputs.tokenizer.pad_token_id)
+    model = load_base(recipe)
+    before = _measures(model, inputs)
+    set_seed(recipe.seed)
+    model = add_adapter(model, recipe)
+    if recipe.auto_batch:
+        recipe = fitting(model, questions, recipe, arguments.world_size)
+        arguments = training_arguments(recipe, output / CHECKPOINTS)
+    trainer = CalibrationTrainer(model, arguments, recipe, questions)
+    checkpoint = last_checkpoint(output / CHECKPOINTS) if resume else None
+    if checkpoint is not None:
+        print(f"resuming from {checkpoint}", flush=True)
+        trainer.e_step.load(checkpoint)
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    model = trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
+    after = _measures(model, inputs)
+    trainer.save_model(str(output))
+    if trainer.is_world_process_zero():
+        inputs.tokenizer.save_pretrained(output)
+    trainer.accelerator.wait_for_everyone()
+    kind = "model" if recipe.tuning == "full" else "adapter"
+    documents = {"train": _hashes(inputs.examples.train), "held_out": _hashes(inputs.examples.held_out)}
+    return _finish(recipe, output, kind, (before, after), started, documents, inputs.revision)
+
+
+def _measures(model: Any, inputs: Inputs) -> dict[str, float]:
+    if not inputs.held_out:
+        return {}
+    scores = score(model, inputs.held_out, inputs.tokenizer.pad_token_id, 4 * inputs.recipe.batch_size)
+    return harness_measures(scores, inputs.gold)
+
+
+def _finish(
+    recipe: Recipe,
+    output: Path,
+    kind: str,
+    measures: tuple[dict[str, float], ...],
+    started: float,
+    documents: dict[str, list[str]],
+    revision: str | None = None,
+    temperature: dict[str, Any] | None = None,
+) -> Artefact:
+    artefact = Artefact(
+        kind=kind,
+        method=recipe.method,
+        model=recipe.model,
+        revision=revision,
+        tasks=recipe.tasks,
+        seed=recipe.seed,
+        recipe=recipe_values(recipe),
+        documents=documents,
+        before=measures[0],
+        after=measures[1],
+        versions=versions(),
+        seconds=round(time.perf_counter() - started, 1),
+        peak_memory_gib=round(torch.cuda.max_memory_allocated() / 2**30, 2) if torch.cuda.is_available() else None,
+        temperature=temperature,
+    )
+    if _is_first_process():
+        artefact.write(output)
+        (output / STARTED).unlink(missing_ok=True)
+        # What it was resumed from is of no use beside the finished artefact.
+        shutil.rmtree(output / CHECKPOINTS, ignore_errors=True)
+    return artefact
+
+
+def _hashes(examples: Sequence[LetterExample]) -> list[str]:
+    return [example.doc_hash for example in examples]
+
+
+def summary(artefact: Artefact, output: Path) -> str:
+    """What came out of a fit, where it lies, and what to type next."""
+    lines = [
+        f"{artefact.method} in {artefact.seconds:.0f} s, held-out questions ({len(artefact.documents['held_out'])}):"
+    ]
+    for name, shown in SHOWN.items():
+        if name in artefact.after:
+            lines.append(f"  {shown:<18} {artefact.before[name]:.4f} -> {artefact.after[name]:.4f}")
+    if artefact.temperature is not None:
+        found = artefact.temperature
+        lines.append(f"  T = {found['temperature']:.4f}  [{found['low']:.4f}, {found['high']:.4f}]")
+        lines += [f"  warning: {text}" for text in found["warnings"]]
+    lines.append(f"written to {output}")
+    if artefact.model:
+        chat = " --apply-chat-template" if artefact.recipe["apply_chat_template"] else ""
+        lines.append(
+            f"next: python -m calibtune eval --model {artefact.model} --artifact {output} "
+            f"--tasks {','.join(artefact.tasks)} --output {output}-eval{chat}"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,154 @@
+"""What each method minimises (paper section 3), one number a question, from one forward pass.
+
+Every loss reads the model where the harness reads it: at the prompt's last token, over the whole vocabulary. L_SFT2
+also reads the logits at the question's own tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from calibtune.recipe import Recipe
+
+Batch = dict[str, torch.Tensor]
+#: Gives q (B, K) for a batch and its letters' log-likelihoods: 0 where a letter is absent, all NaN where L_ECE is off.
+Target = Callable[[Batch, torch.Tensor], torch.Tensor]
+#: What the model itself is given; the rest of a batch is for the loss.
+MODEL_INPUTS = ("input_ids", "attention_mask", "position_ids")
+
+
+def answer_logits(model: Any, batch: Batch) -> torch.Tensor:
+    """Logits at each question's last prompt token, and nowhere else; shape (B, V), float32."""
+    places, index = batch["answer"].unique(return_inverse=True)
+    logits = _forward(model, batch, logits_to_keep=places)
+    return logits[torch.arange(len(index), device=logits.device), index].float()
+
+
+def all_logits(model: Any, batch: Batch) -> torch.Tensor:
+    """Logits at every token; shape (B, T, V)."""
+    return _forward(model, batch)
+
+
+def _forward(model: Any, batch: Batch, **options: Any) -> torch.Tensor:
+    inputs = {name: batch[name] for name in MODEL_INPUTS if name in batch}
+    return model(**inputs, use_cache=False, **options).logits
+
+
+def letter_log_likelihoods(logits: torch.Tensor, letter_ids: torch.Tensor) -> torch.Tensor:
+    """Log-likelihood of each letter among all tokens, as the harness has it.
+
+    Args:
+        logits: Shape (B, V).
+        letter_ids: Shape (B, K), -1 where a question lacks the letter.
+
+    Returns:
+        Shape (B, K), minus infinity where the letter is absent.
+    """
+    values = logits.log_softmax(-1).gather(1, letter_ids.clamp(min=0))
+    return values.masked_fill(letter_ids < 0, -torch.inf)
+
+
+def cft_loss(letters: torch.Tensor, gold: torch.Tensor) -> torch.Tensor:
+    """L_SFT1: minus the right letter's log-likelihood, shape (B,) (paper section 3).
+
+    Args:
+        letters: Log-likelihoods, shape (B, K); see :func:`letter_log_likelihoods`.
+        gold: Index of the right letter, shape (B,).
+    """
+    return -letters.gather(1, gold[:, None])[:, 0]
+
+
+def label_smoothing_loss(letters: torch.Tensor, gold: torch.Tensor, epsilon: float) -> torch.Tensor:
+    """Cross-entropy against ``1 - epsilon`` on the right letter and ``epsilon / (K - 1)`` on the others, shape (B,)."""
+    present = letters.isfinite()
+    right = torch.arange(letters.shape[1], device=letters.device) == gold[:, None]
+    wrong = epsilon / (present.sum(1, keepdim=True) - 1)
+    target = torch.where(right, 1 - epsilon, wrong)
+    return -(target * letters.masked_fill(~present, 0.0)).masked_fill(~present, 0.0).sum(1)
+
+
+def calibration_loss(letters: torch.Tensor, target: torch.Tensor, kind: str = "mse") -> torch.Tensor:
+    """L_ECE of each question, shape (B,): ``sum_j (p_j - q_j)^2``, or cross-entropy ``-sum_j q_j log p_j``.
+
+    Args:
+        letters: Log-likelihoods, shape (B, K); p is their softmax (paper Eq 1).
+        target: q, shape (B, K), 0 where the letter is absent; no gradient goes through it.
+        kind: "mse" (the paper) or "cross-entropy" (the distance for which convergence is claimed, appendix A.5).
+    """
+    target = target.detach()
+    if kind == "mse":
+        return ((letters.softmax(1) - target) ** 2).sum(1)
+    log_probs = letters.log_softmax(1)
+    return -(target * log_probs.masked_fill(log_probs.isinf(), 0.0)).sum(1)
+
+
+def question_loss(logits: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sum over the question's tokens after the first of minus their log-likelihood, and their number; both (B,).
+
+    Args:
+        logits: Shape (B, T, V).
+        batch: See :func:`calibtune.tokens.collate`.
+    """
+    places = torch.arange(logits.shape[1], device=logits.device)
+    last = batch["answer"][:, None]
+    first = batch["attention_mask"].argmax(1, keepdim=True) if "attention_mask" in batch else torch.zeros_like(last)
+    predicts = ((places >= first) & (places < last))[:, :-1]
+    labels = batch["input_ids"][:, 1:].masked_fill(~predicts, -100)
+    values = torch.stack(
+        # Question by question, so that float32 copies of the logits stay small.
+        [functional.cross_entropy(row[:-1].float(), label, reduction="sum") for row, label in zip(logits, labels)]  # noqa: B905
+    )
+    return values, predicts.sum(1)
+
+
+def sft2_loss(letter: torch.Tensor, question: torch.Tensor, count: torch.Tensor, weight: float | str) -> torch.Tensor:
+    """L_SFT2 of each question, shape (B,), under one of its normalisations (``findings.md``, point 2).
+
+    Args:
+        letter: L_SFT1, shape (B,).
+        question: Sum over question tokens, shape (B,).
+        count: Number of question tokens, shape (B,).
+        weight: "sum": all tokens summed, the paper as written. "token-mean": the mean over question tokens and letter,
+            as most libraries take it. A number: so many times the letter beside the mean over question tokens.
+    """
+    if weight == "sum":
+        return question + letter
+    if weight == "token-mean":
+        return (question + letter) / (count + 1)
+    return question / count.clamp(min=1) + float(weight) * letter
+
+
+def method_loss(model: Any, batch: Batch, recipe: Recipe, target: Target | None = None) -> tuple[torch.Tensor, ...]:
+    """A method's loss, a mean over the batch's questions.
+
+    Args:
+        model: Causal language model, wrapped or not.
+        batch: See :func:`calibtune.tokens.collate`.
+        recipe: Of a method that trains.
+        target: For RCFT, gives q of the batch's questions.
+
+    Returns:
+        The scalar loss, and the letters' log-likelihoods (B, K), detached.
+    """
+    if recipe.method == "rcft" and recipe.sft:
+        logits = all_logits(model, batch)
+        rows = torch.arange(len(logits), device=logits.device)
+        letters = letter_log_likelihoods(logits[rows, batch["answer"]].float(), batch["letter_ids"])
+        values = sft2_loss(cft_loss(letters, batch["gold"]), *question_loss(logits, batch), recipe.letter_weight)
+    else:
+        letters = letter_log_likelihoods(answer_logits(model, batch), batch["letter_ids"])
+        if recipe.method == "label-smoothing":
+            values = label_smoothing_loss(letters, batch["gold"], recipe.smoothing)
+        elif recipe.method == "cft":
+            values = cft_loss(letters, batch["gold"])
+        else:
+            values = torch.zeros(len(letters), device=letters.device)
+    if target is not None:
+        q = target(batch, letters.detach())
+        weight = recipe.lambda_ * ~q[:, 0].isnan()
+        values = values + weight * calibration_loss(letters, q.nan_to_num(), recipe.calibration_loss)
+    return values.mean(), letters.detach()

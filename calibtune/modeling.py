@@ -1,0 +1,146 @@
+"""Loading base models and tokenizers, attaching adapters; every refusal comes before any weights are read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+)
+
+from calibtune.errors import UserError
+from calibtune.files import read_json
+from calibtune.recipe import Recipe
+
+#: Where configurations keep the context's length, as the harness looks for it.
+LENGTHS = ("n_positions", "max_position_embeddings", "n_ctx")
+
+
+def load_tokenizer(recipe: Recipe) -> Any:
+    """The model's tokenizer, with the recipe's chat template if it names one.
+
+    Raises:
+        UserError: There is no such model, or no chat template where one was asked for.
+    """
+    tokenizer = _from(AutoTokenizer, recipe.model, recipe.trust_remote_code)
+    if recipe.chat_template is not None:
+        path = Path(recipe.chat_template)
+        if not path.is_file():
+            raise UserError(f"--chat-template {path} is no file; give one that holds a Jinja template")
+        tokenizer.chat_template = path.read_text(encoding="utf-8")
+    if recipe.apply_chat_template and not tokenizer.chat_template:
+        raise UserError(
+            f"the tokenizer of {recipe.model} has no chat template; give one with --chat-template FILE, or leave "
+            "--apply-chat-template out"
+        )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
+    return tokenizer
+
+
+def load_config(recipe: Recipe) -> Any:
+    """The model's configuration.
+
+    Raises:
+        UserError: There is no such model, or it is not a causal language model.
+    """
+    config = _from(AutoConfig, recipe.model, recipe.trust_remote_code)
+    names = config.architectures or []
+    other = [name for name in names if name.endswith(("MaskedLM", "Classification", "Answering", "Model"))]
+    remote = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
+    if config.is_encoder_decoder or other or (type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and not remote):
+        raise UserError(
+            f"{recipe.model} is a {', '.join(names) or config.model_type}, not a causal language model; give a decoder "
+            "that generates text, such as a ...ForCausalLM"
+        )
+    return config
+
+
+def context_length(config: Any, tokenizer: Any) -> int:
+    """The model's context in tokens."""
+    text = config.get_text_config()
+    lengths = [getattr(text, name) for name in LENGTHS if getattr(text, name, None)]
+    return int(lengths[0] if lengths else min(tokenizer.model_max_length, 2048))
+
+
+def load_base(recipe: Recipe) -> Any:
+    """The base model, quantised where the recipe says, on the device that the fit will use.
+
+    A model that is trained in full is held in float32, since bfloat16 weights lose small updates.
+    """
+    full = recipe.tuning == "full" and recipe.method != "temperature"
+    dtype = torch.float32 if recipe.precision == "fp32" or full else torch.bfloat16
+    options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True}
+    if recipe.quantisation == "nf4":
+        options["quantization_config"] = nf4(dtype)
+        options["device_map"] = {"": device(recipe)}
+    model = _from(AutoModelForCausalLM, recipe.model, recipe.trust_remote_code, **options)
+    return model if recipe.quantisation == "nf4" else model.to(device(recipe))
+
+
+def nf4(dtype: torch.dtype) -> BitsAndBytesConfig:
+    """4-bit NormalFloat with quantised constants (QLoRA, Dettmers et al. 2023), computing in ``dtype``."""
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=dtype,
+        bnb_4bit_use_double_quant=True,
+    )
+
+
+def device(recipe: Recipe) -> torch.device:
+    """Where the model lies: what was asked for, or this process's accelerator, or the CPU."""
+    from accelerate import PartialState
+
+    return torch.device(recipe.device) if recipe.device else PartialState().device
+
+
+def add_adapter(model: Any, recipe: Recipe) -> Any:
+    """Make a model trainable as the recipe says: a new adapter on all linear layers, or all of its weights."""
+    if recipe.tuning == "full":
+        return model.requires_grad_(True)
+    from peft import LoraConfig, get_peft_model
+
+    if recipe.gradient_checkpointing:
+        model.enable_input_require_grads()
+    config = LoraConfig(
+        r=recipe.rank,
+        lora_alpha=recipe.lora_alpha,
+        lora_dropout=recipe.lora_dropout,
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
+    )
+    return get_peft_model(model, config)
+
+
+def load_adapter(model: Any, folder: Path) -> Any:
+    """A base model with a finished adapter on it, not trainable.
+
+    Raises:
+        UserError: The folder holds no adapter, or one for a model of another shape.
+    """
+    from peft import PeftModel
+
+    if not (folder / "adapter_config.json").is_file():
+        raise UserError(f"{folder} holds no adapter (no adapter_config.json); give a folder that calibtune fit wrote")
+    try:
+        return PeftModel.from_pretrained(model, str(folder))
+    except (RuntimeError, ValueError, KeyError) as error:
+        base = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
+        raise UserError(
+            f"the adapter {folder} does not fit this model; it was made for {base} ({str(error).splitlines()[0]:.120})"
+        ) from error
+
+
+def _from(loader: Any, name: str, trust_remote_code: bool, **options: Any) -> Any:
+    try:
+        return loader.from_pretrained(name, trust_remote_code=trust_remote_code, **options)
+    except (OSError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"--model {name} cannot be loaded: {reason:.300}") from error

@@ -1,0 +1,220 @@
+"""transformers' Trainer with a method's loss, and the callback that takes the E-step before each epoch."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from calibtune.dataset import GroupedOrder, TrainingSet
+from calibtune.errors import UserError, WorkFailed
+from calibtune.estep import EStep, score, score_bins
+from calibtune.files import write_text
+from calibtune.losses import method_loss
+from calibtune.measures import harness_measures
+from calibtune.recipe import Recipe
+from calibtune.tokens import TokenExample, collate
+
+#: Written into a checkpoint last; a folder without it was cut off and is not resumed from.
+WHOLE = "whole.json"
+
+
+@dataclass(frozen=True)
+class Questions:
+    """A fit's questions as tokens."""
+
+    train: TrainingSet
+    held_out: tuple[TokenExample, ...]
+    pad_id: int
+
+
+class CalibrationTrainer(Trainer):
+    """Trainer whose loss is the recipe's method.
+
+    Args:
+        model: The model to train, adapters attached.
+        args: See :func:`training_arguments`.
+        recipe: What to train.
+        questions: On what.
+    """
+
+    # The loss is a mean over the batch: without this, batch 1 accumulated 4 times trains with 4 times the loss.
+    loss_is_scaled_for_ga = False
+
+    def __init__(self, model: Any, args: TrainingArguments, recipe: Recipe, questions: Questions) -> None:
+        self.recipe, self.questions = recipe, questions
+        self.e_step = EStep(recipe)
+        self._losses: list[torch.Tensor] = []
+        self._rows: list[torch.Tensor] = []
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=questions.train,
+            data_collator=lambda batch: collate(batch, questions.pad_id),
+            callbacks=[EpochTable(self)],
+        )
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> GroupedOrder:
+        order = GroupedOrder(self.questions.train, step_size(self.args))
+        if not len(order):
+            raise UserError(
+                f"a step takes {order.batch_size} questions (batch size, accumulation, processes), and there are only "
+                f"{len(self.questions.train)} to train on; lower --batch-size or --gradient-accumulation"
+            )
+        return order
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The method's loss over one batch; see :func:`calibtune.losses.method_loss`."""
+        uses_target = self.recipe.method == "rcft" and self.recipe.lambda_ > 0
+        loss, letters = method_loss(model, inputs, self.recipe, self.e_step.target if uses_target else None)
+        self._losses.append(loss.detach())
+        self._rows.append(inputs["row"])
+        return (loss, {"letters": letters}) if return_outputs else loss
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        """Trainer's gradient norm of one step; a loss or gradient that is not finite ends the run before the step.
+
+        Raises:
+            WorkFailed: With the step, the loss, the questions and the checkpoint to go on from.
+        """
+        norm = super()._get_grad_norm(model, grad_norm)
+        total = torch.stack(self._losses).sum()
+        if not bool(torch.isfinite(total) & torch.isfinite(torch.as_tensor(norm, device=total.device))):
+            rows = sorted(int(row) for rows in self._rows for row in rows)
+            last = last_checkpoint(Path(self.args.output_dir))
+            hashes = [self.questions.train.examples[row].doc_hash[:12] for row in rows]
+            raise WorkFailed(
+                f"step {self.state.global_step + 1}: the loss is {float(total)} and the gradient norm {float(norm)}, "
+                f"on training questions {rows} (hashes {', '.join(hashes)}); the last good checkpoint is "
+                f"{last or 'none'}: lower --learning-rate, or use --precision fp32"
+            )
+        self._losses, self._rows = [], []
+        return norm
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        # One that was cut off before its end would be mixed with the new one.
+        if self.args.should_save and folder.exists():
+            shutil.rmtree(folder)
+        super()._save_checkpoint(model, trial)
+        self.e_step.save(folder)
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            write_text(folder / WHOLE, json.dumps({"step": self.state.global_step}))
+
+    def held_out_scores(self) -> np.ndarray:
+        """Log-likelihoods of the held-out questions under the model as it is now, shape (N, K)."""
+        return self._score(self.questions.held_out)
+
+    def _score(self, examples: Sequence[TokenExample]) -> np.ndarray:
+        # Scoring keeps no activations, so it takes larger batches than training does.
+        return score(self.model_wrapped, examples, self.questions.pad_id, 4 * self.args.per_device_train_batch_size)
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Put the questions into the epoch's form, take its E-step, and show the held-out questions' table."""
+        self.questions.train.set_epoch(epoch)
+        held_out = self.held_out_scores() if self.questions.held_out else None
+        self.show(epoch, held_out)
+        if self.recipe.method != "rcft" or self.recipe.lambda_ == 0:
+            return
+        if not self.e_step.due(epoch):
+            self.e_step.next_epoch(epoch)
+            return
+        own_rows = self.recipe.e_step_rows == "train"
+        scores = self._score(self.questions.train.rows) if own_rows or self.recipe.e_step == "epoch" else None
+        rows, binned = (self.questions.train.rows, scores) if own_rows else (self.questions.held_out, held_out)
+        assert binned is not None
+        table = score_bins(binned, np.array([row.gold for row in rows]), self.recipe.bins)
+        self.e_step.take(epoch, table, scores if self.recipe.e_step == "epoch" else None)
+
+    def show(self, epoch: int, scores: np.ndarray | None) -> None:
+        """Print the E-step's table of the held-out questions and log their numbers."""
+        if scores is None:
+            return
+        gold = np.array([row.gold for row in self.questions.held_out])
+        numbers = harness_measures(scores, gold, bins=(self.recipe.bins,))
+        if self.recipe.report_to != "none":
+            self.log({f"held_out_{name}": value for name, value in numbers.items()})
+        if self.is_world_process_zero():
+            print(epoch_table(epoch, score_bins(scores, gold, self.recipe.bins), numbers, self.recipe.bins), flush=True)
+
+
+class EpochTable(TrainerCallback):
+    """Calls the trainer before each epoch; a resumed epoch finds its E-step in the checkpoint."""
+
+    def __init__(self, trainer: CalibrationTrainer) -> None:
+        self.trainer = trainer
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """See :meth:`CalibrationTrainer.begin_epoch`."""
+        done = state.epoch or 0.0
+        epoch = int(done + 1e-6)
+        if done - epoch > 1e-6:
+            # Resumed in mid-epoch: its E-step came with the checkpoint.
+            self.trainer.questions.train.set_epoch(epoch)
+        else:
+            self.trainer.begin_epoch(epoch)
+
+
+def epoch_table(epoch: int, table: Any, numbers: dict[str, float], bins: int) -> str:
+    """The held-out questions before an epoch, as text: one line a bin that has any, and a summary."""
+    lines = [f"before epoch {epoch + 1}, held-out questions:", "  bin           count  accuracy  confidence"]
+    for m in np.flatnonzero(table.count):
+        lines.append(
+            f"  [{m / bins:.2f}, {(m + 1) / bins:.2f}{']' if m == bins - 1 else ')'} {table.count[m]:7d}"
+            f"  {table.accuracy[m]:8.3f}  {table.confidence[m]:10.3f}"
+        )
+    lines.append(
+        f"  accuracy {numbers['acc']:.3f}, conf-ECE {numbers[f'conf_ece_{bins}']:.4f}, NLL {numbers['nll']:.4f}, "
+        f"letter mass {numbers['letter_mass']:.3f}"
+    )
+    return "\n".join(lines)
+
+
+def step_size(args: TrainingArguments) -> int:
+    """Questions in one step: batch size times accumulated parts times processes."""
+    return args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+
+
+def training_arguments(recipe: Recipe, folder: Path) -> TrainingArguments:
+    """The recipe as Trainer's arguments; checkpoints go to ``folder``."""
+    every = {"save_strategy": "steps", "save_steps": recipe.save_every} if recipe.save_every else {}
+    return TrainingArguments(
+        output_dir=str(folder),
+        per_device_train_batch_size=recipe.batch_size,
+        gradient_accumulation_steps=recipe.gradient_accumulation,
+        num_train_epochs=recipe.epochs,
+        max_steps=recipe.max_steps,
+        learning_rate=recipe.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=recipe.warmup_ratio,
+        weight_decay=recipe.weight_decay,
+        max_grad_norm=recipe.max_grad_norm,
+        gradient_checkpointing=recipe.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False} if recipe.gradient_checkpointing else None,
+        bf16=recipe.precision == "bf16",
+        use_cpu=recipe.device == "cpu",
+        seed=recipe.seed,
+        report_to=recipe.report_to,
+        logging_steps=10,
+        logging_nan_inf_filter=False,
+        **{"save_strategy": "epoch", "save_total_limit": 2, **every},
+        remove_unused_columns=False,
+        ddp_find_unused_parameters=False,
+        dataloader_pin_memory=torch.cuda.is_available(),
+    )
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest whole checkpoint in a folder, None where there is none."""
+    whole = [path.parent for path in folder.glob(f"checkpoint-*/{WHOLE}")]
+    return max(whole, key=lambda path: int(path.name.split("-")[1]), default=None)

@@ -1,0 +1,79 @@
+"""One page, figures and tables from the folders that lm_eval wrote: no model, no GPU.
+
+Each DIR is a folder written with --log_samples --output_path; it may hold several models' runs. The first is what the
+others are compared to, question by question.
+
+  python -m calibtune report runs/base runs/cft runs/rcft --output runs/report
+  python -m calibtune report out --base out/my-model --label base --label cft --output report
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from calibtune.errors import UserError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument(
+        "folders", nargs="+", type=Path, metavar="DIR", help="folders with lm_eval's results and samples"
+    )
+    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder to write the report to")
+    parser.add_argument("--base", metavar="DIR", help="folder or label of the run to compare to (default: the first)")
+    parser.add_argument("--label", action="append", default=[], metavar="NAME", help="name of a run; once for each run")
+    parser.add_argument("--overwrite", action="store_true", help="replace what is in the output folder")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write the report and say where it lies."""
+    from tqdm import tqdm
+
+    from calibtune.files import refuse_existing
+    from calibtune.report.build import build
+    from calibtune.report.write import write
+
+    _keep_inputs(args.output, args.folders)
+    # Asked before any work; what is there is removed only when the new report is ready.
+    if not args.overwrite:
+        refuse_existing(args.output, overwrite=False)
+    with tqdm(unit="step", delay=1, leave=False, desc="report") as bar:
+
+        def step(text: str) -> None:
+            bar.set_postfix_str(text, refresh=False)
+            bar.update()
+
+        results = build(args.folders, args.base, args.label, step)
+        written = write(results, args.output, args.overwrite, step)
+    print(_summary(results, args, written))
+    return 0
+
+
+def _keep_inputs(output: Path, folders: list[Path]) -> None:
+    for folder in folders:
+        if folder.resolve().is_relative_to(output.resolve()):
+            raise UserError(f"--output {output} holds the runs of {folder}; give a folder of its own")
+
+
+def _summary(results: dict[str, Any], args: argparse.Namespace, figures: int) -> str:
+    methods, tasks = len(results["methods"]), len(results["tasks"])
+    output = args.output
+    lines = [
+        f"Report of {methods} method{'s' * (methods > 1)} on {tasks} task{'s' * (tasks > 1)}, base {results['base']}:",
+        f"  page     {output / 'report.html'}",
+        f"  figures  {output / 'figures'} ({figures}, each as PNG and SVG)",
+        f"  tables   {output / 'tables.md'}, {output / 'tables.tex'}",
+        f"  numbers  {output / 'results.json'}",
+        *(f"Note: {note}" for note in results["notes"]),
+        f"Next: open {output / 'report.html'} in a browser",
+    ]
+    if methods == 1 and results["tasks"]:
+        model = results["methods"][0]["model"]
+        task = next(iter(results["tasks"]))
+        lines[-1] += "; to mend the calibration:"
+        lines.append(
+            f"  python -m calibtune fit --method temperature --model {model} --tasks {task} --output temperature"
+        )
+    return "\n".join(lines)

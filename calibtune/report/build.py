@@ -1,0 +1,164 @@
+"""From folders to the one dictionary of numbers that all of the report's outputs show."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from calibtune import __version__
+from calibtune.errors import UserError
+from calibtune.report.labels import set_labels
+from calibtune.report.numbers import SAME_T, Method, compare, measure, methods_of
+from calibtune.report.questions import MANY, Questions, pool_groups, read_questions, same_tasks
+from calibtune.report.runs import Run, find_runs, merge_runs
+from calibtune.report.winrates import win_rates
+
+#: The harness's own numbers may differ from ours by this much before the report says so.
+AGREE = 1e-6
+
+
+def build(
+    folders: Sequence[Path],
+    base: str | None = None,
+    labels: Sequence[str] = (),
+    step: Callable[[str], None] = lambda _: None,
+) -> dict[str, Any]:
+    """Read the runs below the folders and take every number.
+
+    Args:
+        folders: What lm_eval wrote, one or more runs in each.
+        base: Folder or label of the run to compare to; the first by default.
+        labels: Labels of the user's own, one a run.
+        step: Called with a text after each piece of work.
+
+    Returns:
+        ``base``, ``methods`` (a list, in the report's order), ``tasks`` (by name: ``questions``, ``pooled``,
+        ``figures``, ``methods`` by label, as :func:`calibtune.report.numbers.measure` gives them, with
+        ``difference``), ``win_rates`` and ``notes``. JSON-able; what is not defined is None.
+
+    Raises:
+        UserError: No runs, an unknown base, labels that do not fit.
+        ScoringError: A damaged samples file.
+    """
+    runs = _runs(folders)
+    if not labels:
+        runs = merge_runs(runs)
+    set_labels(runs, labels)
+    base_run = _base(runs, base)
+    found, notes = read_questions(runs, step)
+    order = sorted(range(len(runs)), key=lambda i: runs[i] is not base_run)
+    runs = [runs[i] for i in order]
+    questions = pool_groups(runs, same_tasks([found[i] for i in order]))
+    rates = win_rates(runs, base_run)
+    if not any(questions) and not rates:
+        raise UserError(f"{folders[0]}: no task there can be reported: {'; '.join(notes) or 'no samples'}")
+    methods = [(m, tasks) for run, tasks in zip(runs, questions, strict=True) for m in methods_of(run, tasks)]
+    tasks = _tasks(methods, step)
+    notes += _disagreements(methods, tasks)
+    results = {
+        "calibtune": __version__,
+        "base": methods[0][0].label,
+        "methods": [_describe(method, tasks) for method, tasks in methods],
+        "tasks": tasks,
+        "win_rates": rates,
+        "notes": notes,
+    }
+    if len(methods) > 1:
+        for task, entries in compare(methods, methods[0][0], step).items():
+            for label, difference in entries.items():
+                tasks[task]["methods"][label]["difference"] = difference
+                if not difference["questions"]:
+                    notes.append(f"{label} and {results['base']} share no question of {task}")
+    return dict(_plain(results))
+
+
+def _runs(folders: Sequence[Path]) -> list[Run]:
+    runs: list[Run] = []
+    known = set()
+    for folder in folders:
+        for run in find_runs(folder):
+            mark = (run.folder.resolve(), run.date, run.settings, str(run.model_args))
+            if mark not in known:
+                known.add(mark)
+                runs.append(run)
+    return runs
+
+
+def _base(runs: Sequence[Run], base: str | None) -> Run:
+    if base is None:
+        return next((run for run in runs if run.files), runs[0])
+    for run in runs:
+        if base == run.label or Path(base).resolve() in (run.source.resolve(), run.folder.resolve()):
+            return run
+    known = ", ".join(run.label for run in runs)
+    raise UserError(f"--base {base} is none of the folders given, nor a label among: {known}; give one of these")
+
+
+def _tasks(
+    methods: Sequence[tuple[Method, Mapping[str, Questions]]], step: Callable[[str], None]
+) -> dict[str, dict[str, Any]]:
+    tasks: dict[str, dict[str, Any]] = {}
+    inside: set[str] = set()
+    for _, questions in methods:
+        for task, each in questions.items():
+            entry = tasks.setdefault(task, {"questions": 0, "pooled": [], "figures": False, "methods": {}})
+            entry["questions"] = max(entry["questions"], len(each.gold))
+            entry["pooled"] = entry["pooled"] or list(each.pooled)
+            inside.update(each.pooled)
+    tasks = dict(sorted(tasks.items(), key=lambda item: (not item[1]["pooled"], item[0] in inside)))
+    for task in [task for task in tasks if task not in inside][:MANY]:
+        tasks[task]["figures"] = True
+    for method, questions in methods:
+        for task in tasks:
+            if task in questions:
+                each = questions[task]
+                temperature = method.temperature(each)
+                tasks[task]["methods"][method.label] = measure(each, temperature, tasks[task]["figures"])
+                step(f"measure {method.label} on {task}")
+    return tasks
+
+
+def _describe(method: Method, tasks: Mapping[str, Questions]) -> dict[str, Any]:
+    run, manifest = method.run, method.run.manifest()
+    fitted = run.fitted_temperature() if method.fixed is not None else None
+    scaled = any(abs(method.temperature(questions) - 1) > SAME_T for questions in tasks.values())
+    source = str(fitted[1]) if fitted else f"filter {method.filter}" if scaled else None
+    return {
+        "label": method.label,
+        "model": run.model,
+        "adapter": run.adapter,
+        "method": manifest.get("method"),
+        "seed": manifest.get("seed"),
+        "settings": list(run.settings),
+        "folder": str(run.folder),
+        "date": run.date,
+        "temperature_from": source,
+    }
+
+
+def _disagreements(
+    methods: Sequence[tuple[Method, Mapping[str, Questions]]], tasks: Mapping[str, dict[str, Any]]
+) -> list[str]:
+    """Where lm_eval's own conf-ECE is not the one recomputed from its samples."""
+    notes = []
+    for method, questions in methods:
+        for task in questions:
+            own = method.run.results.get(task, {}).get(f"conf_ece_10,{method.filter or 'none'}")
+            ours = tasks[task]["methods"][method.label]["numbers"]["conf_ece_10"]
+            if method.fixed is None and isinstance(own, (int, float)) and abs(own - ours) > AGREE:
+                notes.append(
+                    f"{method.label}, {task}: the results file says conf-ECE {own:.6f}, its samples {ours:.6f}; "
+                    "the report shows the latter"
+                )
+    return notes
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no NaN: what is not defined (an empty bin's accuracy) becomes None."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

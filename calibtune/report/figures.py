@@ -1,0 +1,262 @@
+"""What each figure draws; all take numbers from :mod:`calibtune.report.build` and compute none."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from calibtune.report.style import LIGHT, SHADE_TEXTS, line, shade
+
+Entries = Mapping[str, Mapping[str, Any]]
+#: Panels side by side in a file's figure.
+ACROSS = 4
+#: Class-by-class panels drawn for one method; tables and results.json hold all letters.
+MOST_CLASSES = 10
+
+
+def shorten(text: str, length: int = 28) -> str:
+    """The text, its middle left out where it is longer than a panel is wide."""
+    return text if len(text) <= length else f"{text[: length // 2 - 1]}…{text[-(length // 2) :]}"
+
+
+def questions_text(count: int) -> str:
+    """N as every figure states it."""
+    return f"N = {count:,} question{'' if count == 1 else 's'}"
+
+
+def reliability(entries: Entries, across: int = ACROSS) -> Figure:
+    """Reliability diagrams of the confidence, one panel a method on one scale, a histogram of confidence below each.
+
+    Bars: accuracy of each bin, shaded by the bin's share of the questions, with its 95 % interval. Hatched: the gap to
+    the bin's mean confidence. Dashed: the diagonal.
+
+    Args:
+        entries: Method label -> its numbers on one task.
+        across: Panels in a row.
+    """
+    columns, rows = min(across, len(entries)), math.ceil(len(entries) / across)
+    figure = Figure(figsize=(2.75 * columns, 3.55 * rows), layout="constrained")
+    grid = figure.subplots(2 * rows, columns, squeeze=False, height_ratios=[3, 1] * rows)
+    most = max(max(_shares(entry["bins"])) for entry in entries.values())
+    pairs = [(grid[2 * row, column], grid[2 * row + 1, column]) for row in range(rows) for column in range(columns)]
+    for (upper, lower), (label, entry) in zip(pairs, entries.items(), strict=False):
+        numbers = entry["numbers"]
+        draw_bins(upper, entry["bins"])
+        upper.set(ylabel="accuracy (share right)", xticklabels=[])
+        upper.set_title(f"{shorten(label)}\n{questions_text(entry['questions'])}", loc="left")
+        upper.text(0.03, 0.965, f"conf-ECE {numbers['conf_ece_10']:.3f}", va="top", transform=upper.transAxes)
+        _histogram(lower, entry["bins"], most)
+        lower.axvline(numbers["mean_confidence"], color=LIGHT["gap"], linewidth=1.3)
+        lower.axvline(numbers["acc"], color=LIGHT["ink"], linestyle=":", linewidth=1.3)
+        lower.set(xlabel="confidence (probability)", xlim=(0, 1), xticks=upper.get_xticks())
+    for axes in [axes for pair in pairs[len(entries) :] for axes in pair]:
+        axes.set_visible(False)
+    return figure
+
+
+def _shares(bins: Mapping[str, Sequence[float]]) -> list[float]:
+    total = max(1, sum(bins["count"]))
+    return [count / total for count in bins["count"]]
+
+
+def draw_bins(axes: Axes, bins: Mapping[str, Sequence[Any]]) -> None:
+    """Draw one reliability diagram of M bins on [0, 1]."""
+    size = len(bins["count"])
+    axes.plot([0, 1], [0, 1], color=LIGHT["faint"], linestyle=(0, (4, 3)), linewidth=1)
+    for number, share in enumerate(_shares(bins)):
+        if not bins["count"][number]:
+            continue
+        accuracy, confidence = bins["accuracy"][number], bins["confidence"][number]
+        left, centre = number / size, (number + 0.5) / size
+        axes.bar(left, accuracy, 1 / size, align="edge", color=shade(share), edgecolor=LIGHT["ink"], linewidth=0.5)
+        axes.bar(
+            left,
+            confidence - accuracy,
+            1 / size,
+            bottom=accuracy,
+            align="edge",
+            facecolor="none",
+            edgecolor=LIGHT["gap"],
+            hatch="/////",
+            linewidth=0.8,
+        )
+        ends = [[accuracy - bins["low"][number]], [bins["high"][number] - accuracy]]
+        axes.errorbar(centre, accuracy, yerr=np.maximum(ends, 0), color=LIGHT["ink"], linewidth=0.9, capsize=1.6)
+    axes.set(xlim=(0, 1), ylim=(0, 1), xticks=np.linspace(0, 1, 6), yticks=np.linspace(0, 1, 6))
+
+
+def _histogram(axes: Axes, bins: Mapping[str, Sequence[float]], most: float) -> None:
+    shares = _shares(bins)
+    size = len(shares)
+    axes.bar(
+        np.arange(size) / size,
+        shares,
+        1 / size,
+        align="edge",
+        color=[shade(share) for share in shares],
+        edgecolor=LIGHT["ink"],
+        linewidth=0.5,
+    )
+    axes.set(ylim=(0, most * 1.08), ylabel="share of\nquestions")
+
+
+def classwise(entries: Entries, across: int | None = None) -> Figure:
+    """Reliability diagrams class by class: how often each letter is right, by the probability given to it.
+
+    Args:
+        entries: Method label -> its numbers on one task; one row of panels a method, or with ``across`` wrapped.
+        across: Panels in a row.
+    """
+    letters = {label: list(entry["classes"].items())[:MOST_CLASSES] for label, entry in entries.items()}
+    columns = across or max(map(len, letters.values()))
+    rows = {label: math.ceil(len(classes) / columns) for label, classes in letters.items()}
+    width = max(1.7 * columns, 3.6)
+    figure = Figure(figsize=(width, sum(1.72 * count + 0.55 for count in rows.values())), layout="constrained")
+    heights = [1.72 * count + 0.55 for count in rows.values()]
+    parts = figure.subfigures(len(entries), 1, height_ratios=heights, hspace=0.02, squeeze=False).ravel()
+    for part, (label, entry) in zip(parts, entries.items(), strict=True):
+        part.suptitle(f"{shorten(label, 44)}, {questions_text(entry['questions'])}", size=8.5, weight="bold")
+        grid = part.subplots(rows[label], columns, sharex=True, sharey=True, squeeze=False)
+        for axes, (letter, bins) in zip(grid.ravel(), letters[label], strict=False):
+            draw_bins(axes, bins)
+            axes.set_title(f"{letter} (N = {sum(bins['count']):,})", size=8, weight="normal", loc="left")
+        for axes in grid.ravel()[len(letters[label]) :]:
+            axes.set_visible(False)
+        part.supxlabel("probability given to the letter", size=8)
+        part.supylabel("frequency (share right)", size=8)
+    return figure
+
+
+def options(entries: Entries, across: int = ACROSS) -> Figure:
+    """How often each letter is chosen, with a 95 % interval, beside how often it is right; one panel a method."""
+    columns, rows = min(across, len(entries)), math.ceil(len(entries) / across)
+    figure = Figure(figsize=(2.75 * columns, 2.45 * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, sharey=True, squeeze=False)
+    for axes, (label, entry) in zip(grid.ravel(), entries.items(), strict=False):
+        found = entry["options"]
+        place = np.arange(len(found["letters"]))
+        chosen = np.array(found["chosen"])
+        ends = np.array([chosen - found["chosen_low"], np.array(found["chosen_high"]) - chosen])
+        axes.bar(place - 0.2, chosen, 0.4, color=LIGHT["shade4"], edgecolor=LIGHT["ink"], linewidth=0.5, label="chosen")
+        axes.errorbar(place - 0.2, chosen, np.maximum(ends, 0), fmt="none", color=LIGHT["ink"], linewidth=0.9)
+        axes.bar(
+            place + 0.2, found["right"], 0.4, facecolor="none", edgecolor=LIGHT["gap"], hatch="/////", label="right"
+        )
+        axes.set_xticks(place, found["letters"])
+        axes.set(xlabel="option", ylim=(0, None))
+        axes.grid(axis="x", visible=False)
+        axes.set_title(f"{shorten(label)}\n{questions_text(entry['questions'])}", loc="left")
+    grid[0, 0].legend(loc="upper right", ncols=2, handlelength=1.2, columnspacing=0.8)
+    grid[0, 0].margins(y=0.25)
+    for axes in grid[:, 0]:
+        axes.set_ylabel("share of questions")
+    for axes in grid.ravel()[len(entries) :]:
+        axes.set_visible(False)
+    return figure
+
+
+def coverage(entries: Entries) -> Figure:
+    """Accuracy on the most confident share of the questions, all methods."""
+    figure = Figure(figsize=(4.3, 3.1), layout="constrained")
+    axes = figure.subplots()
+    for number, (label, entry) in enumerate(entries.items()):
+        curve = entry["coverage"]
+        style = {**line(number), "markevery": 4, "markersize": 4}
+        axes.plot(curve["share"], curve["accuracy"], label=f"{shorten(label)}", **style)
+    axes.set(xlabel="coverage (most confident share of questions)", ylabel="accuracy (share right)", xlim=(0, 1.02))
+    _legend(figure, axes, entries)
+    return figure
+
+
+def temperatures(entries: Entries) -> Figure:
+    """conf-ECE and NLL at T = 1 and at T, with 95 % intervals, of the methods that have a temperature."""
+    scaled = {label: entry for label, entry in entries.items() if "unscaled" in entry}
+    figure = Figure(figsize=(4.3, 1.15 + 0.5 * len(scaled)), layout="constrained")
+    for axes, (name, text) in zip(
+        figure.subplots(1, 2, sharey=True), (("conf_ece_10", "conf-ECE (share)"), ("nll", "NLL (nats)")), strict=True
+    ):
+        for place, entry in enumerate(scaled.values()):
+            for key, marker, color, shift in (("unscaled", "o", "gap", 0.12), ("numbers", "s", "line1", -0.12)):
+                numbers = entry[key]
+                value = numbers[name]
+                ends = [[value - numbers[f"{name}_low"]], [numbers[f"{name}_high"] - value]]
+                axes.errorbar(
+                    value,
+                    place + shift,
+                    xerr=np.maximum(ends, 0),
+                    fmt=marker,
+                    color=LIGHT[color],
+                    markersize=4.5,
+                    label=("T = 1" if key == "unscaled" else "T fitted") if place == 0 else None,
+                )
+        axes.set(xlabel=text, ylim=(len(scaled) - 0.5, -0.5), xlim=(0, None))
+    names = [f"{shorten(label, 24)}\nT = {entry['temperature']:.3g}" for label, entry in scaled.items()]
+    figure.axes[0].set_yticks(range(len(scaled)), names)
+    count = max(entry["questions"] for entry in scaled.values())
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside upper left", ncols=2)
+    figure.suptitle(questions_text(count), x=0.99, ha="right", size=8)
+    return figure
+
+
+def plane(entries: Entries) -> Figure:
+    """Accuracy against conf-ECE with 95 % intervals, all methods in one plane (the shape of the paper's figure 2)."""
+    figure = Figure(figsize=(4.3, 3.1), layout="constrained")
+    axes = figure.subplots()
+    for number, (label, entry) in enumerate(entries.items()):
+        numbers = entry["numbers"]
+        x, y = numbers["acc"], numbers["conf_ece_10"]
+        style = line(number)
+        axes.errorbar(
+            x,
+            y,
+            xerr=np.maximum([[x - numbers["acc_low"]], [numbers["acc_high"] - x]], 0),
+            yerr=np.maximum([[y - numbers["conf_ece_10_low"]], [numbers["conf_ece_10_high"] - y]], 0),
+            fmt=style["marker"],
+            color=style["color"],
+            markersize=5.5,
+            elinewidth=1,
+            label=shorten(label),
+        )
+    axes.set(xlabel="accuracy (share right)", ylabel="conf-ECE, 10 bins (share)", ylim=(0, None))
+    _legend(figure, axes, entries)
+    return figure
+
+
+def _legend(figure: Figure, axes: Axes, entries: Entries) -> None:
+    counts = sorted({entry["questions"] for entry in entries.values()})
+    axes.set_title(" to ".join(dict.fromkeys((questions_text(counts[0]), questions_text(counts[-1])))), loc="left")
+    columns = 2 if len(entries) > 1 and max(map(len, entries)) < 26 else 1
+    height = figure.get_figheight()
+    figure.set_figheight(height + 0.17 * math.ceil(len(entries) / columns))
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower left", ncols=columns, handlelength=3)
+
+
+def add_shade_key(figure: Figure) -> None:
+    """Add what shades, hatching and lines of a reliability diagram mean, for a figure that stands without the page."""
+    patches = [
+        Patch(facecolor=LIGHT[f"shade{number}"], edgecolor=LIGHT["ink"], linewidth=0.5, label=f"bin holds {text}")
+        for number, text in enumerate(SHADE_TEXTS, start=1)
+    ]
+    patches.append(Patch(facecolor="none", edgecolor=LIGHT["gap"], hatch="/////", label="gap to mean confidence"))
+    columns = max(1, min(6, int(figure.get_figwidth() / 1.45)))
+    rows = math.ceil(len(patches) / columns)
+    figure.set_figheight(figure.get_figheight() + 0.2 * rows)
+    figure.legend(handles=patches, loc="outside lower left", ncols=columns, fontsize=7)
+
+
+#: Figure name -> how it is drawn for the files, all methods in one.
+FOR_FILES: dict[str, Callable[[Entries], Figure]] = {
+    "reliability": reliability,
+    "classwise": classwise,
+    "options": options,
+    "coverage": coverage,
+    "temperature": temperatures,
+    "plane": plane,
+}

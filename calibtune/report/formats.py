@@ -1,0 +1,94 @@
+"""Tables as Markdown and as LaTeX."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from calibtune.report.tables import BETTER, WORSE, Cell, Table, titled
+
+ABOUT = (
+    "Below or beside each number its 95 % interval; differences are paired by question, marked where the interval "
+    f"excludes 0: {BETTER} better, {WORSE} worse."
+)
+LATEX = {
+    "\\": r"\textbackslash{}",
+    "^": r"\textasciicircum{}",
+    "~": r"\textasciitilde{}",
+    **{sign: f"\\{sign}" for sign in "&%$#_{}"},
+    BETTER: r"$\blacktriangle$",
+    WORSE: r"$\blacktriangledown$",
+    "–": "--",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+}
+
+
+def markdown(results: Mapping[str, Any]) -> str:
+    """Every table as GitHub's Markdown."""
+    parts = ["# Calibration report", ABOUT, *(f"> {_escaped(note)}" for note in results["notes"])]
+    for title, table in titled(results):
+        parts += [f"## {_escaped(title)}", _markdown_table(table)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _markdown_table(table: Table) -> str:
+    lines = [table.head, ["---", *("---" if cell.kind == "text" else "---:" for cell in table.rows[0][1:])]]
+    lines += [[_markdown_cell(cell) for cell in row] for row in table.rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _markdown_cell(cell: Cell) -> str:
+    interval = f"({cell.interval})" if cell.interval else ""
+    return " ".join(part for part in (_escaped(cell.value), cell.mark, interval) if part)
+
+
+def _escaped(text: str) -> str:
+    return re.sub(r"([\\|*_<>`])", r"\\\1", text)
+
+
+def latex(results: Mapping[str, Any]) -> str:
+    """Every table as a LaTeX ``table`` with booktabs rules; the intervals in a second, smaller line of the row."""
+    parts = [
+        "% Needs: \\usepackage{booktabs,amssymb,graphicx}",
+        f"% {ABOUT}",
+    ]
+    return "\n\n".join([*parts, *(_latex_table(title, table) for title, table in titled(results))]) + "\n"
+
+
+def _latex_table(title: str, table: Table) -> str:
+    columns = "l" + "".join("l" if cell.kind == "text" else "r" for cell in table.rows[0][1:])
+    rows = []
+    for row in table.rows:
+        rows.append(" & ".join(tex(f"{cell.value} {cell.mark}".strip()) for cell in row) + r" \\")
+        if any(cell.interval for cell in row):
+            rows.append(" & ".join(rf"{{\scriptsize {tex(c.interval)}}}" if c.interval else "" for c in row) + r" \\")
+    label = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
+    lines = [
+        r"\begin{table}[htbp]",
+        r"\centering",
+        rf"\caption{{{tex(title)}}}",
+        rf"\label{{tab:{label}}}",
+        r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
+        rf"\begin{{tabular}}{{{columns}}}",
+        r"\toprule",
+        " & ".join(tex(head) for head in table.head) + r" \\",
+        r"\midrule",
+        *rows,
+        r"\bottomrule",
+        r"\end{tabular}}",
+        r"\end{table}",
+    ]
+    return "\n".join(lines)
+
+
+def tex(text: str) -> str:
+    r"""Text with LaTeX's special characters escaped.
+
+    Example:
+        >>> print(tex("95 % of a_b"))
+        95 \% of a\_b
+    """
+    return "".join(LATEX.get(sign, sign) for sign in text)

@@ -1,0 +1,220 @@
+"""Every number that the report shows, in one nested dictionary: ``results.json``, tables, figures and page read it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.stats import binomtest
+
+from calibtune.measures import further_measures, harness_measures
+from calibtune.report.paired import MEANS, Scored, paired_differences, scored
+from calibtune.report.questions import Questions, match
+from calibtune.report.runs import Run
+from harness_ext.binning import BinTable, FloatArray, IntArray, bin_table
+from harness_ext.calibration import letter_log_softmax, top
+from harness_ext.estimators import accuracy_at_coverage
+from harness_ext.prompts import LETTERS
+
+#: Standard normal quantile of a 95 % interval.
+Z = 1.959963984540054
+BINS = 10
+#: Shares of the questions answered in the accuracy-at-coverage curve.
+COVERAGE = tuple(step / 20 for step in range(1, 21))
+#: Temperatures closer to one another than this are one.
+SAME_T = 1e-6
+
+
+@dataclass(frozen=True)
+class Method:
+    """One line of the report's tables: a run, at the temperature of one of its filters or of a ``temperature.json``."""
+
+    label: str
+    run: Run
+    #: Filter of the samples whose temperature is taken; None with ``fixed``.
+    filter: str | None = None
+    #: Temperature from ``temperature.json``.
+    fixed: float | None = None
+
+    def temperature(self, questions: Questions) -> float:
+        """T on these questions; 1 where their samples tell of none."""
+        if self.fixed is not None:
+            return self.fixed
+        value = questions.temperatures.get(self.filter or "", 1.0)
+        return 1.0 if abs(value - 1) < SAME_T else value
+
+
+def methods_of(run: Run, tasks: Mapping[str, Questions]) -> list[Method]:
+    """The lines of one run: one for each filter with a temperature of its own, and one for a fitted temperature.
+
+    Args:
+        run: The run, labelled.
+        tasks: Its questions.
+
+    Returns:
+        The unscaled one first, under the run's label; the others as "label + filter" and "label + temperature".
+    """
+    filters: dict[str, tuple[float, ...]] = {}
+    for name in dict.fromkeys(name for questions in tasks.values() for name in questions.temperatures):
+        values = tuple(questions.temperatures.get(name, 1.0) for questions in tasks.values())
+        if not any(np.allclose(values, other, atol=SAME_T) for other in filters.values()):
+            filters[name] = values
+    order = sorted(filters, key=lambda name: not np.allclose(filters[name], 1, atol=SAME_T))
+    if len(order) < 2:
+        methods = [Method(run.label, run, order[0] if order else None)]
+    else:
+        methods = [Method(run.label if i == 0 else f"{run.label} + {name}", run, name) for i, name in enumerate(order)]
+    fitted = run.fitted_temperature()
+    if fitted and not any(np.allclose(values, fitted[0], rtol=1e-4) for values in filters.values()):
+        methods.append(Method(f"{run.label} + temperature", run, fixed=fitted[0]))
+    return methods
+
+
+def measure(questions: Questions, temperature: float, figures: bool) -> dict[str, Any]:
+    """The numbers of one method on one task.
+
+    Args:
+        questions: What the model answered.
+        temperature: T.
+        figures: Also what the figures draw: bins, classes, options, coverage.
+
+    Returns:
+        ``questions`` (N), ``temperature``, ``numbers`` (as ``rescore`` prints them, with ``_low`` and ``_high``), and
+        where T is not 1 ``unscaled``, the same at T = 1.
+    """
+    numbers = _numbers(questions, temperature)
+    entry: dict[str, Any] = {"questions": len(questions.gold), "temperature": temperature, "numbers": numbers}
+    if temperature != 1:
+        entry["unscaled"] = _numbers(questions, 1.0)
+    if figures:
+        probs = np.exp(letter_log_softmax(questions.loglikelihoods, temperature))
+        confidence, predicted = top(probs)
+        correct = predicted == questions.gold
+        entry["bins"] = _bins(bin_table(confidence, correct, BINS))
+        entry["classes"] = _classes(probs, questions.gold)
+        entry["options"] = _options(probs, predicted, questions.gold)
+        entry["coverage"] = {
+            "share": list(COVERAGE),
+            "accuracy": [accuracy_at_coverage(confidence, correct, share) for share in COVERAGE],
+        }
+    return entry
+
+
+def _numbers(questions: Questions, temperature: float) -> dict[str, float]:
+    numbers = harness_measures(questions.loglikelihoods, questions.gold, temperature)
+    numbers |= further_measures(questions.loglikelihoods, questions.gold, temperature)
+    rows, means = len(questions.gold), scored(questions, temperature).means
+    numbers["acc_low"], numbers["acc_high"] = share_interval(round(means[:, 0].sum()), rows)
+    for name, column in zip(MEANS[1:], means.T[1:], strict=True):
+        half = Z * column.std(ddof=1) / math.sqrt(rows) if rows > 1 else math.inf
+        top_value = {"letter_mass": 1.0, "brier": 2.0}.get(name, math.inf)
+        # The half-precision sums of some backends lie a little above 1; the interval must still hold its estimate.
+        numbers[f"{name}_low"] = max(0.0, numbers[name] - half)
+        numbers[f"{name}_high"] = max(numbers[name], min(top_value, numbers[name] + half))
+    return numbers
+
+
+def share_interval(hits: int, rows: int) -> tuple[float, float]:
+    """95 % interval of a share (Wilson 1927), which stays within [0, 1] and covers near its ends too."""
+    interval = binomtest(hits, rows).proportion_ci(0.95, method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+def _bins(table: BinTable) -> dict[str, list[float]]:
+    ends = [
+        share_interval(round(accuracy * count), count) if count else (math.nan, math.nan)
+        for count, accuracy in zip(table.count.tolist(), table.accuracy.tolist(), strict=True)
+    ]
+    return {
+        "count": table.count.tolist(),
+        "accuracy": table.accuracy.tolist(),
+        "confidence": table.confidence.tolist(),
+        "low": [low for low, _ in ends],
+        "high": [high for _, high in ends],
+    }
+
+
+def _classes(probs: FloatArray, gold: IntArray) -> dict[str, dict[str, list[float]]]:
+    """For each letter: bins over its own probability, and how often it is right in each."""
+    classes = {}
+    for letter in range(probs.shape[1]):
+        has = ~np.isnan(probs[:, letter])
+        classes[letter_name(letter)] = _bins(bin_table(probs[has, letter], gold[has] == letter, BINS))
+    return classes
+
+
+def letter_name(index: int) -> str:
+    """The letter of an option; its number where the task has more options than there are letters."""
+    return LETTERS[index] if index < len(LETTERS) else str(index + 1)
+
+
+def _options(probs: FloatArray, predicted: IntArray, gold: IntArray) -> dict[str, Any]:
+    letters, rows = probs.shape[1], len(gold)
+    chosen, right = (np.bincount(values, minlength=letters) for values in (predicted, gold))
+    return {
+        "letters": [letter_name(letter) for letter in range(letters)],
+        "offered": (~np.isnan(probs)).sum(axis=0).tolist(),
+        "chosen": (chosen / rows).tolist(),
+        "chosen_low": [share_interval(hits, rows)[0] for hits in chosen.tolist()],
+        "chosen_high": [share_interval(hits, rows)[1] for hits in chosen.tolist()],
+        "right": (right / rows).tolist(),
+        "entropy_chosen": entropy(chosen / rows),
+        "entropy_right": entropy(right / rows),
+        "entropy_most": math.log2(letters),
+    }
+
+
+def entropy(shares: FloatArray) -> float:
+    """Entropy in bits of shares that sum to 1; 0 when one letter is chosen always, log2 K when all alike."""
+    used = shares[shares > 0]
+    return float(abs((used * np.log2(used)).sum()))
+
+
+def compare(
+    methods: Sequence[tuple[Method, Mapping[str, Questions]]], base: Method, step: Callable[[str], None]
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """Paired differences of every method to the base, by task and method label.
+
+    Args:
+        methods: Each method with its run's questions; the base among them.
+        base: The method compared to.
+        step: Called with a text after each task of each method.
+
+    Returns:
+        ``{task: {label: {"questions": matched, name: {estimate, low, high, clear}}}}``, where ``clear`` says that the
+        interval excludes 0; a method that shares no question with the base on a task has ``{"questions": 0}``.
+    """
+    base_tasks = next(tasks for method, tasks in methods if method is base)
+    output: dict[str, dict[str, dict[str, Any]]] = {}
+    ready: dict[str, tuple[Questions, Scored]] = {
+        task: (questions, scored(questions, base.temperature(questions))) for task, questions in base_tasks.items()
+    }
+    for method, tasks in methods:
+        for task, questions in tasks.items():
+            if method is not base and task in ready:
+                output.setdefault(task, {})[method.label] = _difference(method, questions, base, *ready[task])
+                step(f"compare {method.label} on {task}")
+    return output
+
+
+def _difference(
+    method: Method, questions: Questions, base: Method, base_questions: Questions, base_scored: Scored
+) -> dict[str, Any]:
+    if questions.keys == base_questions.keys:
+        sides = base_scored, scored(questions, method.temperature(questions))
+        count = len(questions.keys)
+    else:
+        mine, theirs = match(questions, base_questions)
+        count = len(mine.keys)
+        if not count:
+            return {"questions": 0}
+        # The temperature is that of the whole task: which questions are shared does not change it.
+        sides = scored(theirs, base.temperature(base_questions)), scored(mine, method.temperature(questions))
+    found = paired_differences(*sides)
+    return {
+        "questions": count,
+        **{name: {**item._asdict(), "clear": bool(item.low > 0 or item.high < 0)} for name, item in found.items()},
+    }

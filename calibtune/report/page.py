@@ -1,0 +1,162 @@
+"""The page: one HTML file with everything in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from calibtune.report import figures, tables
+from calibtune.report.style import COLOURS, SHADE_TEXTS, inline_svg, styled
+
+#: Panels of one method's classes side by side on the page, legible on a phone.
+CLASSES_ACROSS = 2
+
+
+def render(results: Mapping[str, Any], step: Callable[[str], None] = lambda _: None) -> str:
+    """The whole page as HTML.
+
+    Args:
+        results: From :func:`calibtune.report.build.build`.
+        step: Called with a text after each task's figures.
+
+    Returns:
+        A document that refers to nothing outside itself.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("calibtune.report", package_path=""),
+        autoescape=True,
+        trim_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    tasks = []
+    for number, (name, task) in enumerate(results["tasks"].items()):
+        tasks.append(
+            _task(number, name, task, results["base"]) if task["figures"] else {"name": name, "figures": False}
+        )
+        step(f"drawn {name}")
+    shown = [task["name"] for task in tasks if task["figures"]]
+    many = len(shown) < len(tasks)
+    return environment.get_template("page.html").render(
+        results=results,
+        title=_title(results),
+        summary=_summary(results),
+        tasks=tasks,
+        colours=COLOURS,
+        shade_texts=SHADE_TEXTS,
+        many=tables.all_tasks(results["tasks"]) if many else None,
+        hidden=many,
+        figure_names=", ".join(shown),
+        win_table=tables.win_rates(results["win_rates"]),
+        run_table=tables.runs(results["methods"]),
+    )
+
+
+def _title(results: Mapping[str, Any]) -> str:
+    labels = [method["label"] for method in results["methods"]]
+    return f"Calibration of {labels[0]}" if len(labels) == 1 else f"Calibration of {len(labels)} methods"
+
+
+def _summary(results: Mapping[str, Any]) -> str:
+    labels = [method["label"] for method in results["methods"]]
+    count = len(results["tasks"])
+    text = f"{', '.join(labels)}; {count} task{'' if count == 1 else 's'}."
+    return text if len(labels) == 1 else f"{text} Compared to {results['base']}."
+
+
+def _task(number: int, name: str, task: Mapping[str, Any], base: str) -> dict[str, Any]:
+    entries = task["methods"]
+    pooled = f"{len(task['pooled'])} tasks pooled into one, " if task["pooled"] else ""
+    with styled():
+        scaled = tables.temperature(task)
+        return {
+            "name": name,
+            "figures": True,
+            "text": f"{pooled}{figures.questions_text(task['questions'])}.",
+            "table": tables.measures(task),
+            "differences": tables.differences(task),
+            "entropy": tables.entropies(task),
+            "reliability": _panels(f"t{number}-reliability", entries, figures.reliability, _tell_reliability, name),
+            "options": _panels(f"t{number}-options", entries, figures.options, _tell_options, name),
+            "classwise": _panels(f"t{number}-classwise", entries, _classes, _tell_classes, name),
+            "lines": [
+                _drawn(
+                    f"t{number}-plane",
+                    figures.plane(entries),
+                    f"Accuracy against conf-ECE on {name}: {_tell_all(entries)}",
+                ),
+                _drawn(f"t{number}-coverage", figures.coverage(entries), _tell_coverage(entries, name)),
+            ],
+            "temperature": scaled
+            and {
+                "table": scaled,
+                "figures": [
+                    _drawn(
+                        f"t{number}-temperature",
+                        figures.temperatures(entries),
+                        f"The table's numbers on {name}, drawn.",
+                    )
+                ],
+            },
+        }
+
+
+def _panels(
+    name: str,
+    entries: figures.Entries,
+    draw: Callable[[figures.Entries], Any],
+    tell: Callable[[str, Mapping[str, Any], str], str],
+    task: str,
+) -> list[dict[str, Any]]:
+    """One drawing a method, all on one scale, so that a phone shows them below one another."""
+    return [
+        # A label too long for the drawing's title stands whole below it.
+        _drawn(f"{name}-{i}", draw({label: entry}), tell(label, entry, task), label * (figures.shorten(label) != label))
+        for i, (label, entry) in enumerate(entries.items())
+    ]
+
+
+def _classes(entries: figures.Entries) -> Any:
+    return figures.classwise(entries, across=CLASSES_ACROSS)
+
+
+def _drawn(name: str, figure: Any, description: str, caption: str = "") -> dict[str, Any]:
+    return {"id": name, "svg": Markup(inline_svg(figure, name, description)), "caption": caption}
+
+
+def _tell_reliability(label: str, entry: Mapping[str, Any], task: str) -> str:
+    numbers = entry["numbers"]
+    return (
+        f"Reliability diagram of {label} on {task}: mean confidence {numbers['mean_confidence']:.3f}, accuracy "
+        f"{numbers['acc']:.3f}, conf-ECE {numbers['conf_ece_10']:.3f}, {figures.questions_text(entry['questions'])}."
+    )
+
+
+def _tell_options(label: str, entry: Mapping[str, Any], task: str) -> str:
+    found = entry["options"]
+    shares = zip(found["letters"], found["chosen"], found["right"], strict=True)
+    text = "; ".join(f"{letter} chosen {chosen:.1%}, right {right:.1%}" for letter, chosen, right in shares)
+    return f"Options of {label} on {task}: {text}."
+
+
+def _tell_classes(label: str, entry: Mapping[str, Any], task: str) -> str:
+    return (
+        f"Reliability diagrams of {label} on {task}, one for each of {len(entry['classes'])} letters: "
+        f"cw-ECE {entry['numbers']['cw_ece_10']:.3f}."
+    )
+
+
+def _tell_all(entries: figures.Entries) -> str:
+    return "; ".join(
+        f"{label}: accuracy {e['numbers']['acc']:.3f}, conf-ECE {e['numbers']['conf_ece_10']:.3f}"
+        for label, e in entries.items()
+    )
+
+
+def _tell_coverage(entries: figures.Entries, task: str) -> str:
+    half = "; ".join(
+        f"{label} {e['numbers']['acc_at_50']:.3f} of {e['numbers']['acc']:.3f}" for label, e in entries.items()
+    )
+    return f"Accuracy at coverage on {task}. At half of the questions, and of all: {half}."

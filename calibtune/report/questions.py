@@ -1,0 +1,190 @@
+"""The questions of each run and task as arrays, subjects pooled, and which tasks of two runs are the same."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from calibtune.errors import UserError
+from calibtune.report.runs import WIN_TASK, Run
+from calibtune.samples import read_samples
+from harness_ext.binning import FloatArray, IntArray
+
+#: A group with more tasks than this is pooled into one for the figures (MMLU has 57).
+MANY = 6
+#: Log-likelihoods (nats) closer than this in every letter of every question are one model's on one prompt.
+SAME_ANSWERS = 0.05
+
+
+@dataclass(frozen=True)
+class Questions:
+    """What one model answered on one task."""
+
+    #: Raw log-likelihoods of the letters, shape (N, K), NaN where a question has fewer.
+    loglikelihoods: FloatArray
+    #: Index of the right letter, shape (N,).
+    gold: IntArray
+    #: What makes a question the same in another run: its document's hash, right letter, and how often both came before.
+    keys: tuple[tuple[str, int, int], ...]
+    #: Filter -> its temperature, where the samples tell it.
+    temperatures: dict[str, float]
+    #: The tasks pooled here; empty for a single task.
+    pooled: tuple[str, ...] = ()
+
+
+def read_questions(
+    runs: Sequence[Run], step: Callable[[str], None] = lambda _: None
+) -> tuple[list[dict[str, Questions]], list[str]]:
+    """Read every samples file of every run that can be read as a multiple-choice task.
+
+    Args:
+        runs: The runs, labelled.
+        step: Called with a text after each file.
+
+    Returns:
+        For each run its questions by task, and notes on the files left out with the reason.
+
+    Raises:
+        ScoringError: A file that begins as such a task is damaged or incomplete.
+    """
+    found: list[dict[str, Questions]] = []
+    notes: list[str] = []
+    for run in runs:
+        tasks = {}
+        for task, path in sorted(run.files.items()):
+            reason = unsuitable(path, run.kinds.get(task), "win_rate,none" in run.results.get(task, {}))
+            if reason is None:
+                tasks[task] = _read(path)
+            elif task != WIN_TASK:
+                notes.append(f"{run.label}: {task} is left out, {reason} ({path.name})")
+            step(f"read {task}")
+        for task in run.results:
+            if any(name.startswith("conf_ece") for name in run.results[task]) and task not in run.files:
+                notes.append(f"{run.label}: {task} is left out, it has no samples; evaluate it with --log_samples")
+        found.append(tasks)
+    return found, notes
+
+
+def unsuitable(path: Path, kind: str | None, win_rate: bool = False) -> str | None:
+    """Why a samples file cannot be one of letters with a right answer, judged by its first line; None if it can."""
+    if win_rate or path.name.startswith(f"samples_{WIN_TASK}_"):
+        return "it compares two responses"
+    if kind is not None and kind != "multiple_choice":
+        return f"its output is {kind}, not multiple choice"
+    try:
+        with path.open(encoding="utf-8") as file:
+            sample = json.loads(file.readline())
+        first = sample["resps"][0][0]
+        scored = isinstance(first, list) and float(first[0]) <= 1e-3 and len(sample["resps"]) > 1
+        target = sample.get("target")
+    except (ValueError, KeyError, IndexError, TypeError):
+        # A damaged first line is the reader's to explain; anything else is no log-likelihood of a choice.
+        return None if kind == "multiple_choice" else "its responses are no log-likelihoods of choices"
+    if not scored:
+        return "its responses are no log-likelihoods of choices"
+    return None if str(target).strip().isdigit() else f"its right answer is {target!r:.40}, not the index of a choice"
+
+
+def _read(path: Path) -> Questions:
+    rows = read_samples(path)
+    return Questions(rows.loglikelihoods, rows.gold, _keys(rows.doc_hashes, rows.gold), rows.temperatures)
+
+
+def _keys(hashes: Sequence[str], gold: IntArray) -> tuple[tuple[str, int, int], ...]:
+    before: Counter[tuple[str, int]] = Counter()
+    keys = []
+    for item in zip(hashes, gold.tolist(), strict=True):
+        keys.append((*item, before[item]))
+        before[item] += 1
+    return tuple(keys)
+
+
+def same_tasks(found: Sequence[Mapping[str, Questions]]) -> list[dict[str, Questions]]:
+    """Give tasks of different names but the very same questions one name: a generated temperature task its original's.
+
+    The name is that of the run that comes first.
+    """
+    names: dict[tuple[tuple[str, int, int], ...], str] = {}
+    renamed = []
+    for tasks in found:
+        kept: dict[str, Questions] = {}
+        # Shortest first: the original's name is the beginning of the generated task's.
+        for task, questions in sorted(tasks.items(), key=lambda item: (len(item[0]), item[0])):
+            name = names.setdefault(tuple(sorted(questions.keys)), task)
+            if name not in kept:
+                kept[name] = questions
+            elif _same_answers(kept[name], questions):
+                kept[name] = replace(kept[name], temperatures={**kept[name].temperatures, **questions.temperatures})
+            else:
+                kept[task] = questions
+        renamed.append(dict(sorted(kept.items())))
+    return renamed
+
+
+def _same_answers(a: Questions, b: Questions) -> bool:
+    """Whether both come from one model: batching moves log-likelihoods by less than this, a prompt by far more."""
+    return a.keys == b.keys and np.allclose(a.loglikelihoods, b.loglikelihoods, atol=SAME_ANSWERS, equal_nan=True)
+
+
+def pool_groups(runs: Sequence[Run], found: Sequence[Mapping[str, Questions]]) -> list[dict[str, Questions]]:
+    """Add to each run its large groups as one task each, since a mean of the subjects' ECEs is not the ECE.
+
+    Returns:
+        The tasks with a pooled one, named as the group, for each outermost group of more than ``MANY`` tasks.
+    """
+    output = []
+    for run, tasks in zip(runs, found, strict=True):
+        pooled = {}
+        for group, members in _outermost(run.groups).items():
+            parts = [tasks[task] for task in members if task in tasks]
+            if len(parts) > MANY and group not in tasks:
+                pooled[group] = _pool(parts, tuple(task for task in members if task in tasks))
+        output.append({**pooled, **tasks})
+    return output
+
+
+def _outermost(groups: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    inside = {task for tasks in groups.values() for task in tasks}
+
+    def leaves(name: str, above: frozenset[str]) -> list[str]:
+        if name in above:
+            raise UserError(f"the results file's groups contain one another at {name!r}; run the evaluation again")
+        return [leaf for task in groups[name] for leaf in (leaves(task, above | {name}) if task in groups else [task])]
+
+    return {name: sorted(set(leaves(name, frozenset()))) for name in groups if name not in inside}
+
+
+def _pool(parts: Sequence[Questions], names: tuple[str, ...]) -> Questions:
+    width = max(part.loglikelihoods.shape[1] for part in parts)
+    rows = [
+        np.pad(part.loglikelihoods, ((0, 0), (0, width - part.loglikelihoods.shape[1])), constant_values=np.nan)
+        for part in parts
+    ]
+    # The task's name keeps questions apart that two subjects share.
+    keys = tuple((f"{name} {key[0]}", *key[1:]) for name, part in zip(names, parts, strict=True) for key in part.keys)
+    temperatures = [part.temperatures for part in parts]
+    same = temperatures[0] if all(t.items() == temperatures[0].items() for t in temperatures) else {}
+    return Questions(np.concatenate(rows), np.concatenate([part.gold for part in parts]), keys, same, names)
+
+
+def take(questions: Questions, rows: IntArray) -> Questions:
+    """Some of the questions, in the order given."""
+    return replace(
+        questions,
+        loglikelihoods=questions.loglikelihoods[rows],
+        gold=questions.gold[rows],
+        keys=tuple(questions.keys[row] for row in rows.tolist()),
+    )
+
+
+def match(a: Questions, b: Questions) -> tuple[Questions, Questions]:
+    """The questions that both have, in the order of ``a``; empty where there are none."""
+    place = {key: row for row, key in enumerate(b.keys)}
+    pairs = [(row, place[key]) for row, key in enumerate(a.keys) if key in place and key[0] != "None"]
+    mine, theirs = (np.array([pair[side] for pair in pairs], dtype=np.int64) for side in (0, 1))
+    return take(a, mine), take(b, theirs)

@@ -1,0 +1,230 @@
+"""Finding runs of lm_eval in folders: which models were evaluated there, on what, and where their samples lie."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from calibtune.errors import UserError
+from calibtune.files import read_json
+from calibtune.samples import FILE_NAME
+
+#: What lm_eval names a results file: ``results``, or the stem of an ``--output_path`` that ends in .json.
+RESULTS_NAME = re.compile(r".+_(?P<date>\d{4}-\d{2}-\d{2}T[\d.\-:]+)\.json")
+#: Where model_args name the model, in lm_eval's backends.
+MODEL_KEYS = ("pretrained", "model", "path", "engine", "base_url")
+ADAPTER_KEYS = ("peft", "delta")
+WIN_TASK = "ultrafeedback_winrate"
+
+
+@dataclass
+class Run:
+    """One model, or model with adapter, as evaluated in one folder; its tasks may come from several evaluations."""
+
+    #: The folder that the user gave.
+    source: Path
+    #: The folder below it that holds the files.
+    folder: Path
+    #: lm_eval's ``model_args``; empty where the results file is missing.
+    model_args: dict[str, Any]
+    #: What else tells two evaluations of one model apart, in words ("chat template").
+    settings: tuple[str, ...]
+    #: Time of the first evaluation, as lm_eval writes it.
+    date: str
+    #: What the report calls it; set by :mod:`calibtune.report.labels`.
+    label: str = ""
+    #: Samples file of each task.
+    files: dict[str, Path] = field(default_factory=dict)
+    #: lm_eval's own numbers of each task.
+    results: dict[str, dict[str, Any]] = field(default_factory=dict)
+    #: Group -> its tasks, as lm_eval ran them.
+    groups: dict[str, list[str]] = field(default_factory=dict)
+    #: Number of few-shot examples of each task.
+    shots: dict[str, int] = field(default_factory=dict)
+    #: ``output_type`` of each task, where the results file tells it.
+    kinds: dict[str, str] = field(default_factory=dict)
+    #: Folders that belong to this run alone, in which a temperature or a manifest is its own.
+    own: tuple[Path, ...] = ()
+    #: Records of ``winrate_*.json`` files.
+    win_records: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def model(self) -> str:
+        """Hub id or folder of the model without its adapter."""
+        return next((str(self.model_args[key]) for key in MODEL_KEYS if self.model_args.get(key)), self.folder.name)
+
+    @property
+    def adapter(self) -> str | None:
+        """Folder of the adapter, or None."""
+        return next((str(self.model_args[key]) for key in ADAPTER_KEYS if self.model_args.get(key)), None)
+
+    def manifest(self) -> dict[str, Any]:
+        """``calibtune.json`` of the adapter or model, where it is there and whole; else empty."""
+        for folder in (self.adapter, self.model, *self.own):
+            path = Path(folder) / "calibtune.json" if folder else None
+            if path is not None and path.is_file():
+                value = read_json(path)
+                return value if isinstance(value, dict) else {}
+        return {}
+
+    def fitted_temperature(self) -> tuple[float, Path] | None:
+        """T of a ``temperature.json`` beside the run's files, and where it lies.
+
+        Not of one beside the model: a baked model's logits are scaled already.
+
+        Raises:
+            UserError: The file holds no finite number above 0 under ``temperature``.
+        """
+        for folder in self.own:
+            path = folder / "temperature.json"
+            if path.is_file():
+                value = read_json(path)
+                number = value.get("temperature") if isinstance(value, dict) else None
+                if isinstance(number, bool) or not isinstance(number, (int, float)) or not 0 < number < math.inf:
+                    raise UserError(f"{path}: temperature is {number!r}; fit it again, it must be a number above 0")
+                return float(number), path
+        return None
+
+
+def find_runs(folder: Path) -> list[Run]:
+    """All runs below a folder, in the order of their first evaluation.
+
+    Files belong to one run when they lie in one folder and share model_args, chat template, system instruction and
+    few-shot count; of a task evaluated twice so, the newer files count.
+
+    Args:
+        folder: What was ``--output_path`` of lm_eval, or a folder above or below.
+
+    Returns:
+        At least one run with samples or win rates.
+
+    Raises:
+        UserError: The folder does not exist, or holds no samples; the message names ``--log_samples``.
+    """
+    if not folder.is_dir():
+        what = "is a file" if folder.exists() else "does not exist"
+        raise UserError(f"{folder} {what}; give a folder that lm_eval wrote with --log_samples --output_path {folder}")
+    runs: dict[tuple[Path, str], Run] = {}
+    results = _results_files(folder)
+    samples = _samples_files(folder)
+    for place, date in sorted({*results, *samples}, key=lambda item: (item[1], item[0])):
+        record = results.get((place, date), {})
+        run = _run_of(runs, folder, place, date, record)
+        _add(run, record, samples.get((place, date), {}))
+    for path in sorted(folder.rglob("winrate_*.json")):
+        _add_win_record(runs, folder, path)
+    found = [run for run in runs.values() if run.files or run.win_records or WIN_TASK in run.results]
+    if not found:
+        raise UserError(
+            f"{folder} holds no samples_*.jsonl{' but results files' if results else ''}; "
+            f"run lm_eval again with --log_samples --output_path {folder}"
+        )
+    for run in found:
+        shared = sum(other.folder == run.folder for other in found) > 1
+        run.own = (*(() if shared else (run.folder,)), *((folder,) if len(found) == 1 else ()))
+    return found
+
+
+def merge_runs(runs: Sequence[Run]) -> list[Run]:
+    """Join runs of one model, from other folders, where no task is in both.
+
+    So a temperature's tasks, or win rates, evaluated later and elsewhere, stand beside the model's other numbers.
+    """
+    merged: list[Run] = []
+    for run in runs:
+        same = next((other for other in merged if _joinable(other, run)), None)
+        if same is None:
+            merged.append(run)
+            continue
+        for name in ("files", "results", "groups", "shots", "kinds"):
+            setattr(same, name, {**getattr(same, name), **getattr(run, name)})
+        same.win_records += run.win_records
+        same.own += run.own
+    return merged
+
+
+def _joinable(a: Run, b: Run) -> bool:
+    alike = a.model_args == b.model_args and a.settings == b.settings
+    if not (a.files and b.files):
+        # A judge's rates name a model and nothing else of its evaluation.
+        names = {record.get("model") for run in (a, b) for record in run.win_records}
+        alike = alike or (a.model, a.adapter) == (b.model, b.adapter) or bool({a.adapter, b.adapter} & names - {None})
+    return alike and not a.files.keys() & b.files.keys()
+
+
+def _results_files(folder: Path) -> dict[tuple[Path, str], dict[str, Any]]:
+    found = {}
+    for path in sorted(folder.rglob("*.json")):
+        if match := RESULTS_NAME.fullmatch(path.name):
+            record = read_json(path)
+            if isinstance(record, dict) and isinstance(record.get("results"), dict):
+                found[path.parent, match["date"]] = record
+    return found
+
+
+def _samples_files(folder: Path) -> dict[tuple[Path, str], dict[str, Path]]:
+    found: dict[tuple[Path, str], dict[str, Path]] = {}
+    for path in sorted(folder.rglob("samples_*.jsonl")):
+        if match := FILE_NAME.fullmatch(path.name):
+            found.setdefault((path.parent, match["date"]), {})[match["task"]] = path
+    return found
+
+
+def _run_of(runs: dict[tuple[Path, str], Run], source: Path, place: Path, date: str, record: Mapping[str, Any]) -> Run:
+    model_args = _model_args(record)
+    settings = _settings(record)
+    shots = record.get("n-shot") or {}
+    key = place, json.dumps([model_args, settings], sort_keys=True, default=str)
+    if key in runs and any(runs[key].shots.get(task, count) != count for task, count in shots.items()):
+        # The same task with another number of examples is another run, not a newer version of this one.
+        settings = (*settings, "/".join(sorted({str(count) for count in shots.values()})) + "-shot")
+        key = place, json.dumps([model_args, settings], sort_keys=True, default=str)
+    return runs.setdefault(key, Run(source, place, model_args, settings, date))
+
+
+def _model_args(record: Mapping[str, Any]) -> dict[str, Any]:
+    """lm_eval writes model_args as a mapping or, through its Python interface, as the string that it was given."""
+    given = (record.get("config") or {}).get("model_args")
+    if isinstance(given, dict):
+        return given
+    pairs = (pair.partition("=") for pair in str(given or "").split(",") if "=" in pair)
+    args: dict[str, Any] = {key.strip(): value for key, _, value in pairs}
+    if not args and record.get("model_name"):
+        args["pretrained"] = record["model_name"]
+    return args
+
+
+def _settings(record: Mapping[str, Any]) -> tuple[str, ...]:
+    return (
+        *(["chat template"] if record.get("chat_template_sha") else []),
+        *([f"system instruction {record['system_instruction_sha'][:6]}"] if record.get("system_instruction") else []),
+    )
+
+
+def _add(run: Run, record: Mapping[str, Any], files: Mapping[str, Path]) -> None:
+    run.files.update(files)
+    run.results.update(record.get("results", {}))
+    run.shots.update(record.get("n-shot") or {})
+    for group, tasks in (record.get("group_subtasks") or {}).items():
+        if tasks:
+            run.groups[group] = list(tasks)
+    for task, config in (record.get("configs") or {}).items():
+        if isinstance(config, dict) and config.get("output_type"):
+            run.kinds[task] = str(config["output_type"])
+
+
+def _add_win_record(runs: dict[tuple[Path, str], Run], source: Path, path: Path) -> None:
+    record = read_json(path)
+    if not isinstance(record, dict) or "win_rate" not in record:
+        raise UserError(f"{path}: no win_rate in it; write it again with `python -m calibtune winrate`")
+    near = [run for run in runs.values() if path.parent in (run.folder, *run.folder.parents)]
+    if not near:
+        name = str(record.get("model") or path.parent.name)
+        near = [Run(source, path.parent, {"pretrained": name}, (), "")]
+        runs[path.parent, path.name] = near[0]
+    near[0].win_records.append({**record, "file": str(path)})

@@ -1,0 +1,139 @@
+"""Colours, fonts and file formats of the figures; the one place where light and dark are defined."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+from matplotlib import rc_context
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from calibtune.files import replacing
+
+#: Name -> colour on a light and on a dark page. The hues are those of Okabe & Ito (2008), told apart by colour-blind
+#: readers; the shades differ in lightness alone. Every light colour here is unlike the others: the page finds them in
+#: the drawing and puts its own variables in their place.
+COLOURS = {
+    "ink": ("#1f2328", "#e6e8eb"),
+    "faint": ("#8b939c", "#8a929b"),
+    "grid": ("#d9dde2", "#3a4048"),
+    "paper": ("#fefefe", "#16191d"),
+    "shade1": ("#d6e6f4", "#1d3347"),
+    "shade2": ("#abd0e6", "#25506f"),
+    "shade3": ("#6aaed6", "#3178a6"),
+    "shade4": ("#3787c0", "#5aa9dc"),
+    "shade5": ("#105ba4", "#a5d3f3"),
+    "gap": ("#d55e01", "#ff8a3d"),
+    "line1": ("#0072b3", "#56b4ea"),
+    "line2": ("#d55e02", "#ff8a3e"),
+    "line3": ("#009e74", "#2fce9f"),
+    "line4": ("#aa4499", "#dd88cc"),
+    "line5": ("#b07d00", "#e6b83a"),
+    "line6": ("#3a3f47", "#c4c9d0"),
+    "line7": ("#4a7fd0", "#9ab8ff"),
+}
+LIGHT = {name: pair[0] for name, pair in COLOURS.items()}
+LINES = [LIGHT[f"line{number}"] for number in range(1, 8)]
+#: Beside its colour each method has a marker and a dash of its own, for print and for readers who see no colour.
+MARKERS = "osD^vPX"
+DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)), (0, (3, 1)), "-", (0, (5, 2)))
+#: Shades by the share of the questions that lie in a bin: upper ends.
+SHADES = (0.01, 0.03, 0.1, 0.3, 1.0)
+SHADE_TEXTS = ("up to 1 %", "1 to 3 %", "3 to 10 %", "10 to 30 %", "over 30 %")
+
+SETTINGS: dict[str, Any] = {
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 8,
+    "axes.titlesize": 8.5,
+    "axes.titleweight": "bold",
+    "axes.labelsize": 8,
+    "axes.edgecolor": LIGHT["faint"],
+    "axes.labelcolor": LIGHT["ink"],
+    "axes.facecolor": "none",
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.7,
+    "grid.color": LIGHT["grid"],
+    "grid.linewidth": 0.5,
+    "xtick.labelsize": 7.5,
+    "ytick.labelsize": 7.5,
+    "xtick.color": LIGHT["faint"],
+    "ytick.color": LIGHT["faint"],
+    "xtick.labelcolor": LIGHT["ink"],
+    "ytick.labelcolor": LIGHT["ink"],
+    "text.color": LIGHT["ink"],
+    "legend.frameon": False,
+    "legend.fontsize": 7.5,
+    "figure.facecolor": LIGHT["paper"],
+    "hatch.linewidth": 0.6,
+    "lines.linewidth": 1.4,
+    # Text stays text: it can be found, read aloud and scaled, and the page is a tenth of the size.
+    "svg.fonttype": "none",
+    # The same numbers give the same file.
+    "svg.hashsalt": "calibtune",
+    # Model names hold underscores and dollars that are no mathematics.
+    "text.parse_math": False,
+}
+
+
+@contextmanager
+def styled() -> Iterator[None]:
+    """Settings of matplotlib for the report, inside a ``with`` block only."""
+    with rc_context(cast(Any, SETTINGS)):
+        yield
+
+
+def shade(share: float) -> str:
+    """Colour of a bin that holds this share of the questions, in [0, 1]: the darker, the more."""
+    return LIGHT[f"shade{next(i for i, most in enumerate(SHADES, start=1) if share <= most + 1e-12)}"]
+
+
+def line(number: int) -> dict[str, Any]:
+    """Colour, marker and dash of the method with this number, as keywords of ``plot``."""
+    turn = number % len(LINES)
+    # After seven methods the colours come again with the other end's markers and dashes.
+    other = turn if number < len(LINES) else (turn + 3) % len(LINES)
+    return {"color": LINES[turn], "marker": MARKERS[other], "linestyle": DASHES[other]}
+
+
+def save(figure: Figure, stem: Path) -> None:
+    """Write ``stem.png`` (200 dots an inch) and ``stem.svg``."""
+    FigureCanvasAgg(figure)
+    for ending, options in (("png", {"dpi": 200}), ("svg", {"metadata": {"Date": None}})):
+        with replacing(stem.with_name(f"{stem.name}.{ending}")) as temporary:
+            figure.savefig(temporary, format=ending, **options)
+
+
+def inline_svg(figure: Figure, name: str, description: str) -> str:
+    """The figure as an ``<svg>`` element for a page, its colours taken from the page's variables.
+
+    Args:
+        figure: What to draw.
+        name: Unlike any other figure's on the page; its ids begin with it.
+        description: What the figure shows, for readers who do not see it.
+
+    Returns:
+        The element, with ``role="img"`` and the description as its label.
+    """
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', text)
+    text = re.sub(r'(url\(#|href="#)', rf"\g<1>{name}-", text)
+    for key, (light, _) in COLOURS.items():
+        text = text.replace(light, f"var(--{key})")
+    width, height = (72 * size for size in figure.get_size_inches())
+    label = description.replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;")
+    opening = '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" role="img" '
+    opening += f'aria-label="{label}" viewBox="0 0 {width:g} {height:g}">'
+    return opening + text[text.index(">") + 1 :]

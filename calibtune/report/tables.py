@@ -1,0 +1,185 @@
+"""Tables of the report: cells once, then shown by the page, as Markdown and as LaTeX (booktabs)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+#: Number -> column's head, whether higher is better, digits.
+COLUMNS: dict[str, tuple[str, bool, int]] = {
+    "acc": ("accuracy", True, 4),
+    "conf_ece_10": ("conf-ECE, 10 bins", False, 4),
+    "conf_ece_14": ("conf-ECE, 14 bins", False, 4),
+    "cw_ece_10": ("cw-ECE, 10 bins", False, 4),
+    "cw_ece_14": ("cw-ECE, 14 bins", False, 4),
+    "nll": ("NLL (nats)", False, 4),
+    "brier": ("Brier", False, 4),
+    "letter_mass": ("letter mass", True, 4),
+}
+#: The columns of the table of all tasks.
+FEW = ("acc", "conf_ece_10", "cw_ece_10", "nll")
+BETTER, WORSE = "▲", "▼"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell: its text, the interval below it, and what marks it."""
+
+    value: str
+    interval: str = ""
+    #: "better" or "worse" where the difference's interval excludes 0, "text" for words, else empty.
+    kind: str = ""
+    mark: str = ""
+
+
+@dataclass
+class Table:
+    """Heads and rows; each row's first cell names it."""
+
+    head: list[str]
+    rows: list[list[Cell]] = field(default_factory=list)
+
+
+def measures(task: Mapping[str, Any]) -> Table:
+    """The methods' numbers on one task, with their intervals."""
+    table = Table(["method", "N", *(head for head, _, _ in COLUMNS.values()), "T"])
+    for label, entry in task["methods"].items():
+        cells = [number_cell(entry["numbers"], name) for name in COLUMNS]
+        table.rows.append([Cell(label), Cell(f"{entry['questions']:,}"), *cells, Cell(f"{entry['temperature']:.4g}")])
+    return table
+
+
+def number_cell(numbers: Mapping[str, Any], name: str) -> Cell:
+    """A number with its interval."""
+    digits = COLUMNS[name][2]
+    low, high = numbers[f"{name}_low"], numbers[f"{name}_high"]
+    interval = "" if low is None or high is None else f"{low:.{digits}f} to {high:.{digits}f}"
+    return Cell(f"{numbers[name]:.{digits}f}", interval)
+
+
+def differences(task: Mapping[str, Any]) -> Table | None:
+    """The methods' paired differences to the base on one task; None where there is no other method."""
+    table = Table(["method", "N paired", *(head for head, _, _ in COLUMNS.values())])
+    for label, entry in task["methods"].items():
+        if found := entry.get("difference"):
+            cells = [difference_cell(found, name) for name in COLUMNS]
+            table.rows.append([Cell(label), Cell(f"{found['questions']:,}"), *cells])
+    return table if table.rows else None
+
+
+def difference_cell(found: Mapping[str, Any], name: str) -> Cell:
+    """A difference, marked better or worse where its interval excludes 0."""
+    if name not in found:
+        return Cell("–")
+    item, digits = found[name], COLUMNS[name][2]
+    mark, kind = marked(item, COLUMNS[name][1])
+    return Cell(signed(item["estimate"], digits), _signed_interval(item, digits), kind, mark)
+
+
+def signed(value: float, digits: int = 4) -> str:
+    """A difference with its sign; what rounds to nothing has none.
+
+    Example:
+        >>> signed(0.25, 2), signed(-1e-9, 2)
+        ('+0.25', '0.00')
+    """
+    text = f"{value:+.{digits}f}"
+    return text[1:] if float(text) == 0 else text
+
+
+def _signed_interval(item: Mapping[str, Any], digits: int = 4) -> str:
+    return f"{signed(item['low'], digits)} to {signed(item['high'], digits)}"
+
+
+def marked(item: Mapping[str, Any], higher_is_better: bool) -> tuple[str, str]:
+    """Mark and kind of a difference: both empty where its interval holds 0."""
+    if not item["clear"]:
+        return "", ""
+    return (BETTER, "better") if (item["estimate"] > 0) == higher_is_better else (WORSE, "worse")
+
+
+def all_tasks(tasks: Mapping[str, Mapping[str, Any]]) -> Table:
+    """A row for each task and method, a few columns, with the differences' marks."""
+    table = Table(["task", "method", "N", *(COLUMNS[name][0] for name in FEW)])
+    for task, entries in tasks.items():
+        for label, entry in entries["methods"].items():
+            row = [Cell(task), Cell(label, kind="text"), Cell(f"{entry['questions']:,}")]
+            found = entry.get("difference", {})
+            for name in FEW:
+                cell = number_cell(entry["numbers"], name)
+                mark, kind = marked(found[name], COLUMNS[name][1]) if name in found else ("", "")
+                row.append(Cell(cell.value, cell.interval, kind, mark))
+            table.rows.append(row)
+    return table
+
+
+def temperature(task: Mapping[str, Any]) -> Table | None:
+    """conf-ECE, cw-ECE and NLL at T = 1 and at T of the methods that have a temperature; None where none has."""
+    names = ("conf_ece_10", "cw_ece_10", "nll")
+    heads = [f"{COLUMNS[name][0]}, {when}" for name in names for when in ("T = 1", "at T")]
+    table = Table(["method", "T", *heads])
+    for label, entry in task["methods"].items():
+        if "unscaled" in entry:
+            cells = [number_cell(entry[when], name) for name in names for when in ("unscaled", "numbers")]
+            table.rows.append([Cell(label), Cell(f"{entry['temperature']:.4g}"), *cells])
+    return table if table.rows else None
+
+
+def entropies(task: Mapping[str, Any]) -> Table:
+    """Entropy of the options chosen and right, and the largest possible."""
+    table = Table(["method", "chosen", "right", "most possible", "most chosen option"])
+    for label, entry in task["methods"].items():
+        found = entry["options"]
+        share, letter = max(zip(found["chosen"], found["letters"], strict=True), key=lambda item: item[0])
+        bits = [Cell(f"{found[name]:.3f}") for name in ("entropy_chosen", "entropy_right", "entropy_most")]
+        table.rows.append([Cell(label), *bits, Cell(f"{letter} ({share:.1%})")])
+    return table
+
+
+def win_rates(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """The win rates, with their differences to the base where the same pairs were judged."""
+    table = Table(["model", "benchmark", "against", "win rate", "difference to base", "N", "note"])
+    for row in rows:
+        ends = row.get("low"), row.get("high")
+        interval = "" if None in ends else f"{ends[0]:.4f} to {ends[1]:.4f}"
+        found = row.get("difference")
+        cell = Cell("–")
+        if found:
+            mark, kind = marked(found, True)
+            cell = Cell(signed(found["estimate"]), _signed_interval(found), kind, mark)
+        words = [Cell(str(row.get(key) or "–"), kind="text") for key in ("benchmark", "baseline")]
+        count = f"{row['n']:,}" if isinstance(row.get("n"), int) else "–"
+        rate = Cell(f"{row['win_rate']:.4f}", interval)
+        table.rows.append(
+            [Cell(row["label"]), *words, rate, cell, Cell(count), Cell(row.get("note") or "", kind="text")]
+        )
+    return table
+
+
+def runs(methods: Sequence[Mapping[str, Any]]) -> Table:
+    """What each method is and where it was read."""
+    table = Table(["method", "model", "adapter", "fitted by", "seed", "settings", "temperature from", "folder"])
+    for method in methods:
+        words = [method["model"], method["adapter"], method["method"], method["seed"], ", ".join(method["settings"])]
+        words += [method["temperature_from"], method["folder"]]
+        texts = ["–" if word in (None, "") else str(word) for word in words]
+        table.rows.append([Cell(method["label"]), *(Cell(text, kind="text") for text in texts)])
+    return table
+
+
+def titled(results: Mapping[str, Any]) -> list[tuple[str, Table]]:
+    """Every table of the report with its title, for the files."""
+    found = []
+    for name, task in results["tasks"].items():
+        if task["figures"]:
+            found.append((f"{name}: measures", measures(task)))
+            for title, table in (("differences", differences(task)), ("temperature", temperature(task))):
+                suffix = f" to {results['base']}" if title == "differences" else ", before and after"
+                found += [(f"{name}: {title}{suffix}", table)] if table else []
+            found.append((f"{name}: entropy of the options, in bits", entropies(task)))
+    if len(results["tasks"]) > sum(task["figures"] for task in results["tasks"].values()):
+        found.append(("All tasks", all_tasks(results["tasks"])))
+    if results["win_rates"]:
+        found.append(("Win rates", win_rates(results["win_rates"])))
+    return [*found, ("Runs", runs(results["methods"]))]

@@ -1,0 +1,63 @@
+"""Writing the report's files."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from calibtune.files import refuse_existing, write_json, write_text
+from calibtune.report.figures import FOR_FILES, add_shade_key
+from calibtune.report.formats import latex, markdown
+from calibtune.report.page import render
+from calibtune.report.style import save, styled
+
+#: Figures whose bars are shaded, and so need a key.
+SHADED = ("reliability", "classwise")
+
+
+def write(
+    results: Mapping[str, Any], output: Path, overwrite: bool = False, step: Callable[[str], None] = lambda _: None
+) -> int:
+    """Write ``report.html``, ``figures/``, ``tables.md``, ``tables.tex`` and ``results.json``.
+
+    Args:
+        results: From :func:`calibtune.report.build.build`.
+        output: The folder; made where it is missing.
+        overwrite: Remove what it holds.
+        step: Called with a text after each piece of work.
+
+    Returns:
+        The number of figures.
+
+    Raises:
+        UserError: The folder holds files and ``overwrite`` is off.
+        WorkFailed: It cannot be written.
+    """
+    page = render(results, step)
+    refuse_existing(output, overwrite)
+    count = 0
+    for name, task in results["tasks"].items():
+        if task["figures"]:
+            count += _figures(task["methods"], output / "figures", re.sub(r"[^\w.-]+", "_", name), step)
+    write_text(output / "tables.md", markdown(results))
+    write_text(output / "tables.tex", latex(results))
+    write_json(output / "results.json", results)
+    write_text(output / "report.html", page)
+    return count
+
+
+def _figures(entries: Mapping[str, Any], folder: Path, task: str, step: Callable[[str], None]) -> int:
+    count = 0
+    for kind, draw in FOR_FILES.items():
+        if kind == "temperature" and not any("unscaled" in entry for entry in entries.values()):
+            continue
+        with styled():
+            figure = draw(entries)
+            if kind in SHADED:
+                add_shade_key(figure)
+            save(figure, folder / f"{task}_{kind}")
+        count += 1
+        step(f"drawn {kind} of {task}")
+    return count

@@ -1,0 +1,88 @@
+"""Questions about the world, and the splits of its two tasks."""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import datasets
+import numpy as np
+
+from harness_ext.world.facts import OPTIONS, SEED, Fact, facts
+
+#: As in the paper (paper.md section 5): questions to train on, and to test on in and out of the domain.
+TRAIN, TEST = 3000, 2000
+
+Documents = list[dict[str, Any]]
+
+
+def ask(fact: Fact, phrasing: int, order: Sequence[int], gold: int) -> dict[str, Any]:
+    """One question as a document of the harness.
+
+    Args:
+        fact: What it is about.
+        phrasing: Index of one of the relation's phrasings.
+        order: ``order[i]`` is the number of the fact's value that is shown as option i.
+        gold: Number of the fact's value that is right this time.
+
+    Returns:
+        ``question``, ``choices``, ``gold`` (index of the right option), ``p_star`` (p* of each option as shown, in the
+        options' order) and ``fact``.
+    """
+    return {
+        "question": fact.relation.phrasings[phrasing].format(fact.entity),
+        "choices": [fact.values[i] for i in order],
+        "gold": list(order).index(gold),
+        "p_star": [fact.p_star[i] for i in order],
+        "fact": f"{fact.relation.name} of {fact.entity}",
+    }
+
+
+def draw(pool: Sequence[Fact], count: int, rng: np.random.RandomState) -> Documents:
+    """Questions about some facts, all different: no two have the same text and the same order of options.
+
+    Args:
+        pool: The facts to ask about, each as often as its weight says.
+        count: Questions wanted.
+        rng: Draws fact, phrasing, order and, from p*, the right answer.
+
+    Returns:
+        The documents; see :func:`ask`.
+
+    Raises:
+        ValueError: The pool allows fewer different questions.
+    """
+    possible = len(pool) * len(pool[0].phrasing_weights) * int(np.prod(range(1, OPTIONS + 1)))
+    if count > possible:
+        raise ValueError(f"{count} questions wanted, but {len(pool)} facts allow only {possible} different ones")
+    weights = np.asarray([fact.weight for fact in pool])
+    asked: set[tuple[int, int, tuple[int, ...]]] = set()
+    documents: Documents = []
+    while len(documents) < count:
+        number = int(rng.choice(len(pool), p=weights / weights.sum()))
+        fact = pool[number]
+        phrasing = int(rng.choice(len(fact.phrasing_weights), p=fact.phrasing_weights))
+        order = tuple(rng.permutation(OPTIONS).tolist())
+        gold = int(rng.choice(OPTIONS, p=fact.p_star))
+        if (number, phrasing, order) not in asked:
+            asked.add((number, phrasing, order))
+            documents.append(ask(fact, phrasing, order, gold))
+    return documents
+
+
+@functools.lru_cache(maxsize=1)
+def splits() -> dict[str, Documents]:
+    """The world's questions: ``train`` and ``test`` about the same facts, ``out_domain`` about other relations."""
+    rng = np.random.RandomState(SEED + 1)
+    inside = draw([fact for fact in facts() if fact.relation.in_domain], TRAIN + TEST, rng)
+    outside = draw([fact for fact in facts() if not fact.relation.in_domain], TEST, rng)
+    return {"train": inside[:TRAIN], "test": inside[TRAIN:], "out_domain": outside}
+
+
+def in_domain(**_: Any) -> datasets.DatasetDict:
+    """``custom_dataset`` of mc_calib_world: 3,000 questions to train on and 2,000 others about the same facts."""
+    return datasets.DatasetDict({name: datasets.Dataset.from_list(splits()[name]) for name in ("train", "test")})
+
+
+def out_domain(**_: Any) -> datasets.DatasetDict:
+    """``custom_dataset`` of mc_calib_world_ood: 2,000 questions about relations that training questions leave out."""
+    return datasets.DatasetDict({"test": datasets.Dataset.from_list(splits()["out_domain"])})

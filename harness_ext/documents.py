@@ -2,7 +2,7 @@
 
 import hashlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,13 +88,19 @@ def mmlu_row(row: Row, where: str) -> dict[str, Any]:
     return {**document(row["question"], row["choices"], row["answer"], where), "subject": row["subject"]}
 
 
-def convert(dataset: datasets.Dataset, to_document: Callable[[Row, str], dict[str, Any]]) -> list[dict[str, Any]]:
-    """All rows of a split as documents.
+def convert(
+    dataset: datasets.Dataset, to_document: Callable[[Row, str], dict[str, Any]], left_out: Collection[int] = ()
+) -> list[dict[str, Any]]:
+    """All rows of a split as documents, but for those at the positions ``left_out``.
 
     Raises:
         ScoringError: The first row that cannot be scored, by split, position and id.
     """
-    return [to_document(row, name_of(dataset, position, row)) for position, row in enumerate(dataset.to_list())]
+    return [
+        to_document(row, name_of(dataset, position, row))
+        for position, row in enumerate(dataset.to_list())
+        if position not in left_out
+    ]
 
 
 def name_of(dataset: datasets.Dataset, position: int, row: Row) -> str:
@@ -104,28 +110,27 @@ def name_of(dataset: datasets.Dataset, position: int, row: Row) -> str:
     return f"{name} {dataset.split} row {position}{ident}"
 
 
-def without_repeats(dataset: datasets.Dataset, choices_of: Callable[[Row], Sequence[str]]) -> datasets.Dataset:
-    """The rows whose options all differ; the others are named in a warning.
+def repeats(dataset: datasets.Dataset, choices_of: Callable[[Row], Sequence[str]]) -> set[int]:
+    """Positions of the rows that have the same option twice, which are to be left out; named in a warning.
 
     MMLU's test split, OpenBookQA's training split and others hold a few questions with the same option twice, one of
     them perhaps the right one. No letter is the answer to those, and refusing them would refuse the whole set.
     """
-    repeated = []
+    repeated = set()
     for position, row in enumerate(dataset.to_list()):
         choices = [str(choice).strip() for choice in choices_of(row)]
         if len(set(filter(None, choices))) < len(list(filter(None, choices))):
-            repeated.append(position)
-    if not repeated:
-        return dataset
-    logger.warning(
-        "%s %s: %d of %d questions have the same option twice and are left out, rows %s",
-        dataset.info.dataset_name,
-        dataset.split,
-        len(repeated),
-        len(dataset),
-        repeated,
-    )
-    return dataset.select(sorted(set(range(len(dataset))) - set(repeated)))
+            repeated.add(position)
+    if repeated:
+        logger.warning(
+            "%s %s: %d of %d questions have the same option twice and are left out, rows %s",
+            dataset.info.dataset_name,
+            dataset.split,
+            len(repeated),
+            len(dataset),
+            sorted(repeated),
+        )
+    return repeated
 
 
 def arc(dataset: datasets.Dataset) -> datasets.Dataset:
@@ -135,12 +140,12 @@ def arc(dataset: datasets.Dataset) -> datasets.Dataset:
 
 def openbookqa(dataset: datasets.Dataset) -> datasets.Dataset:
     """``process_docs`` of OpenBookQA."""
-    return datasets.Dataset.from_list(convert(without_repeats(dataset, arc_choices), openbookqa_row))
+    return datasets.Dataset.from_list(convert(dataset, openbookqa_row, repeats(dataset, arc_choices)))
 
 
 def medmcqa(dataset: datasets.Dataset) -> datasets.Dataset:
     """``process_docs`` of MedMCQA."""
-    return datasets.Dataset.from_list(convert(without_repeats(dataset, medmcqa_choices), medmcqa_row))
+    return datasets.Dataset.from_list(convert(dataset, medmcqa_row, repeats(dataset, medmcqa_choices)))
 
 
 def medmcqa_shots(dataset: datasets.Dataset) -> datasets.Dataset:
@@ -150,7 +155,7 @@ def medmcqa_shots(dataset: datasets.Dataset) -> datasets.Dataset:
 
 def mmlu(dataset: datasets.Dataset) -> datasets.Dataset:
     """``process_docs`` of MMLU, of one subject or of all."""
-    return datasets.Dataset.from_list(convert(without_repeats(dataset, mmlu_choices), mmlu_row))
+    return datasets.Dataset.from_list(convert(dataset, mmlu_row, repeats(dataset, mmlu_choices)))
 
 
 def arc_choices(row: Row) -> Sequence[str]:

@@ -86,3 +86,9 @@ def test_a_mirror_that_changed_gets_another_cache_and_the_hub_the_usual_one(tmp_
     assert first == documents.mirror_cache("owner/name")
     (tmp_path / "owner" / "name" / "test.jsonl").write_text('{"a": 1}')
     assert documents.mirror_cache("owner/name") not in (None, first)
+
+
+def test_a_bad_row_after_left_out_ones_keeps_its_own_position():
+    rows = [mmlu_row(["c", "c"]), mmlu_row(["a", "b"]), mmlu_row(["d", "e"], 2)]
+    with pytest.raises(ScoringError, match="row 2 has no right answer: 2"):
+        documents.mmlu(datasets.Dataset.from_list(rows))

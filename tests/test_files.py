@@ -1,0 +1,134 @@
+import errno
+import json
+import os
+import stat
+import subprocess
+import sys
+
+import pytest
+
+from calibtune import files
+from calibtune.errors import UserError, WorkFailed
+
+
+def test_a_failing_block_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "report.txt"
+    path.write_text("old")
+
+    def half_write():
+        with files.replacing(path) as temporary:
+            temporary.write_text("half of the n")
+            raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError, match="killed"):
+        half_write()
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_reader_sees_the_old_file_until_the_block_ends(tmp_path):
+    path = tmp_path / "report.txt"
+    path.write_text("old")
+    with files.replacing(path) as temporary:
+        temporary.write_text("new")
+        assert path.read_text() == "old"
+        assert temporary.parent == path.parent
+    assert path.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_killed_process_leaves_the_old_file(tmp_path):
+    path = tmp_path / "report.txt"
+    path.write_text("old")
+    code = (
+        "import os, pathlib\nfrom calibtune import files\n"
+        f"with files.replacing(pathlib.Path({str(path)!r})) as temporary:\n"
+        "    temporary.write_text('half')\n    os._exit(9)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 9
+    assert path.read_text() == "old"
+
+
+def test_folders_are_made_and_the_file_is_readable_by_others(tmp_path):
+    path = tmp_path / "a" / "b" / "c.txt"
+    files.write_text(path, "Größe ≥ 1\n")
+    assert path.read_bytes() == "Größe ≥ 1\n".encode()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o644
+
+
+def test_json_is_sorted_and_comes_back(tmp_path):
+    path = tmp_path / "x.json"
+    files.write_json(path, {"b": [1, 2.5], "a": "ä"})
+    assert path.read_text().startswith('{\n  "a": "ä",\n  "b"')
+    assert files.read_json(path) == {"b": [1, 2.5], "a": "ä"}
+
+
+def test_what_json_cannot_hold_leaves_the_old_file(tmp_path):
+    path = tmp_path / "x.json"
+    files.write_json(path, 1)
+    with pytest.raises(TypeError):
+        files.write_json(path, object())
+    assert json.loads(path.read_text()) == 1
+
+
+def test_a_full_disk_says_so_and_what_to_do(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    path = tmp_path / "report.txt"
+    path.write_text("old")
+    monkeypatch.setattr(files.os, "replace", full)
+    with pytest.raises(WorkFailed, match=r"no space is left to write .*report\.txt; free some") as caught:
+        files.write_text(path, "new")
+    assert caught.value.exit_code == 1
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_really_full_device_is_told_as_such(tmp_path):
+    def write():
+        with files.replacing(tmp_path / "x.txt"), open("/dev/full", "w") as device:
+            device.write("x" * 100_000)
+
+    with pytest.raises(WorkFailed, match="no space is left"):
+        write()
+
+
+def test_a_file_where_a_folder_should_be_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(WorkFailed, match=r"file/report\.txt cannot be written: .*; choose another --output"):
+        files.write_text(tmp_path / "file" / "report.txt", "x")
+
+
+def test_a_missing_or_broken_json_file_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"gone\.json does not exist"):
+        files.read_json(tmp_path / "gone.json")
+    (tmp_path / "x.json").write_text('{"a": 1,\n')
+    with pytest.raises(UserError, match=r"x\.json is not JSON \(.*line 2"):
+        files.read_json(tmp_path / "x.json")
+    (tmp_path / "x.json").write_bytes(b"\xff\xfe")
+    with pytest.raises(UserError, match="is not JSON"):
+        files.read_json(tmp_path / "x.json")
+
+
+def test_an_output_folder_that_holds_something_is_refused_and_kept(tmp_path):
+    (tmp_path / "out").mkdir()
+    files.refuse_existing(tmp_path / "out", overwrite=False)
+    files.refuse_existing(tmp_path / "new", overwrite=False)
+    (tmp_path / "out" / "manifest.json").write_text("{}")
+    with pytest.raises(UserError, match="holds files already; give another folder or --overwrite") as caught:
+        files.refuse_existing(tmp_path / "out", overwrite=False)
+    assert caught.value.exit_code == 2
+    assert (tmp_path / "out" / "manifest.json").exists()
+
+
+def test_overwriting_removes_the_folder_but_never_a_file(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "manifest.json").write_text("{}")
+    files.refuse_existing(tmp_path / "out", overwrite=True)
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UserError, match="is a file; give a folder"):
+        files.refuse_existing(tmp_path / "file", overwrite=True)
+    assert (tmp_path / "file").read_text() == "mine"

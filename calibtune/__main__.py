@@ -13,6 +13,9 @@ from harness_ext.errors import ScoringError
 #: Command name -> one line of help. The module is ``calibtune.commands.<name>``; only the one asked for is imported,
 #: so that ``--help`` and ``rescore`` never load torch.
 COMMANDS = {
+    "eval": "evaluate a base model or an artefact through lm_eval",
+    "merge": "put an adapter into its base model's weights",
+    "bake": "put a temperature into a model's weights",
     "fit": "mend calibration: temperature, label smoothing, CFT or RCFT",
     "doctor": "check the installation, a model's letters and a task",
     "report": "one page, figures and tables from lm_eval's result and sample files",

@@ -141,6 +141,31 @@ def reorder(example: LetterExample, permutation: Sequence[int]) -> LetterExample
     )
 
 
+def task_manager(names: Sequence[str], include_path: str | None = None) -> TaskManager:
+    """The harness's index of tasks, of our own alone where that suffices: the full one takes ten seconds and more.
+
+    Args:
+        names: Task or group names that must be in it.
+        include_path: Folder of further YAMLs.
+
+    Raises:
+        UserError: A name is unknown, with close ones.
+    """
+    own = Path(lm_eval.__file__).parent / "tasks" / "mc_calib"
+    paths: list[str | Path] = [*([own] if own.is_dir() else []), *([include_path] if include_path else [])]
+    manager = TaskManager(include_path=paths, include_defaults=False)
+    if not set(names) <= set(manager.all_tasks):
+        manager = TaskManager(include_path=include_path)
+    for name in names:
+        if name not in manager.all_tasks:
+            close = get_close_matches(name, manager.all_tasks, 3)
+            hint = f"; did you mean {', '.join(close)}?" if close else ";"
+            raise UserError(
+                f"the harness knows no task {name!r}{hint} run `lm_eval ls tasks` for all, or give --include-path"
+            )
+    return manager
+
+
 def load_tasks(names: Sequence[str], include_path: str | None = None) -> list[Any]:
     """Load tasks by name as the harness does, groups opened.
 
@@ -149,23 +174,9 @@ def load_tasks(names: Sequence[str], include_path: str | None = None) -> list[An
         include_path: Folder of further YAMLs.
 
     Raises:
-        UserError: A name is unknown, with close ones; or its data set cannot be loaded.
+        UserError: A name is unknown, or its data set cannot be loaded.
     """
-    folder = Path(lm_eval.__file__).parent / "tasks"
-    own = [path for path in (folder / "mc_calib", folder / "mc_calib_world") if path.is_dir()]
-    paths: list[str | Path] = [*own, *([include_path] if include_path else [])]
-    # The harness's full index takes ten seconds and more, and most fits need only our tasks.
-    manager = TaskManager(include_path=paths, include_defaults=False)
-    if not set(names) <= set(manager.all_tasks):
-        manager = TaskManager(include_path=include_path)
-    known = manager.all_tasks
-    for name in names:
-        if name not in known:
-            close = get_close_matches(name, known, 3)
-            raise UserError(
-                f"the harness knows no task {name!r}" + (f"; did you mean {', '.join(close)}?" if close else "")
-                + " Run `lm_eval ls tasks`, or give --include-path"
-            )  # fmt: skip
+    manager = task_manager(names, include_path)
     try:
         return list(manager.load(list(names))["tasks"].values())
     except (FileNotFoundError, ConnectionError, OSError) as error:

@@ -1,0 +1,28 @@
+"""Put a temperature into a model's weights: plain serving then gives the scaled letters.
+
+  python -m calibtune bake --artifact runs/temperature --output models/scaled
+
+All logits are divided by T, not those of letters alone; greedy decoding is unchanged, sampled text becomes as much
+more or less random as T says.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument("--artifact", type=Path, required=True, metavar="DIR", help="what --method temperature wrote")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder of the new model")
+    parser.add_argument("--overwrite", action="store_true", help="remove what lies in --output")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Bake."""
+    from calibtune.merge import bake
+
+    bake(args.artifact, args.output, args.overwrite)
+    print(f"written to {args.output}\nnext: python -m calibtune eval --model {args.output} --tasks T --output out")
+    return 0

@@ -1,0 +1,73 @@
+"""Check the installation; with a model and tasks, also their letters.
+
+  python -m calibtune doctor
+  python -m calibtune doctor --model M --tasks mc_calib_arc --apply-chat-template
+
+Exit code 0: all is well. 1: something is not, and the line says what to do.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from calibtune.errors import UserError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument("--model", help="hub id or folder")
+    parser.add_argument("--tasks", default="mc_calib_arc", metavar="T[,T]", help="default: mc_calib_arc")
+    parser.add_argument("--apply-chat-template", action="store_true", help="render prompts as chat")
+    parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16", help="default: bf16")
+    parser.add_argument("--device", help="cuda, cpu, mps; found by itself where not given")
+    parser.add_argument("--include-path", metavar="DIR", help="folder of further task YAMLs")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print one line for each check."""
+    from calibtune.doctor import check_installation
+
+    findings = check_installation()
+    for finding in findings:
+        print(finding.line())
+    if args.model:
+        for finding in _check_model(args):
+            print(finding.line(), flush=True)
+            findings.append(finding)
+    bad = sum(not finding.good for finding in findings)
+    print(f"{len(findings) - bad} of {len(findings)} checks passed")
+    if not args.model:
+        print("next: python -m calibtune doctor --model M --tasks mc_calib_arc [--apply-chat-template]")
+    return int(bad > 0)
+
+
+def _check_model(args):  # type: ignore[no-untyped-def]
+    from calibtune.doctor import SCORED, check_letters, check_mass
+    from calibtune.estep import score
+    from calibtune.examples import Encoder, Prompts, load_tasks
+    from calibtune.modeling import context_length, load_base, load_config, load_tokenizer
+    from calibtune.recipe import Recipe
+    from calibtune.tokens import tokenise
+
+    recipe = Recipe(
+        method="temperature", model=args.model, apply_chat_template=args.apply_chat_template,
+        precision=args.precision, device=args.device,
+    )  # fmt: skip
+    config, tokenizer = load_config(recipe), load_tokenizer(recipe)
+    encoder = Encoder(tokenizer)
+    tasks = load_tasks(tuple(args.tasks.split(",")), args.include_path)
+    for task in tasks:
+        if task.OUTPUT_TYPE != "multiple_choice":
+            raise UserError(f"--tasks {task.task_name} is {task.OUTPUT_TYPE}, it has no letters; give another task")
+    model = None
+    for task in tasks:
+        found = check_letters(task, encoder, args.apply_chat_template)
+        yield from found
+        if all(finding.good for finding in found):
+            prompts = Prompts(task, encoder, args.apply_chat_template)
+            examples = [prompts.example(doc) for doc in list(task.eval_docs)[:SCORED]]
+            model = model or load_base(recipe)
+            scores = score(
+                model, tokenise(examples, encoder, context_length(config, tokenizer)), tokenizer.pad_token_id, 8
+            )
+            yield check_mass(task.task_name, scores, args.apply_chat_template)

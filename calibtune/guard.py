@@ -111,5 +111,6 @@ def _pairs(rows: Rows) -> dict[str, float]:
 
 
 def _prompts(path: Path) -> dict[str, str | None]:
-    samples = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
+    with path.open(encoding="utf-8") as file:
+        samples = [json.loads(line) for line in file]
     return {str(sample.get("doc_hash")): sample.get("prompt_hash") for sample in samples}

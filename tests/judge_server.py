@@ -73,7 +73,7 @@ class JudgeServer:
             attempt = self.seen[prompt] = self.seen.get(prompt, 0) + 1
             self.times.setdefault(prompt, []).append(time.monotonic())
             self.bodies.append(body)
-            self.headers.append(dict(handler.headers))
+            self.headers.append({name.lower(): value for name, value in handler.headers.items()})
         time.sleep(self.delay)
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             reply = self.behave(handler, attempt, body)

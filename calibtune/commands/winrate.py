@@ -1,33 +1,168 @@
-"""Win rates by a judge: AlpacaEval and Arena-Hard.
+r"""Win rates by a judge: AlpacaEval and Arena-Hard.
 
 Each benchmark writes winrate_<benchmark>.json and a results file of lm_eval into --output DIR.
 
-python -m calibtune winrate alpaca-eval --annotations annotations.json --output out     # recorded: no judge, no model
+  python -m calibtune winrate alpaca-eval --annotations annotations.json --output out     # recorded: no judge, no model
+  python -m calibtune winrate alpaca-eval --model M --artifact adapter --instructions alpaca_eval.json \
+      --reference gpt4_outputs.json --judge gpt-4-1106-preview --output out               # key in OPENAI_API_KEY
+  python -m calibtune winrate alpaca-eval --model M --artifact adapter --instructions alpaca_eval.json \
+      --reference M --both-orders --judge J --judge-base-url http://localhost:8000/v1 --output out
+  python -m calibtune winrate arena-hard --bench arena-hard-auto --model M --name tuned --output out
+  python -m calibtune winrate arena-hard --bench arena-hard-auto --name tuned --compare base --output out
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from calibtune.errors import UserError
+
+if TYPE_CHECKING:
+    from calibtune.winrate.answers import Model, Settings
+    from calibtune.winrate.results import Result
+
+#: What a run with a judge cannot do without.
+JUDGED = ("model", "instructions", "reference", "judge")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the two benchmarks and their arguments."""
     benchmarks = parser.add_subparsers(dest="benchmark", metavar="BENCHMARK", required=True)
-    alpaca = benchmarks.add_parser("alpaca-eval", help="win rate against reference answers or another model")
-    alpaca.add_argument("--annotations", type=Path, metavar="FILE", help="recorded annotations of alpaca-eval")
-    alpaca.add_argument("--output", type=Path, required=True, metavar="DIR", help="where results are written")
+    _alpaca_arguments(benchmarks.add_parser("alpaca-eval", help="against reference answers or another model"))
+    _arena_arguments(benchmarks.add_parser("arena-hard", help="answers and judgements in a checkout of its tool"))
+
+
+def _alpaca_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--annotations", type=Path, metavar="FILE", help="recorded annotations, instead of a judge")
+    _model_arguments(parser)
+    parser.add_argument("--instructions", type=Path, metavar="FILE", help="JSON objects with instruction")
+    parser.add_argument("--reference", metavar="FILE|MODEL", help="outputs file, or the model to compare with")
+    parser.add_argument("--judge", metavar="NAME", help="a judge of alpaca-eval, or the name of any chat model")
+    parser.add_argument("--judge-base-url", metavar="URL", help="an OpenAI-compatible endpoint (default: OpenAI's)")
+    parser.add_argument(
+        "--judge-key-env", default="OPENAI_API_KEY", metavar="VAR", help="environment variable that holds the key"
+    )
+    parser.add_argument("--judge-workers", type=int, default=8, metavar="N", help="requests in flight at once")
+    parser.add_argument("--judge-retries", type=int, default=5, metavar="N", help="further attempts after a failure")
+    parser.add_argument(
+        "--judge-timeout", type=float, default=120.0, metavar="SECONDS", help="longest wait for a reply"
+    )
+    parser.add_argument("--both-orders", action="store_true", help="judge each pair twice, each answer first once")
+    parser.add_argument("--limit", type=int, metavar="N", help="the first N instructions only")
+    parser.add_argument("--compare", type=Path, metavar="FILE", help="another run's annotations.json, paired")
+
+
+def _arena_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--bench", type=Path, required=True, metavar="DIR", help="checkout of arena-hard-auto, or data")
+    parser.add_argument("--name", help="the model's name in the checkout (default: from --model and --artifact)")
+    _model_arguments(parser)
+    parser.add_argument("--judge", metavar="NAME", help="whose judgements, where there are several judges")
+    parser.add_argument("--category", help="questions of one category, where baselines differ")
+    parser.add_argument("--compare", metavar="NAME", help="another model judged there, paired")
+
+
+def _model_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--output", type=Path, required=True, metavar="DIR", help="results, and what a run resumes from"
+    )
+    parser.add_argument("--model", metavar="M", help="hub id or folder of the base model")
+    parser.add_argument("--artifact", type=Path, metavar="DIR", help="adapter on top of it")
+    parser.add_argument("--model-args", default="", metavar="K=V,..", help="more of lm_eval's, such as dtype=bfloat16")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)")
+    parser.add_argument(
+        "--batch-size", default="1", metavar="N", help="answers generated at once, or auto (default: 1)"
+    )
+    parser.add_argument("--max-new-tokens", type=int, default=2048, metavar="N", help="longest answer (default: 2048)")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the benchmark asked for."""
-    return _alpaca_eval(args)
+    """Run the benchmark asked for, write its files and print the harness's table."""
+    from calibtune.winrate import results
 
-
-def _alpaca_eval(args: argparse.Namespace) -> int:
-    from calibtune.winrate import alpaca, results
-
-    result = alpaca.result(alpaca.read_annotations(args.annotations))
-    results.write(result, args.output)
-    print(results.table(result))
+    if args.artifact and not args.model:
+        raise UserError(f"--artifact {args.artifact} needs its base model; give --model")
+    result = _alpaca_eval(args) if args.benchmark == "alpaca-eval" else _arena_hard(args)
+    if result is not None:
+        results.write(result, args.output)
+        print(results.table(result))
     return 0
+
+
+def _alpaca_eval(args: argparse.Namespace) -> Result:
+    from calibtune.winrate import alpaca, runs
+
+    if args.annotations:
+        extra = [f"--{name}" for name in JUDGED if getattr(args, name)]
+        if extra:
+            raise UserError(
+                f"--annotations {args.annotations} needs no judge and no model; leave out {', '.join(extra)}"
+            )
+        return runs.alpaca_result(alpaca.read_annotations(args.annotations), args.compare)
+    lacking = [f"--{name}" for name in JUDGED if not getattr(args, name)]
+    if lacking:
+        raise UserError(f"winrate alpaca-eval lacks {', '.join(lacking)}; give these, or --annotations FILE alone")
+    from calibtune.winrate.judge import Endpoint
+
+    for name in ("judge_workers", "judge_timeout", "max_new_tokens"):
+        if getattr(args, name) <= 0:
+            raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)} is not above 0")
+    patience = {"timeout": args.judge_timeout, "retries": max(0, args.judge_retries), "workers": args.judge_workers}
+    # Before hours of generation: is there a key, and are the inputs there?
+    endpoint = Endpoint.from_environment(args.judge_base_url, args.judge_key_env, **patience)
+    instructions = runs.read_instructions(args.instructions, args.limit)
+    model, settings = _model(args), _settings(args)
+    theirs, their_answers = runs.reference_outputs(args.reference, instructions, args.output, settings, model.extra)
+    mine, answers = runs.outputs_of(model, instructions, args.output, settings)
+    runs.write_json(args.output / "model_outputs.json", mine)
+    runs.write_json(args.output / "reference_outputs.json", theirs)
+    rows = runs.judge_head_to_head(mine, theirs, args.judge, endpoint, args.output, args.both_orders)
+    judged = alpaca.judged(rows, str(args.output / "annotations.json"))
+    return runs.with_answers(runs.alpaca_result(judged, args.compare), model, [answers, their_answers])
+
+
+def _arena_hard(args: argparse.Namespace) -> Result | None:
+    from calibtune.winrate import arena, runs
+
+    bench = arena.open_bench(args.bench)
+    if not args.model:
+        if not args.name:
+            raise UserError("winrate arena-hard needs --name of a judged model, or --model to answer the questions")
+        return runs.arena_result(bench, args.name, args.judge, args.category, args.compare)
+    model = _model(args)
+    name = args.name or model.name
+    questions = [{"instruction": prompt} for prompt in bench.questions.values()]
+    mine, answers = runs.outputs_of(model, questions, args.output, _settings(args))
+    path = arena.write_answers(bench, name, [row["output"] for row in mine])
+    print(f"{len(mine)} answers of {name} are in {path}")
+    if not bench.judgements(name):
+        print("Judge them with the tool's own gen_judgment.py, then run this command again without --model.")
+        return None
+    result = runs.arena_result(bench, name, args.judge, args.category, args.compare)
+    return runs.with_answers(result, model, [answers])
+
+
+def _model(args: argparse.Namespace) -> Model:
+    from calibtune.winrate.answers import Model
+
+    extra: list[tuple[str, Any]] = []
+    for pair in filter(None, args.model_args.split(",")):
+        name, equals, value = pair.partition("=")
+        if not equals or name in ("pretrained", "peft"):
+            raise UserError(f"--model-args {pair} is no further K=V; give --model and --artifact by themselves")
+        try:
+            extra.append((name, json.loads(value.lower() if value in ("True", "False") else value)))
+        except json.JSONDecodeError:
+            extra.append((name, value))
+    return Model(args.model, args.artifact, tuple(extra))
+
+
+def _settings(args: argparse.Namespace) -> Settings:
+    from calibtune.winrate.answers import Settings
+
+    size = args.batch_size
+    if size != "auto" and not (size.isdigit() and int(size) > 0):
+        raise UserError(f"--batch-size {size} is no number above 0; give one, or auto")
+    return Settings(args.max_new_tokens, size if size == "auto" else int(size), args.device)

@@ -92,11 +92,13 @@ def read_rows(path: Path, needed: Sequence[str]) -> list[dict[str, Any]]:
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}; give a JSON file of AlpacaEval") from None
+        raise UserError(f"{path} cannot be read: {error.strerror}; give a JSON or JSON-lines file") from None
     except UnicodeDecodeError:
-        raise UserError(f"{path} is not a text file; give a JSON file of AlpacaEval") from None
+        raise UserError(f"{path} is not a text file; give a JSON or JSON-lines file") from None
     try:
-        rows = json.loads(text) if text.lstrip().startswith("[") else [json.loads(x) for x in text.splitlines() if x]
+        # Not splitlines(), which also splits at the U+2028 that texts may hold.
+        lines = [line for line in text.split("\n") if line.strip()]
+        rows = json.loads(text) if text.lstrip().startswith("[") else [json.loads(line) for line in lines]
     except json.JSONDecodeError as error:
         raise UserError(f"{path} is not whole JSON ({error}); fetch or write it again") from None
     if not rows:

@@ -32,11 +32,17 @@ class Rate:
     n: int
 
 
-def rate(scores: Sequence[float] | NDArray[np.float64], draws: int = DRAWS, seed: int = SEED) -> Rate:
+def rate(
+    scores: Sequence[float] | NDArray[np.float64],
+    weights: Sequence[float] | NDArray[np.float64] | None = None,
+    draws: int = DRAWS,
+    seed: int = SEED,
+) -> Rate:
     """Win rate with its standard error and percentile bootstrap interval over questions.
 
     Args:
         scores: One a question, shape (n,), within [0, 1]: 1 a win, 0 a loss, between them a judge's weighted verdict.
+        weights: What each question counts, positive, shape (n,); equal if not given. They are drawn with the scores.
         draws: Bootstrap resamples.
         seed: Seed of the resampling; the same scores give the same interval.
 
@@ -56,22 +62,31 @@ def rate(scores: Sequence[float] | NDArray[np.float64], draws: int = DRAWS, seed
     outside = ~((values >= 0) & (values <= 1))
     if outside.any():
         raise ScoringError(f"a win rate needs scores within [0, 1], got {values[outside][0]!r}")
-    count = len(values)
-    error = float(values.std(ddof=1)) / math.sqrt(count) if count > 1 else math.nan
+    counts = np.ones(len(values)) if weights is None else np.asarray(weights, dtype=np.float64)
+    count, mean = len(values), _mean(values, counts)
+    # A ratio of sums: its error by linearisation, which for equal weights is the usual standard error of a mean.
+    error = float((counts * (values - mean)).std(ddof=1) / counts.mean()) / math.sqrt(count) if count > 1 else math.nan
     if np.ptp(values) == 0:
         low, high = wilson(values.tolist())
     else:
         picks = np.random.default_rng(seed).integers(count, size=(draws, count))
-        low, high = np.quantile(values[picks].mean(axis=1), [0.025, 0.975])
-    return Rate(float(values.mean()), error, float(low), float(high), count)
+        drawn = (values * counts)[picks].sum(axis=1) / counts[picks].sum(axis=1)
+        low, high = np.quantile(drawn, [0.025, 0.975])
+    return Rate(mean, error, float(low), float(high), count)
 
 
-def compare(model: Mapping[str, float], other: Mapping[str, float], seed: int = SEED) -> tuple[Interval, int]:
+def compare(
+    model: Mapping[str, float],
+    other: Mapping[str, float],
+    weights: tuple[Mapping[str, float], Mapping[str, float]] | None = None,
+    seed: int = SEED,
+) -> tuple[Interval, int]:
     """Difference of two models' win rates against the same baseline on the questions that both have.
 
     Args:
         model: Score by question.
         other: The same of the model to compare with, its base for instance.
+        weights: What each question counts for the first and for the second model; equal if not given.
         seed: Seed of the resampling.
 
     Returns:
@@ -84,7 +99,12 @@ def compare(model: Mapping[str, float], other: Mapping[str, float], seed: int = 
     shared = [question for question in model if question in other]
     if not shared:
         raise ScoringError("the two models share no judged question; compare runs on the same instructions")
-    a = np.array([other[question] for question in shared])
-    b = np.array([model[question] for question in shared])
-    interval = paired_difference(lambda values: float(np.mean(values)), (a,), (b,), seed)
-    return interval, len(shared)
+    sides = []
+    for number, scores in enumerate((model, other)):
+        counts = [weights[number][question] if weights else 1.0 for question in shared]
+        sides.append((np.array([scores[question] for question in shared]), np.array(counts)))
+    return paired_difference(_mean, sides[1], sides[0], seed), len(shared)
+
+
+def _mean(values: NDArray[np.float64], counts: NDArray[np.float64]) -> float:
+    return float((values * counts).sum() / counts.sum())

@@ -30,7 +30,7 @@ class Result:
     model_args: dict[str, Any] | None = None
 
     def summary(self) -> dict[str, Any]:
-        """The keys of ``winrate_<benchmark>.json``: shares, and ``per_cent`` as leaderboards have it; None: undefined."""
+        """The keys of ``winrate_<benchmark>.json``: shares, and ``per_cent`` as leaderboards print; None: undefined."""
         numbers = {name: _finite(value) for name, value in asdict(self.rate).items()}
         further = {name: _finite(value) for name, value in self.further.items()}
         head = {"benchmark": self.benchmark, "model": self.model, "baseline": self.baseline}

@@ -1,0 +1,226 @@
+"""Arena-Hard's files: a local checkout of its tool is read and written in its own layout; its judge runs there.
+
+DATA/question.jsonl                        uid, category, prompt
+DATA/model_answer/NAME.jsonl               uid, ans_id, model, messages, tstamp
+DATA/model_judgment/JUDGE/NAME.jsonl       uid, model, games: two verdicts, baseline and model shown first
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from calibtune.errors import UserError
+from calibtune.files import write_text
+from calibtune.winrate.alpaca import read_rows
+from calibtune.winrate.journal import key_of
+
+#: Wins of the answer shown first (A) by label, and how often the verdict counts: a clear one counts three times, as
+#: in the tool's ``show_result.py``.
+LABELS: dict[object, tuple[float, int]] = {
+    **dict.fromkeys(("A>B", "B<A"), (1.0, 1)),
+    **dict.fromkeys(("B>A", "A<B"), (0.0, 1)),
+    **dict.fromkeys(("A>>B", "B<<A"), (1.0, 3)),
+    **dict.fromkeys(("B>>A", "A<<B"), (0.0, 3)),
+    **dict.fromkeys(("A=B", "B=A"), (0.5, 1)),
+}
+#: The baseline of v0.1, whose older judgement files do not name it.
+BASELINE = "gpt-4-0314"
+NOTE = (
+    "interval by bootstrap over questions (the tool itself draws verdicts and prints 90 %); no style control, which is "
+    "the tool's own: its show_result.py --control-features"
+)
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """The readable judgements of one model."""
+
+    model: str
+    baseline: str
+    judge: str
+    #: Model's score by question: weighted mean over both games' verdicts, within [0, 1].
+    scores: dict[str, float]
+    #: How often the question counts: from 2, two slight verdicts, to 6, two clear ones.
+    weights: dict[str, float]
+    #: Judged questions without a readable verdict in both games; the tool leaves them out, too.
+    unjudged: tuple[str, ...]
+    #: Questions that were not judged at all.
+    missing: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """The data folder of one benchmark version in a checkout."""
+
+    folder: Path
+    #: Prompt by question, in order.
+    questions: dict[str, str]
+    #: Category by question.
+    categories: dict[str, str]
+
+    def answers(self, name: str) -> Path:
+        """Where a model's answers are."""
+        return self.folder / "model_answer" / f"{name}.jsonl"
+
+    def judgements(self, name: str) -> dict[str, Path]:
+        """A model's judgement files by judge."""
+        return {path.parent.name: path for path in sorted(self.folder.glob(f"model_judgment/*/{name}.jsonl"))}
+
+
+def open_bench(path: Path) -> Bench:
+    """Find the questions in a checkout.
+
+    Args:
+        path: The checkout, or the data folder itself (``data/arena-hard-v0.1``).
+
+    Raises:
+        UserError: There are no questions, several versions, or another format.
+    """
+    found = [path / "question.jsonl"] if (path / "question.jsonl").is_file() else []
+    found = found or sorted([*path.glob("data/*/question.jsonl"), *path.glob("src/*/data/*/question.jsonl")])
+    if not found:
+        raise UserError(
+            f"--bench {path} holds no question.jsonl; give a checkout of arena-hard-auto or its data folder"
+        )
+    if len(found) > 1:
+        names = ", ".join(str(file.parent.relative_to(path)) for file in found)
+        raise UserError(f"--bench {path} holds several benchmarks ({names}); give one of these folders")
+    rows = read_rows(found[0], ["uid", "prompt"])
+    questions = {str(row["uid"]): str(row["prompt"]) for row in rows}
+    if len(questions) != len(rows):
+        raise UserError(f"{found[0]} holds a uid twice; fetch it again")
+    categories = {str(row["uid"]): str(row.get("category", "")) for row in rows}
+    return Bench(found[0].parent, questions, categories)
+
+
+def write_answers(bench: Bench, name: str, outputs: Sequence[str]) -> Path:
+    """Write a model's answers for the tool to judge.
+
+    Args:
+        bench: The benchmark.
+        name: The model's name in the tool's configuration and tables.
+        outputs: One a question, in order.
+
+    Returns:
+        The file. It stays as it is if it holds these answers already, since judgements may belong to it.
+
+    Raises:
+        UserError: It holds other answers, or the name is no file name.
+    """
+    if not name or Path(name).name != name:
+        raise UserError(f"--name {name} cannot be a file name; give one without slashes")
+    path = bench.answers(name)
+    answers = dict(zip(bench.questions, outputs, strict=True))
+    if path.exists():
+        kept = {str(row["uid"]): _answer(row, path) for row in read_rows(path, ["uid", "messages"])}
+        if kept != answers:
+            raise UserError(
+                f"{path} holds other answers, which may be judged already; give another --name or remove it"
+            )
+        return path
+    lines = []
+    for uid, prompt in bench.questions.items():
+        messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": {"answer": answers[uid]}}]
+        row = {
+            "uid": uid,
+            "ans_id": key_of([name, uid])[:22],
+            "model": name,
+            "messages": messages,
+            "tstamp": time.time(),
+        }
+        lines.append(json.dumps(row, ensure_ascii=False) + "\n")
+    write_text(path, "".join(lines))
+    return path
+
+
+def read_verdicts(bench: Bench, name: str, judge: str | None = None, category: str | None = None) -> Verdicts:
+    """Read a model's judgements.
+
+    Args:
+        bench: The benchmark.
+        name: The model.
+        judge: Whose judgements; needed where several judged it.
+        category: Which questions; needed where they have several baselines.
+
+    Raises:
+        UserError: There are none, judges or baselines are mixed, or a line is not the tool's.
+    """
+    judge, path = _judgement(bench, name, judge)
+    wanted = [uid for uid in bench.questions if category in (None, bench.categories[uid])]
+    if not wanted:
+        raise UserError(f"--category {category} has no question; there are {_categories(bench)}")
+    scores, weights, unjudged, baselines = {}, {}, [], set()
+    for where, uid, row in _rows(bench, path):
+        if category not in (None, bench.categories[uid]):
+            continue
+        baselines.add(str(row.get("baseline", BASELINE)))
+        found = _score(row["games"], where)
+        if found is None:
+            unjudged.append(uid)
+        else:
+            scores[uid], weights[uid] = found
+    if len(baselines) != 1:
+        said = f"compares with {', '.join(sorted(baselines))}" if baselines else f"holds nothing of {category}"
+        raise UserError(f"{path} {said}; choose one --category of {_categories(bench)}")
+    missing = tuple(uid for uid in wanted if uid not in scores and uid not in unjudged)
+    return Verdicts(name, baselines.pop(), judge, scores, weights, tuple(unjudged), missing)
+
+
+def _judgement(bench: Bench, name: str, judge: str | None) -> tuple[str, Path]:
+    files = bench.judgements(name)
+    if not files or (judge and judge not in files):
+        raise UserError(
+            f"{bench.folder}/model_judgment/{judge or '*'}/{name}.jsonl does not exist; judge the model with the "
+            "tool's gen_judgment.py first"
+        )
+    if not judge and len(files) > 1:
+        raise UserError(f"{name} was judged by {', '.join(files)}; choose one with --judge")
+    judge = judge or next(iter(files))
+    return judge, files[judge]
+
+
+def _rows(bench: Bench, path: Path) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Where it is, question and row of each judgement."""
+    seen = set()
+    for number, row in enumerate(read_rows(path, ["games"])):
+        uid = str(row.get("uid", row.get("question_id")))
+        if uid not in bench.questions:
+            raise UserError(f"{path}, entry {number}: question {uid} is not in question.jsonl; are versions mixed?")
+        if uid in seen:
+            raise UserError(f"{path}: question {uid} is judged twice and would count twice; keep one of its lines")
+        seen.add(uid)
+        yield f"{path}, entry {number}", uid, row
+
+
+def _categories(bench: Bench) -> str:
+    return ", ".join(sorted(set(bench.categories.values())))
+
+
+def _score(games: Any, where: str) -> tuple[float, float] | None:
+    """The model's score and its weight, from the game that shows the baseline first and the one that shows it last."""
+    if not isinstance(games, list) or len(games) != 2:
+        raise UserError(f"{where}: games is {games!r:.60}, not the verdicts of two games; give the tool's own file")
+    labels = [game.get("score") if isinstance(game, dict) else None for game in games]
+    # The tool leaves a question out whole where it could read only one of its verdicts.
+    if None in labels:
+        return None
+    for label in labels:
+        if label not in LABELS:
+            raise UserError(
+                f"{where}: {label!r} is no verdict of Arena-Hard ({', '.join(map(str, LABELS))}); judge it again"
+            )
+    (baseline_first, first_weight), (model_first, second_weight) = (LABELS[label] for label in labels)
+    weight = first_weight + second_weight
+    return ((1 - baseline_first) * first_weight + model_first * second_weight) / weight, float(weight)
+
+
+def _answer(row: dict[str, Any], path: Path) -> str:
+    try:
+        return str(row["messages"][-1]["content"]["answer"])
+    except (KeyError, IndexError, TypeError):
+        raise UserError(f"{path}: question {row['uid']} has no answer in the tool's format; remove the file") from None

@@ -1,0 +1,298 @@
+"""`calibtune winrate alpaca-eval` from models to a rate, with a judge on loopback."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from judge_server import JudgeServer, completion, prefers, send
+from tiny import save_tiny
+
+from calibtune.__main__ import main
+
+SECRET = "sk-test-0123456789abcdef"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return save_tiny(tmp_path_factory.mktemp("models") / "base")
+
+
+@pytest.fixture(scope="module")
+def adapter(model, tmp_path_factory):
+    """A LoRA adapter that changes what the model says."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(1)
+    tuned = get_peft_model(AutoModelForCausalLM.from_pretrained(model), LoraConfig(r=4, init_lora_weights=False))
+    folder = tmp_path_factory.mktemp("models") / "tuned"
+    tuned.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def key(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", SECRET)
+
+
+def save(path, rows):
+    path.write_text(json.dumps(rows))
+    return path
+
+
+def instructions(folder, count=6):
+    return save(folder / "instructions.json", [{"instruction": f"Question {i}?\n\nOptions:"} for i in range(count)])
+
+
+def reference(folder, count=6):
+    rows = [
+        {"instruction": f"Question {i}?\n\nOptions:", "output": f"answer {i}", "generator": "gpt"} for i in range(count)
+    ]
+    return save(folder / "reference.json", rows)
+
+
+def command(server, folder, model, *more, count=6):
+    return [
+        *("winrate", "alpaca-eval", "--model", str(model), "--instructions", str(instructions(folder, count))),
+        *("--judge", "some-judge", "--judge-base-url", server.url, "--judge-retries", "1", "--device", "cpu"),
+        *("--max-new-tokens", "8", "--batch-size", "2", "--output", str(folder / "out"), *map(str, more)),
+    ]
+
+
+def always(probability):
+    return lambda handler, attempt, body: completion(prefers(probability), content="m")
+
+
+def result(folder):
+    return json.loads((folder / "out" / "winrate_alpaca_eval.json").read_text())
+
+
+def everything(folder):
+    return b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
+
+
+def test_a_tuned_model_is_judged_against_reference_outputs(tmp_path, model, adapter, key, capfd):
+    with JudgeServer(always(0.75)) as server:
+        more = ("--artifact", adapter, "--reference", reference(tmp_path))
+        assert main(command(server, tmp_path, model, *more)) == 0
+    found = result(tmp_path)
+    assert (found["model"], found["baseline"], found["n"]) == ("base+tuned", "gpt", 6)
+    assert (found["judge"], found["unjudged"]) == ("some-judge (weighted_alpaca_eval_gpt4_turbo)", 0)
+    # One order, at random: each pair gives 0.75 or 0.25.
+    rows = json.loads((tmp_path / "out" / "annotations.json").read_text())
+    assert {round(row["preference"], 6) for row in rows} <= {1.25, 1.75}
+    outputs = json.loads((tmp_path / "out" / "model_outputs.json").read_text())
+    assert [row["instruction"] for row in outputs] == [f"Question {i}?\n\nOptions:" for i in range(6)]
+    assert all(row["output"] and row["generator"] == "base+tuned" for row in outputs)
+    out, _ = capfd.readouterr()
+    assert "|alpaca_eval|" in out
+
+
+def test_what_was_written_is_taken_back_as_recorded_annotations(tmp_path, model, key):
+    with JudgeServer(always(0.9)) as server:
+        assert main(command(server, tmp_path, model, "--reference", reference(tmp_path))) == 0
+    recorded = ["winrate", "alpaca-eval", "--annotations", str(tmp_path / "out" / "annotations.json")]
+    assert main([*recorded, "--output", str(tmp_path / "again")]) == 0
+    again = json.loads((tmp_path / "again" / "winrate_alpaca_eval.json").read_text())
+    assert {k: again[k] for k in ("win_rate", "low", "high", "n")} == {
+        k: result(tmp_path)[k] for k in ("win_rate", "low", "high", "n")
+    }
+
+
+def test_tuned_against_base_in_both_orders_cancels_the_judge_s_position_bias(tmp_path, model, adapter, key):
+    with JudgeServer(always(0.9)) as server:
+        more = ("--artifact", adapter, "--reference", model, "--both-orders")
+        assert main(command(server, tmp_path, model, *more)) == 0
+    found = result(tmp_path)
+    assert (found["model"], found["baseline"]) == ("base+tuned", "base")
+    assert found["win_rate"] == pytest.approx(0.5)
+    assert found["first_shown"] == pytest.approx(0.9)
+    assert "the answer shown first gets 90.0 %" in found["note"]
+    mine, theirs = (json.loads((tmp_path / "out" / f"{n}_outputs.json").read_text()) for n in ("model", "reference"))
+    assert [row["output"] for row in mine] != [row["output"] for row in theirs]
+
+
+def test_answers_are_those_that_transformers_generates(tmp_path, model, adapter, key):
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    with JudgeServer() as server:
+        server.behave = always(0.9)
+        assert main(command(server, tmp_path, model, "--artifact", adapter, "--reference", reference(tmp_path))) == 0
+    outputs = json.loads((tmp_path / "out" / "model_outputs.json").read_text())
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tuned = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model), adapter).eval()
+    for row in outputs:
+        chat = [{"role": "user", "content": row["instruction"]}]
+        text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+        ids = tokenizer(text, return_tensors="pt", add_special_tokens=False).input_ids
+        with torch.no_grad():
+            answer = tuned.generate(input_ids=ids, max_new_tokens=8, do_sample=False)[0, ids.shape[1] :]
+        assert row["output"] == tokenizer.decode(answer, skip_special_tokens=True)
+
+
+def test_a_second_run_pays_for_nothing_and_gives_the_same(tmp_path, model, key):
+    with JudgeServer(always(0.8)) as server:
+        line = command(server, tmp_path, model, "--reference", reference(tmp_path))
+        assert main(line) == 0
+        first = result(tmp_path)
+        assert main(line) == 0
+    assert result(tmp_path) == first
+    assert set(server.seen.values()) == {1}
+
+
+@pytest.mark.slow
+def test_a_killed_run_resumes_without_paying_twice(tmp_path, model):
+    """The judge is slow and the process is killed, not interrupted; the requests are counted at the server."""
+    workers, count = 2, 14
+    environment = {**os.environ, "OPENAI_API_KEY": SECRET, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    with JudgeServer(always(0.8), delay=0.3) as server:
+        line = command(server, tmp_path, model, "--reference", reference(tmp_path, count), count=count)
+        line = [sys.executable, "-m", "calibtune", *line, "--judge-workers", str(workers)]
+        journal = tmp_path / "out" / "judgements.jsonl"
+        first = subprocess.Popen(line, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        until = time.monotonic() + 120
+        while not (journal.is_file() and journal.read_bytes().count(b"\n") >= 4):
+            assert first.poll() is None, "it ended before it was killed"
+            assert time.monotonic() < until, "no judgement arrived"
+            time.sleep(0.02)
+        first.send_signal(signal.SIGKILL)
+        first.wait()
+        time.sleep(0.5)
+        kept = journal.read_bytes().count(b"\n")
+        paid = dict(server.seen)
+        assert 4 <= kept < count
+        done = subprocess.run(line, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    assert len(server.seen) == count
+    again = [prompt for prompt, times in server.seen.items() if times > 1]
+    # Only what was in flight at the kill, and so never arrived, may be asked again.
+    assert len(again) <= workers
+    assert sum(server.seen.values()) - sum(paid.values()) == count - kept
+    assert result(tmp_path)["n"] == count
+    keys = [json.loads(entry)["key"] for entry in journal.read_text().splitlines()]
+    assert len(keys) == len(set(keys)) == count
+    assert SECRET.encode() not in everything(tmp_path)
+
+
+def test_the_key_is_sent_but_never_written_or_logged(tmp_path, model, key, capfd, caplog):
+    """Also where the server repeats it in its replies and errors."""
+
+    def behave(handler, attempt, body):
+        if "Question 1?" in json.dumps(body) and attempt == 1:
+            return send(handler, 500, json.dumps({"error": {"message": f"bad key {SECRET}"}}))
+        if "Question 2?" in json.dumps(body):
+            return send(handler, 400, json.dumps({"error": {"message": f"rejected {SECRET}"}}))
+        if "Question 3?" in json.dumps(body):
+            return completion(None, refusal=f"I will not, {SECRET}")
+        return completion(prefers(0.8), content=f"m {SECRET}")
+
+    caplog.set_level("DEBUG")
+    with JudgeServer(behave) as server:
+        assert main(command(server, tmp_path, model, "--reference", reference(tmp_path))) == 0
+    assert {headers["authorization"] for headers in server.headers} == {f"Bearer {SECRET}"}
+    out, err = capfd.readouterr()
+    assert SECRET.encode() not in everything(tmp_path)
+    assert SECRET not in out + err
+    assert not [record for record in caplog.records if SECRET in record.getMessage()]
+    found = result(tmp_path)
+    assert (found["n"], found["unjudged"]) == (4, 2)
+    assert "2 of 6 pairs have no readable verdict" in found["note"]
+
+
+def test_generation_that_was_stopped_goes_on_where_it_was(tmp_path, model, key, monkeypatch):
+    from lm_eval.models.huggingface import HFLM
+
+    generate, batches = HFLM._model_generate, []
+
+    def counted(self, context, *args, **more):
+        batches.append(len(context))
+        if len(batches) == 3:
+            raise KeyboardInterrupt
+        return generate(self, context, *args, **more)
+
+    monkeypatch.setattr(HFLM, "_model_generate", counted)
+    with JudgeServer(always(0.8)) as server:
+        line = command(server, tmp_path, model, "--reference", reference(tmp_path, 8), count=8)
+        assert main(line) == 130
+        assert not server.seen
+        assert main(line) == 0
+    # Two batches of two before the stop, and only the other two after it.
+    assert batches == [2, 2, 2, 2, 2]
+    assert result(tmp_path)["n"] == 8
+
+
+def test_a_retrained_adapter_is_asked_anew(tmp_path, model, adapter, key):
+    from calibtune.winrate.answers import Model
+
+    before = Model(str(model), adapter).fingerprint()
+    assert before == Model(str(model), adapter).fingerprint()
+    assert before != Model(str(model)).fingerprint()
+    weights = adapter / "adapter_model.safetensors"
+    os.utime(weights, ns=(1, 1))
+    assert before != Model(str(model), adapter).fingerprint()
+
+
+def test_a_run_is_compared_with_its_base_s_run_on_the_same_reference(tmp_path, model, adapter, key):
+    (tmp_path / "a").mkdir()
+    with JudgeServer(always(0.8)) as server:
+        given = reference(tmp_path)
+        assert main(command(server, tmp_path, model, "--reference", given)) == 0
+        base = tmp_path / "out" / "annotations.json"
+        more = ("--artifact", adapter, "--reference", given, "--compare", base)
+        assert main(command(server, tmp_path / "a", model, *more)) == 0
+    found = result(tmp_path / "a")
+    assert (found["compared_with"], found["shared"]) == ("base", 6)
+    assert found["difference_low"] <= found["difference"] <= found["difference_high"]
+    assert found["difference"] == pytest.approx(found["win_rate"] - result(tmp_path)["win_rate"])
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (("--reference", "nowhere.json"), "--reference nowhere.json does not exist"),
+        (("--artifact", ".", "--reference", "REF"), "no adapter_config.json"),
+        (("--reference", "REF", "--max-new-tokens", "600"), "leaves no room"),
+        (("--reference", "REF", "--batch-size", "0"), "--batch-size 0"),
+        (("--reference", "REF", "--model-args", "pretrained=x"), "--model-args"),
+        (("--reference", "REF", "--judge-workers", "0"), "--judge-workers 0"),
+        (("--reference", "REF", "--judge-base-url", "http://u:p@h/v1"), "environment"),
+        ((), "lacks --reference"),
+        (("--annotations", "a.json"), "leave out --model"),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_paid(tmp_path, model, key, capsys, monkeypatch, more, said):
+    monkeypatch.chdir(tmp_path)
+    more = [str(reference(tmp_path)) if word == "REF" else word for word in more]
+    with JudgeServer() as server:
+        assert main(command(server, tmp_path, model, *more)) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert not server.seen
+
+
+def test_a_reference_that_lacks_an_instruction_is_refused(tmp_path, model, key, capsys):
+    with JudgeServer() as server:
+        assert main(command(server, tmp_path, model, "--reference", reference(tmp_path, 5))) == 2
+    assert "lacks 1 of 6 instructions" in capsys.readouterr().err
+
+
+def test_a_model_that_does_not_exist_is_one_sentence(tmp_path, key, capsys):
+    with JudgeServer() as server:
+        assert main(command(server, tmp_path, tmp_path / "nowhere", "--reference", reference(tmp_path))) == 2
+    assert "nowhere cannot be loaded" in capsys.readouterr().err
+
+
+def test_openai_itself_is_not_asked_without_a_key(tmp_path, model, monkeypatch, capsys):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    with JudgeServer() as server:
+        line = command(server, tmp_path, model, "--reference", reference(tmp_path))
+        at = line.index("--judge-base-url")
+        assert main(line[:at] + line[at + 2 :]) == 2
+    assert "no OPENAI_API_KEY" in capsys.readouterr().err

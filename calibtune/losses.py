@@ -22,10 +22,10 @@ MODEL_INPUTS = ("input_ids", "attention_mask", "position_ids")
 
 
 def answer_logits(model: Any, batch: Batch) -> torch.Tensor:
-    """Logits at each question's last prompt token, and nowhere else; shape (B, V), float32."""
+    """Logits at each question's last prompt token, and nowhere else; shape (B, V), float32 at least."""
     places, index = batch["answer"].unique(return_inverse=True)
     logits = _forward(model, batch, logits_to_keep=places)
-    return logits[torch.arange(len(index), device=logits.device), index].float()
+    return widen(logits[torch.arange(len(index), device=logits.device), index])
 
 
 def all_logits(model: Any, batch: Batch) -> torch.Tensor:
@@ -36,6 +36,11 @@ def all_logits(model: Any, batch: Batch) -> torch.Tensor:
 def _forward(model: Any, batch: Batch, **options: Any) -> torch.Tensor:
     inputs = {name: batch[name] for name in MODEL_INPUTS if name in batch}
     return model(**inputs, use_cache=False, **options).logits
+
+
+def widen(values: torch.Tensor) -> torch.Tensor:
+    """Float32 at least: a softmax in bfloat16 would lose the small probabilities."""
+    return values if values.dtype == torch.float64 else values.float()
 
 
 def letter_log_likelihoods(logits: torch.Tensor, letter_ids: torch.Tensor) -> torch.Tensor:
@@ -100,7 +105,7 @@ def question_loss(logits: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, tor
     labels = batch["input_ids"][:, 1:].masked_fill(~predicts, -100)
     values = torch.stack(
         # Question by question, so that float32 copies of the logits stay small.
-        [functional.cross_entropy(row[:-1].float(), label, reduction="sum") for row, label in zip(logits, labels)]  # noqa: B905
+        [functional.cross_entropy(widen(row[:-1]), label, reduction="sum") for row, label in zip(logits, labels)]  # noqa: B905
     )
     return values, predicts.sum(1)
 
@@ -137,7 +142,7 @@ def method_loss(model: Any, batch: Batch, recipe: Recipe, target: Target | None 
     if recipe.method == "rcft" and recipe.sft:
         logits = all_logits(model, batch)
         rows = torch.arange(len(logits), device=logits.device)
-        letters = letter_log_likelihoods(logits[rows, batch["answer"]].float(), batch["letter_ids"])
+        letters = letter_log_likelihoods(widen(logits[rows, batch["answer"]]), batch["letter_ids"])
         values = sft2_loss(cft_loss(letters, batch["gold"]), *question_loss(logits, batch), recipe.letter_weight)
     else:
         letters = letter_log_likelihoods(answer_logits(model, batch), batch["letter_ids"])

@@ -13,6 +13,7 @@ from harness_ext.errors import ScoringError
 Edge = Literal["left", "right"]
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
+FEW_EDGES = 50
 
 
 @dataclass(frozen=True)
@@ -90,9 +91,15 @@ def bin_index(values: ArrayLike, n_bins: int | FloatArray, edge: Edge = "left") 
         row = int(np.argmin(inside.ravel()))
         raise ScoringError(f"value {values.ravel()[row]!r} at row {row} is not a probability in [0, 1]")
     edges = equal_width_edges(n_bins) if isinstance(n_bins, (int, np.integer)) else n_bins
-    side: Literal["left", "right"] = "right" if edge == "left" else "left"
-    # Searching the inner edges alone closes the first and the last bin.
-    return np.searchsorted(edges[1:-1], values, side=side).astype(np.int64)
+    # The inner edges alone, which closes the first and the last bin.
+    inner = edges[1:-1]
+    if len(inner) > FEW_EDGES:
+        return np.searchsorted(inner, values, side="right" if edge == "left" else "left").astype(np.int64)
+    # Against so few edges, comparing with each is several times faster than searching.
+    index = np.zeros_like(values, dtype=np.uint8)
+    for border in inner:
+        index += values >= border if edge == "left" else values > border
+    return index.astype(np.int64)
 
 
 def bin_table(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import numpy as np
@@ -62,25 +63,43 @@ def smooth_ece(confidence: FloatArray, correct: BoolArray) -> float:
     Returns:
         A number in [0, 1].
     """
+    gaps_on = functools.cache(functools.partial(_gaps_on, confidence, correct))
+
+    def error(sigma: float) -> float:
+        return _smoothed_size(gaps_on(_points(sigma)), sigma) / len(confidence)
+
     low, high = 0.0, 1.0
-    if smooth_ece_at(confidence, correct, 1.0) >= 1.0:
-        return smooth_ece_at(confidence, correct, 1.0)
+    if error(1.0) >= 1.0:
+        return error(1.0)
     while high - low > NARROWEST:
         middle = (low + high) / 2
-        if middle < smooth_ece_at(confidence, correct, middle):
+        if middle < error(middle):
             low = middle
         else:
             high = middle
-    return smooth_ece_at(confidence, correct, high)
+    return error(high)
 
 
 def smooth_ece_at(confidence: FloatArray, correct: BoolArray, sigma: float) -> float:
     """Smooth ECE at one kernel width sigma > 0: the integral over [0, 1] of the smoothed gap's size."""
-    points = max(GRID, round(20 / sigma))
+    return _smoothed_size(_gaps_on(confidence, correct, _points(sigma)), sigma) / len(confidence)
+
+
+def _points(sigma: float) -> int:
+    return max(GRID, round(20 / sigma))
+
+
+def _gaps_on(confidence: FloatArray, correct: BoolArray, points: int) -> FloatArray:
+    """Sum of the gaps at each of ``points + 1`` places of [0, 1]."""
     grid = np.round(confidence * points).astype(np.int64)
-    gap = np.bincount(grid, np.asarray(correct, dtype=np.float64) - confidence, points + 1)
+    gap = np.asarray(correct, dtype=np.float64) - confidence
+    return np.bincount(grid, gap, points + 1).astype(np.float64)
+
+
+def _smoothed_size(gaps: FloatArray, sigma: float) -> float:
+    points = len(gaps) - 1
     # Reflecting at 0 and 1 for ever is the same as going round a circle of twice the length.
-    circle = np.concatenate([gap, gap[-2:0:-1]])
+    circle = np.concatenate([gaps, gaps[-2:0:-1]])
     circle[[0, points]] *= 2
     turns = np.arange(-np.ceil(3 * sigma), np.ceil(3 * sigma) + 1)
     distance = np.arange(2 * points) / points
@@ -88,7 +107,7 @@ def smooth_ece_at(confidence: FloatArray, correct: BoolArray, sigma: float) -> f
     smoothed = np.fft.irfft(np.fft.rfft(circle) * np.fft.rfft(kernel / kernel.sum()), 2 * points)[: points + 1]
     weights = np.ones(points + 1)
     weights[[0, -1]] = 0.5
-    return float(weights @ np.abs(smoothed) / len(confidence))
+    return float(weights @ np.abs(smoothed))
 
 
 class BrierParts(NamedTuple):
@@ -128,13 +147,12 @@ def auroc(confidence: FloatArray, correct: BoolArray) -> float:
     Returns:
         NaN where all answers are right, or all wrong.
     """
-    right = int(np.sum(correct))
-    wrong = len(confidence) - right
-    if not right or not wrong:
+    correct = np.asarray(correct, dtype=bool)
+    right, wrong = np.sort(confidence[correct]), np.sort(confidence[~correct])
+    if not len(right) or not len(wrong):
         return float("nan")
-    _, place, count = np.unique(confidence, return_inverse=True, return_counts=True)
-    ranks = (np.cumsum(count) - (count - 1) / 2)[place]
-    return float((ranks[np.asarray(correct, dtype=bool)].sum() - right * (right + 1) / 2) / (right * wrong))
+    below, up_to = (np.searchsorted(wrong, right, side) for side in ("left", "right"))
+    return float((below.mean() + up_to.mean()) / (2 * len(wrong)))
 
 
 def accuracy_at_coverage(confidence: FloatArray, correct: BoolArray, coverage: float) -> float:
@@ -155,7 +173,7 @@ def accuracy_at_coverage(confidence: FloatArray, correct: BoolArray, coverage: f
     if not 0 < coverage <= 1:
         raise ScoringError(f"coverage is {coverage!r}; give a share above 0 and at most 1")
     answered = max(1, round(coverage * len(confidence)))
-    border = np.sort(confidence)[::-1][answered - 1]
+    border = np.partition(confidence, -answered)[-answered]
     above, tied = confidence > border, confidence == border
     right = np.asarray(correct, dtype=np.float64)
     return float((right[above].sum() + right[tied].mean() * (answered - above.sum())) / answered)

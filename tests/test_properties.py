@@ -27,7 +27,7 @@ from harness_ext.estimators import (
 from harness_ext.intervals import ece_interval
 
 few = settings(max_examples=60, deadline=None)
-bins = st.integers(1, 30)
+bins = st.integers(1, 80)
 edges = st.sampled_from(["left", "right"])
 
 

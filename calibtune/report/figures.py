@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from calibtune.report.style import LIGHT, SHADE_TEXTS, line, shade
@@ -20,7 +21,7 @@ ACROSS = 4
 MOST_CLASSES = 10
 
 
-def shorten(text: str, length: int = 28) -> str:
+def shorten(text: str, length: int = 26) -> str:
     """The text, its middle left out where it is longer than a panel is wide."""
     return text if len(text) <= length else f"{text[: length // 2 - 1]}…{text[-(length // 2) :]}"
 
@@ -30,7 +31,7 @@ def questions_text(count: int) -> str:
     return f"N = {count:,} question{'' if count == 1 else 's'}"
 
 
-def reliability(entries: Entries, across: int = ACROSS) -> Figure:
+def reliability(entries: Entries, scale: Entries | None = None, across: int = ACROSS) -> Figure:
     """Reliability diagrams of the confidence, one panel a method on one scale, a histogram of confidence below each.
 
     Bars: accuracy of each bin, shaded by the bin's share of the questions, with its 95 % interval. Hatched: the gap to
@@ -38,12 +39,13 @@ def reliability(entries: Entries, across: int = ACROSS) -> Figure:
 
     Args:
         entries: Method label -> its numbers on one task.
+        scale: All methods that the axes must have room for; ``entries`` by default.
         across: Panels in a row.
     """
     columns, rows = min(across, len(entries)), math.ceil(len(entries) / across)
     figure = Figure(figsize=(2.75 * columns, 3.55 * rows), layout="constrained")
     grid = figure.subplots(2 * rows, columns, squeeze=False, height_ratios=[3, 1] * rows)
-    most = max(max(_shares(entry["bins"])) for entry in entries.values())
+    most = max(max(_shares(entry["bins"])) for entry in (scale or entries).values())
     pairs = [(grid[2 * row, column], grid[2 * row + 1, column]) for row in range(rows) for column in range(columns)]
     for (upper, lower), (label, entry) in zip(pairs, entries.items(), strict=False):
         numbers = entry["numbers"]
@@ -65,30 +67,24 @@ def _shares(bins: Mapping[str, Sequence[float]]) -> list[float]:
     return [count / total for count in bins["count"]]
 
 
-def draw_bins(axes: Axes, bins: Mapping[str, Sequence[Any]]) -> None:
-    """Draw one reliability diagram of M bins on [0, 1]."""
+def draw_bins(axes: Axes, bins: Mapping[str, Sequence[Any]], ticks: int = 6) -> None:
+    """Draw one reliability diagram of M bins on [0, 1], with this many ticks on either axis."""
     size = len(bins["count"])
     axes.plot([0, 1], [0, 1], color=LIGHT["faint"], linestyle=(0, (4, 3)), linewidth=1)
-    for number, share in enumerate(_shares(bins)):
-        if not bins["count"][number]:
-            continue
-        accuracy, confidence = bins["accuracy"][number], bins["confidence"][number]
-        left, centre = number / size, (number + 0.5) / size
-        axes.bar(left, accuracy, 1 / size, align="edge", color=shade(share), edgecolor=LIGHT["ink"], linewidth=0.5)
-        axes.bar(
-            left,
-            confidence - accuracy,
-            1 / size,
-            bottom=accuracy,
-            align="edge",
-            facecolor="none",
-            edgecolor=LIGHT["gap"],
-            hatch="/////",
-            linewidth=0.8,
-        )
-        ends = [[accuracy - bins["low"][number]], [bins["high"][number] - accuracy]]
-        axes.errorbar(centre, accuracy, yerr=np.maximum(ends, 0), color=LIGHT["ink"], linewidth=0.9, capsize=1.6)
-    axes.set(xlim=(0, 1), ylim=(0, 1), xticks=np.linspace(0, 1, 6), yticks=np.linspace(0, 1, 6))
+    used = np.flatnonzero(bins["count"])
+    accuracy, confidence, low, high = (
+        np.array([bins[name][int(number)] for number in used], dtype=np.float64)
+        for name in ("accuracy", "confidence", "low", "high")
+    )
+    bars: dict[str, Any] = {"width": 1 / size, "align": "edge"}
+    shades = [shade(_shares(bins)[number]) for number in used]
+    axes.bar(used / size, accuracy, color=shades, edgecolor=LIGHT["ink"], linewidth=0.5, **bars)
+    gap: dict[str, Any] = {"facecolor": "none", "edgecolor": LIGHT["gap"], "hatch": "/////", "linewidth": 0.8}
+    axes.bar(used / size, confidence - accuracy, bottom=accuracy, **gap, **bars)
+    ends = np.maximum([accuracy - low, high - accuracy], 0)
+    axes.errorbar((used + 0.5) / size, accuracy, ends, fmt="none", color=LIGHT["ink"], linewidth=0.9, capsize=1.6)
+    places = np.linspace(0, 1, ticks)
+    axes.set(xlim=(0, 1), ylim=(0, 1), xticks=places, yticks=places)
 
 
 def _histogram(axes: Axes, bins: Mapping[str, Sequence[float]], most: float) -> None:
@@ -116,15 +112,15 @@ def classwise(entries: Entries, across: int | None = None) -> Figure:
     letters = {label: list(entry["classes"].items())[:MOST_CLASSES] for label, entry in entries.items()}
     columns = across or max(map(len, letters.values()))
     rows = {label: math.ceil(len(classes) / columns) for label, classes in letters.items()}
-    width = max(1.7 * columns, 3.6)
-    figure = Figure(figsize=(width, sum(1.72 * count + 0.55 for count in rows.values())), layout="constrained")
-    heights = [1.72 * count + 0.55 for count in rows.values()]
+    heights = [1.75 * count + 0.65 for count in rows.values()]
+    figure = Figure(figsize=(max(1.7 * columns, 3.9), sum(heights)), layout="constrained")
     parts = figure.subfigures(len(entries), 1, height_ratios=heights, hspace=0.02, squeeze=False).ravel()
     for part, (label, entry) in zip(parts, entries.items(), strict=True):
-        part.suptitle(f"{shorten(label, 44)}, {questions_text(entry['questions'])}", size=8.5, weight="bold")
+        name = shorten(label, 24 if columns < 4 else 44)
+        part.suptitle(f"{name}, {questions_text(entry['questions'])}", size=8.5, weight="bold")
         grid = part.subplots(rows[label], columns, sharex=True, sharey=True, squeeze=False)
         for axes, (letter, bins) in zip(grid.ravel(), letters[label], strict=False):
-            draw_bins(axes, bins)
+            draw_bins(axes, bins, ticks=3)
             axes.set_title(f"{letter} (N = {sum(bins['count']):,})", size=8, weight="normal", loc="left")
         for axes in grid.ravel()[len(letters[label]) :]:
             axes.set_visible(False)
@@ -133,8 +129,10 @@ def classwise(entries: Entries, across: int | None = None) -> Figure:
     return figure
 
 
-def options(entries: Entries, across: int = ACROSS) -> Figure:
+def options(entries: Entries, scale: Entries | None = None, across: int = ACROSS) -> Figure:
     """How often each letter is chosen, with a 95 % interval, beside how often it is right; one panel a method."""
+    shares = [entry["options"][name] for entry in (scale or entries).values() for name in ("chosen_high", "right")]
+    most = max(map(max, shares))
     columns, rows = min(across, len(entries)), math.ceil(len(entries) / across)
     figure = Figure(figsize=(2.75 * columns, 2.45 * rows), layout="constrained")
     grid = figure.subplots(rows, columns, sharey=True, squeeze=False)
@@ -149,11 +147,10 @@ def options(entries: Entries, across: int = ACROSS) -> Figure:
             place + 0.2, found["right"], 0.4, facecolor="none", edgecolor=LIGHT["gap"], hatch="/////", label="right"
         )
         axes.set_xticks(place, found["letters"])
-        axes.set(xlabel="option", ylim=(0, None))
+        axes.set(xlabel="option", ylim=(0, 1.18 * most))
         axes.grid(axis="x", visible=False)
         axes.set_title(f"{shorten(label)}\n{questions_text(entry['questions'])}", loc="left")
     grid[0, 0].legend(loc="upper right", ncols=2, handlelength=1.2, columnspacing=0.8)
-    grid[0, 0].margins(y=0.25)
     for axes in grid[:, 0]:
         axes.set_ylabel("share of questions")
     for axes in grid.ravel()[len(entries) :]:
@@ -163,12 +160,12 @@ def options(entries: Entries, across: int = ACROSS) -> Figure:
 
 def coverage(entries: Entries) -> Figure:
     """Accuracy on the most confident share of the questions, all methods."""
-    figure = Figure(figsize=(4.3, 3.1), layout="constrained")
+    figure = Figure(figsize=(3.9, 3.1), layout="constrained")
     axes = figure.subplots()
     for number, (label, entry) in enumerate(entries.items()):
         curve = entry["coverage"]
         style = {**line(number), "markevery": 4, "markersize": 4}
-        axes.plot(curve["share"], curve["accuracy"], label=f"{shorten(label)}", **style)
+        axes.plot(curve["share"], curve["accuracy"], label=shorten(label, 40), **style)
     axes.set(xlabel="coverage (most confident share of questions)", ylabel="accuracy (share right)", xlim=(0, 1.02))
     _legend(figure, axes, entries)
     return figure
@@ -177,7 +174,7 @@ def coverage(entries: Entries) -> Figure:
 def temperatures(entries: Entries) -> Figure:
     """conf-ECE and NLL at T = 1 and at T, with 95 % intervals, of the methods that have a temperature."""
     scaled = {label: entry for label, entry in entries.items() if "unscaled" in entry}
-    figure = Figure(figsize=(4.3, 1.15 + 0.5 * len(scaled)), layout="constrained")
+    figure = Figure(figsize=(3.9, 1.15 + 0.5 * len(scaled)), layout="constrained")
     for axes, (name, text) in zip(
         figure.subplots(1, 2, sharey=True), (("conf_ece_10", "conf-ECE (share)"), ("nll", "NLL (nats)")), strict=True
     ):
@@ -206,7 +203,7 @@ def temperatures(entries: Entries) -> Figure:
 
 def plane(entries: Entries) -> Figure:
     """Accuracy against conf-ECE with 95 % intervals, all methods in one plane (the shape of the paper's figure 2)."""
-    figure = Figure(figsize=(4.3, 3.1), layout="constrained")
+    figure = Figure(figsize=(3.9, 3.1), layout="constrained")
     axes = figure.subplots()
     for number, (label, entry) in enumerate(entries.items()):
         numbers = entry["numbers"]
@@ -221,7 +218,7 @@ def plane(entries: Entries) -> Figure:
             color=style["color"],
             markersize=5.5,
             elinewidth=1,
-            label=shorten(label),
+            label=shorten(label, 40),
         )
     axes.set(xlabel="accuracy (share right)", ylabel="conf-ECE, 10 bins (share)", ylim=(0, None))
     _legend(figure, axes, entries)
@@ -231,24 +228,33 @@ def plane(entries: Entries) -> Figure:
 def _legend(figure: Figure, axes: Axes, entries: Entries) -> None:
     counts = sorted({entry["questions"] for entry in entries.values()})
     axes.set_title(" to ".join(dict.fromkeys((questions_text(counts[0]), questions_text(counts[-1])))), loc="left")
-    columns = 2 if len(entries) > 1 and max(map(len, entries)) < 26 else 1
+    columns = 2 if len(entries) > 1 and max(map(len, entries)) < 20 else 1
     height = figure.get_figheight()
     figure.set_figheight(height + 0.17 * math.ceil(len(entries) / columns))
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower left", ncols=columns, handlelength=3)
 
 
-def add_shade_key(figure: Figure) -> None:
-    """Add what shades, hatching and lines of a reliability diagram mean, for a figure that stands without the page."""
+def add_key(figure: Figure, lines: bool) -> None:
+    """Add what shades, hatching and lines of a reliability diagram mean, for a figure that stands without the page.
+
+    Args:
+        figure: Drawn already; it grows by the key's height.
+        lines: Whether it has the lines of a histogram of confidence.
+    """
     patches = [
         Patch(facecolor=LIGHT[f"shade{number}"], edgecolor=LIGHT["ink"], linewidth=0.5, label=f"bin holds {text}")
         for number, text in enumerate(SHADE_TEXTS, start=1)
     ]
     patches.append(Patch(facecolor="none", edgecolor=LIGHT["gap"], hatch="/////", label="gap to mean confidence"))
+    handles: list[Any] = list(patches)
+    if lines:
+        handles.append(Line2D([], [], color=LIGHT["gap"], label="mean confidence"))
+        handles.append(Line2D([], [], color=LIGHT["ink"], linestyle=":", label="accuracy"))
     columns = max(1, min(6, int(figure.get_figwidth() / 1.45)))
-    rows = math.ceil(len(patches) / columns)
+    rows = math.ceil(len(handles) / columns)
     figure.set_figheight(figure.get_figheight() + 0.2 * rows)
-    figure.legend(handles=patches, loc="outside lower left", ncols=columns, fontsize=7)
+    figure.legend(handles=handles, loc="outside lower left", ncols=columns, fontsize=7)
 
 
 #: Figure name -> how it is drawn for the files, all methods in one.

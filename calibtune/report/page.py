@@ -106,19 +106,24 @@ def _task(number: int, name: str, task: Mapping[str, Any], base: str) -> dict[st
 def _panels(
     name: str,
     entries: figures.Entries,
-    draw: Callable[[figures.Entries], Any],
+    draw: Callable[..., Any],
     tell: Callable[[str, Mapping[str, Any], str], str],
     task: str,
 ) -> list[dict[str, Any]]:
     """One drawing a method, all on one scale, so that a phone shows them below one another."""
     return [
         # A label too long for the drawing's title stands whole below it.
-        _drawn(f"{name}-{i}", draw({label: entry}), tell(label, entry, task), label * (figures.shorten(label) != label))
+        _drawn(
+            f"{name}-{i}",
+            draw({label: entry}, entries),
+            tell(label, entry, task),
+            label * (figures.shorten(label) != label),
+        )
         for i, (label, entry) in enumerate(entries.items())
     ]
 
 
-def _classes(entries: figures.Entries) -> Any:
+def _classes(entries: figures.Entries, _: figures.Entries) -> Any:
     return figures.classwise(entries, across=CLASSES_ACROSS)
 
 

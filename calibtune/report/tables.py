@@ -54,7 +54,7 @@ def number_cell(numbers: Mapping[str, Any], name: str) -> Cell:
     """A number with its interval."""
     digits = COLUMNS[name][2]
     low, high = numbers[f"{name}_low"], numbers[f"{name}_high"]
-    interval = "" if low is None or high is None else f"{low:.{digits}f} to {high:.{digits}f}"
+    interval = "" if low is None or high is None else f"{low:.{digits}f}–{high:.{digits}f}"
     return Cell(f"{numbers[name]:.{digits}f}", interval)
 
 
@@ -142,7 +142,7 @@ def win_rates(rows: Sequence[Mapping[str, Any]]) -> Table:
     table = Table(["model", "benchmark", "against", "win rate", "difference to base", "N", "note"])
     for row in rows:
         ends = row.get("low"), row.get("high")
-        interval = "" if None in ends else f"{ends[0]:.4f} to {ends[1]:.4f}"
+        interval = "" if None in ends else f"{ends[0]:.4f}–{ends[1]:.4f}"
         found = row.get("difference")
         cell = Cell("–")
         if found:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from calibtune.files import refuse_existing, write_json, write_text
-from calibtune.report.figures import FOR_FILES, add_shade_key
+from calibtune.report.figures import FOR_FILES, add_key
 from calibtune.report.formats import latex, markdown
 from calibtune.report.page import render
 from calibtune.report.style import save, styled
@@ -56,7 +56,7 @@ def _figures(entries: Mapping[str, Any], folder: Path, task: str, step: Callable
         with styled():
             figure = draw(entries)
             if kind in SHADED:
-                add_shade_key(figure)
+                add_key(figure, lines=kind == "reliability")
             save(figure, folder / f"{task}_{kind}")
         count += 1
         step(f"drawn {kind} of {task}")

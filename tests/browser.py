@@ -1,0 +1,101 @@
+"""Headless Chromium driven over its own debugging pipe: what a page logs, requests and shows, without a package."""
+
+import fcntl
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+FLAGS = (
+    "--headless=new --no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-dev-shm-usage"
+)
+
+
+class Browser:
+    """One page; `events` holds all that the browser reported of it."""
+
+    def __init__(self, write, read):
+        self.write, self.read = write, read
+        self.number, self.events, self.session = 0, [], None
+        target = self.call("Target.createTarget", url="about:blank")["targetId"]
+        self.session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        for domain in ("Page", "Runtime", "Log", "Network"):
+            self.call(f"{domain}.enable")
+
+    def call(self, method, **params):
+        self.number += 1
+        message = {"id": self.number, "method": method, "params": params}
+        if self.session:
+            message["sessionId"] = self.session
+        self.write.write(json.dumps(message).encode() + b"\0")
+        self.write.flush()
+        while True:
+            reply = self.message()
+            if reply.get("id") == self.number:
+                if "error" in reply:
+                    raise RuntimeError(f"{method}: {reply['error']}")
+                return reply["result"]
+            self.events.append(reply)
+
+    def message(self):
+        data = bytearray()
+        while (byte := self.read.read(1)) != b"\0":
+            if not byte:
+                raise RuntimeError("the browser ended")
+            data += byte
+        return json.loads(data)
+
+    def open(self, path, width, dark=False):
+        scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
+        self.call("Emulation.setEmulatedMedia", features=scheme)
+        self.call(
+            "Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 600
+        )
+        self.call("Page.navigate", url=f"file://{path}")
+        end = time.monotonic() + 60
+        while self.evaluate("document.readyState") != "complete" and time.monotonic() < end:
+            time.sleep(0.05)
+
+    def evaluate(self, expression):
+        found = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
+        if "exceptionDetails" in found:
+            raise RuntimeError(str(found["exceptionDetails"]))
+        return found["result"].get("value")
+
+    def complaints(self):
+        """Console messages, log entries and exceptions."""
+        names = {"Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Log.entryAdded"}
+        return [event["params"] for event in self.events if event.get("method") in names]
+
+    def requests(self):
+        return [
+            event["params"]["request"]["url"]
+            for event in self.events
+            if event.get("method") == "Network.requestWillBeSent"
+        ]
+
+
+@contextmanager
+def browser(folder):
+    """A browser with a profile in `folder`, ended at the end."""
+    to_read, to_write = os.pipe()
+    from_read, from_write = os.pipe()
+    # The browser's ends become its 3 and 4, so they must not be 3 or 4 already.
+    ends = [fcntl.fcntl(end, fcntl.F_DUPFD, 20) for end in (to_read, from_write)]
+    start = f"import os, sys; os.dup2({ends[0]}, 3); os.dup2({ends[1]}, 4); os.execv(sys.argv[1], sys.argv[1:])"
+    options = [*FLAGS.split(), "--remote-debugging-pipe", f"--user-data-dir={folder}"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", start, CHROMIUM, *options], pass_fds=ends, stderr=subprocess.DEVNULL
+    )
+    for end in (to_read, from_write, *ends):
+        os.close(end)
+    with os.fdopen(to_write, "wb") as write, os.fdopen(from_read, "rb") as read:
+        try:
+            yield Browser(write, read)
+        finally:
+            process.terminate()
+            process.wait(timeout=30)

@@ -1,0 +1,104 @@
+import base64
+
+import pytest
+from browser import CHROMIUM, browser
+from lm_eval_files import answers, win_lines, write_run
+
+from calibtune.report.build import build
+from calibtune.report.write import write
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed: apt-get install chromium"),
+]
+
+#: Text of a drawing that reaches out of it, and drawings without a size or a description.
+CUT = """[...document.querySelectorAll("figure svg")].flatMap((svg) => {
+  const box = svg.getBoundingClientRect();
+  return [...svg.querySelectorAll("text")].filter((text) => {
+    const own = text.getBoundingClientRect();
+    return own.left < box.left - 2 || own.right > box.right + 2 || own.top < box.top - 2 || own.bottom > box.bottom + 2;
+  }).map((text) => svg.parentNode.id + ": " + text.textContent);
+})"""
+BARE = """[...document.querySelectorAll("figure svg")].filter((svg) => {
+  const box = svg.getBoundingClientRect();
+  return box.width < 100 || box.height < 60 || svg.getAttribute("role") !== "img" || svg.ariaLabel.length < 30;
+}).map((svg) => svg.parentNode.id)"""
+#: Words whose colour is too near the page's: WCAG asks for a contrast of 4.5.
+FAINT = """(() => {
+  const parts = (text) => text.match(/[\\d.]+/g).map(Number);
+  const light = (rgb) => [0.2126, 0.7152, 0.0722].reduce((sum, weight, i) => {
+    const part = rgb[i] / 255;
+    return sum + weight * (part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4);
+  }, 0);
+  const page = light(parts(getComputedStyle(document.body).backgroundColor));
+  const found = new Set();
+  for (const each of document.querySelectorAll("p, td, th, h1, h2, h3, a, figcaption, svg text")) {
+    const style = getComputedStyle(each);
+    const own = light(parts(each instanceof SVGElement ? style.fill : style.color));
+    const contrast = (Math.max(own, page) + 0.05) / (Math.min(own, page) + 0.05);
+    if (contrast < 4.5) found.add(each.tagName + " " + contrast.toFixed(2) + " " + each.textContent.slice(0, 30));
+  }
+  return [...found];
+})()"""
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("report")
+    for name, sharpness in (("base", 3.0), ("cft", 1.0), ("a_run_with_quite_a_long_name_seed_17_lambda_4.0", 1.2)):
+        args = {"pretrained": "org/Long-Model-Name-3.1-8B-DPO", **({"peft": f"runs/{name}"} if name != "base" else {})}
+        tasks = {
+            "mc_calib_arc": answers(300, 5, sharpness, seed=1, ragged=True),
+            "ten": answers(200, 10, sharpness, seed=2),
+        }
+        others = {"ultrafeedback_winrate": win_lines(rate=0.6, seed=len(name))}
+        filters = {"none": 1.0, "scaled": 1.7} if name == "base" else None
+        write_run(folder / "runs" / name, tasks, args, others=others, filters=filters)
+    results = build([folder / "runs"])
+    write(results, folder / "out")
+    return results, folder / "out" / "report.html"
+
+
+@pytest.fixture(scope="module")
+def chromium(tmp_path_factory):
+    with browser(tmp_path_factory.mktemp("profile")) as found:
+        yield found
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize("dark", [False, True])
+def test_the_page_is_whole_legible_and_alone(report, chromium, width, dark):
+    results, page = report
+    chromium.events.clear()
+    chromium.open(page, width, dark)
+    assert chromium.complaints() == []
+    assert {url for url in chromium.requests() if not url.startswith("data:")} == {f"file://{page}"}
+    methods, kinds = len(results["methods"]), 3
+    assert methods == 4
+    assert chromium.evaluate("document.querySelectorAll('figure svg').length") == 2 * (methods * kinds + 3)
+    assert chromium.evaluate(BARE) == []
+    assert chromium.evaluate(CUT) == []
+    assert chromium.evaluate(FAINT) == []
+    assert chromium.evaluate("document.documentElement.scrollWidth") <= width
+    background = chromium.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (background == "rgb(255, 255, 255)") != dark
+    ids = chromium.evaluate("[...document.querySelectorAll('[id]')].map((each) => each.id)")
+    assert len(ids) == len(set(ids))
+
+
+def test_links_inside_the_page_lead_somewhere(report, chromium):
+    chromium.open(report[1], 1280)
+    links = chromium.evaluate("[...document.querySelectorAll('a')].map((link) => link.getAttribute('href'))")
+    assert {"#task-1", "#task-2", "#win-rates", "#runs"} <= set(links)
+    assert chromium.evaluate(f"{links!r}.filter((link) => !document.querySelector(link))") == []
+
+
+def test_the_page_prints_in_black_on_white_even_in_dark_mode(report, chromium):
+    chromium.open(report[1], 1280, dark=True)
+    document = base64.b64decode(chromium.call("Page.printToPDF", printBackground=True)["data"])
+    assert document.startswith(b"%PDF")
+    media = [{"name": "prefers-color-scheme", "value": "dark"}]
+    chromium.call("Emulation.setEmulatedMedia", media="print", features=media)
+    assert chromium.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    chromium.call("Emulation.setEmulatedMedia", media="")

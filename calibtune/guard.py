@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +29,7 @@ class Verdict:
     high: float
     #: Largest loss that is let pass.
     margin: float
-    #: Distinct pairs compared.
+    #: Pairs compared.
     n: int
     #: False only if the whole interval lies below ``-margin``.
     passed: bool
@@ -72,7 +73,7 @@ def guard(base_samples: Path, tuned_samples: Path, margin: float) -> Verdict:
             "model with the same data and --limit"
         )
     prompts = [_prompts(file) for file in files]
-    other = sum(prompts[0].get(pair) != prompts[1].get(pair) for pair in base)
+    other = sum(prompts[0].get(digest) != prompts[1].get(digest) for digest, _ in base)
     if other:
         raise UserError(
             f"{files[1]} and {files[0]} gave {other} of {len(base)} pairs another prompt; evaluate both with the same "
@@ -100,14 +101,21 @@ def _file(path: Path) -> Path:
     return files[0]
 
 
-def _pairs(rows: Rows) -> dict[str, float]:
-    """1.0 by document hash where the chosen response is likelier, as the task's ``win_rate``; a tie is no win."""
-    if rows.loglikelihoods.shape[1] != 2:
-        raise UserError(
-            f"{rows.path} holds {rows.loglikelihoods.shape[1]} answers a row, not two; give {TASK}'s samples"
-        )
+def _pairs(rows: Rows) -> dict[tuple[str, int], float]:
+    """1.0 where the chosen response is likelier, as the task's ``win_rate``; a tie is no win.
+
+    By document hash and which copy of it this is, since the same pair can be in the data twice.
+    """
+    answers = rows.loglikelihoods.shape[1]
+    if answers != 2:
+        raise UserError(f"{rows.path} holds {answers} answers a row, not two; give {TASK}'s samples")
     wins = (rows.loglikelihoods[:, 0] > rows.loglikelihoods[:, 1]).astype(np.float64)
-    return dict(zip(rows.doc_hashes, wins.tolist(), strict=True))
+    copies: Counter[str] = Counter()
+    found = {}
+    for digest, win in zip(rows.doc_hashes, wins.tolist(), strict=True):
+        found[digest, copies[digest]] = win
+        copies[digest] += 1
+    return found
 
 
 def _prompts(path: Path) -> dict[str, str | None]:

@@ -82,6 +82,15 @@ def test_pairs_are_matched_by_hash_not_by_place(files, tmp_path):
     assert (verdict.low, verdict.high) == (0.0, 0.0)
 
 
+def test_a_pair_that_is_in_the_data_twice_counts_twice_as_in_the_harness(files, tmp_path):
+    lines = [json.loads(line) for line in files("base", [True, False, True]).read_text().splitlines()]
+    lines[2]["doc_hash"], lines[2]["prompt_hash"] = lines[0]["doc_hash"], lines[0]["prompt_hash"]
+    path = tmp_path / "twice.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    verdict = guard(path, path, 0.0)
+    assert (verdict.n, verdict.base) == (3, pytest.approx(2 / 3))
+
+
 def test_other_pairs_or_other_prompts_are_refused(files):
     base = files("base", wins(0.7, count=50))
     with pytest.raises(UserError, match="differ in 20 pairs"):

@@ -9,8 +9,8 @@ import pytest
 
 from calibtune.__main__ import main
 from calibtune.errors import UserError
-from calibtune.winrate import alpaca
-from calibtune.winrate.length import FILE, REPOSITORY, length_controlled
+from calibtune.winrate import alpaca, length
+from calibtune.winrate.length import FILE, REPOSITORY, instructions_digest, length_controlled
 
 RECORDED = Path(__file__).resolve().parents[2] / "shared" / "data" / "alpaca_eval" / "annotations.json"
 needs_recorded = pytest.mark.skipif(not RECORDED.is_file(), reason=f"no recorded annotations at {RECORDED}")
@@ -106,10 +106,18 @@ def test_using_alpaca_eval_leaves_the_root_logger_s_level_alone():
 def test_no_length_controlled_rate_of_other_instructions_and_it_is_said():
     result = alpaca.result(alpaca.judged(rows(1, 2), "here"))
     assert result.summary()["length_controlled_win_rate"] is None
-    assert "no length-controlled rate: needs AlpacaEval's 805" in result.note
+    assert "no length-controlled rate: needs AlpacaEval's own 805" in result.note
 
 
-def lengthy(count=805):
+@pytest.fixture
+def lengthy(monkeypatch):
+    """Judgements of 805 made-up instructions, which stand in for AlpacaEval's."""
+    pairs = longer_is_better()
+    monkeypatch.setattr(length, "INSTRUCTIONS", instructions_digest(pairs))
+    return pairs
+
+
+def longer_is_better(count=805):
     generator = np.random.default_rng(0)
     longer = generator.integers(0, 2, count)
     # The judge simply prefers the longer answer: all of the raw advantage is length.
@@ -127,14 +135,16 @@ def lengthy(count=805):
     )
 
 
-def test_without_the_regression_s_data_the_length_controlled_rate_is_said_to_be_missing(tmp_path, monkeypatch):
+def test_without_the_regression_s_data_the_length_controlled_rate_is_said_to_be_missing(tmp_path, monkeypatch, lengthy):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    found = length_controlled(lengthy())
+    found = length_controlled(lengthy)
     assert found.win_rate is None
     assert "hf download tatsu-lab/alpaca_eval df_gamed.csv" in found.said
 
 
-def test_length_controlled_rate_comes_from_alpaca_eval_s_regression_where_its_data_are_cached(tmp_path, monkeypatch):
+def test_length_controlled_rate_comes_from_alpaca_eval_s_regression_where_its_data_are_cached(
+    tmp_path, monkeypatch, lengthy
+):
     import pandas as pd
 
     generator = np.random.default_rng(0)
@@ -159,9 +169,36 @@ def test_length_controlled_rate_comes_from_alpaca_eval_s_regression_where_its_da
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
 
-    pairs = lengthy()
+    pairs = lengthy
     found = length_controlled(pairs)
     assert alpaca.published_rate(pairs).win_rate > 0.6
     assert found.win_rate is not None
     assert found.win_rate < alpaca.published_rate(pairs).win_rate - 0.02
     assert "by alpaca-eval's regression" in found.said
+
+
+@needs_recorded
+def test_the_recorded_instructions_are_those_that_the_regression_knows():
+    pairs = alpaca.read_annotations(RECORDED)
+    assert instructions_digest(pairs) == length.INSTRUCTIONS
+    shuffled = alpaca.judged([*pairs.rows[1:], pairs.rows[0]], "here")
+    assert "needs AlpacaEval's own 805" in length_controlled(shuffled).said
+
+
+def test_without_alpaca_eval_the_error_says_what_to_install(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "alpaca_eval", None)
+    path = save(tmp_path / "annotations.json", rows(1, 2))
+    assert main(["winrate", "alpaca-eval", "--annotations", str(path), "--output", str(tmp_path / "out")]) == 2
+    assert "pip install 'calibtune[winrate]'" in capsys.readouterr().err
+
+
+def test_recorded_runs_are_compared_question_by_question_if_against_one_reference(tmp_path, capsys):
+    mine = save(tmp_path / "mine.json", rows(2, 2, 1, 2))
+    base = save(tmp_path / "base.json", [{**row, "generator_2": "base model"} for row in rows(1, 2, 1, 1)])
+    other = save(tmp_path / "other.json", [{**row, "generator_1": "another"} for row in rows(1, 2, 1, 1)])
+    command = ["winrate", "alpaca-eval", "--annotations", str(mine), "--output", str(tmp_path / "out"), "--compare"]
+    assert main([*command, str(base)]) == 0
+    found = json.loads((tmp_path / "out" / "winrate_alpaca_eval.json").read_text())
+    assert (found["difference"], found["shared"], found["compared_with"]) == (0.5, 4, "base model")
+    assert main([*command, str(other)]) == 2
+    assert "against another, not base" in capsys.readouterr().err

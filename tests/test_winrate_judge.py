@@ -6,6 +6,7 @@ from judge_server import JudgeServer, completion, cut, first_is_longer, prefers,
 
 from calibtune.errors import UserError, WorkFailed
 from calibtune.winrate import pairs
+from calibtune.winrate.alpaca import package
 from calibtune.winrate.journal import Journal, key_of
 from calibtune.winrate.judge import Endpoint, Judge
 
@@ -210,6 +211,24 @@ def test_a_named_judge_of_alpaca_eval_is_asked_under_its_own_model_s_name(tmp_pa
         rows, _ = ask(server, tmp_path, count=2, name="weighted_alpaca_eval_gpt4_turbo")
     assert {body["model"] for body in server.bodies} == {"gpt-4-1106-preview"}
     assert rows[0]["annotator"] == "weighted_alpaca_eval_gpt4_turbo"
+
+
+def test_requests_and_preferences_are_those_of_alpaca_eval_s_own_client(tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", SECRET)
+    name = "weighted_alpaca_eval_gpt4_turbo"
+    with JudgeServer() as server:
+        rows, _ = ask(server, tmp_path, name=name)
+        mine = server.bodies[:]
+        server.bodies.clear()
+        config = tmp_path / "clients.yaml"
+        config.write_text(f"default:\n- base_url: {server.url}\n")
+        with package() as alpaca_eval:
+            annotator = alpaca_eval.annotators.PairwiseAnnotator(annotators_config=name, caching_path=None)
+            for single in annotator.annotators.values():
+                single.completions_kwargs = {**single.completions_kwargs, "client_config_path": str(config)}
+            theirs = annotator.annotate_head2head(outputs_1=outputs(6, 30, "base"), outputs_2=outputs(6, 60, "tuned"))
+    assert sorted(map(key_of, mine)) == sorted(map(key_of, server.bodies))
+    assert {r["instruction"]: r["preference"] for r in rows} == {r["instruction"]: r["preference"] for r in theirs}
 
 
 def test_a_judge_that_is_no_chat_endpoint_is_refused(tmp_path):

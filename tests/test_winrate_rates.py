@@ -24,6 +24,28 @@ def test_bootstrap_interval_agrees_with_the_normal_one_on_many_questions():
     assert found.high == pytest.approx(found.win_rate + 1.96 * found.standard_error, abs=0.0025)
 
 
+def test_weights_make_it_a_ratio_of_sums_with_the_bootstrap_s_error():
+    generator = np.random.default_rng(3)
+    weights = generator.integers(2, 7, 400).astype(float)
+    # Heavy questions are won more often, so that weighting matters.
+    scores = np.clip(weights / 6 + generator.normal(0, 0.2, 400), 0, 1)
+    found = rate(scores, weights)
+    assert found.win_rate == pytest.approx(np.average(scores, weights=weights))
+    picks = generator.integers(400, size=(4000, 400))
+    drawn = (scores * weights)[picks].sum(axis=1) / weights[picks].sum(axis=1)
+    assert found.standard_error == pytest.approx(drawn.std(), rel=0.05)
+    assert found.high - found.low == pytest.approx(3.92 * drawn.std(), rel=0.08)
+    assert rate(scores, np.full(400, 2.0)) == rate(scores)
+
+
+def test_a_weighted_comparison_is_the_difference_of_the_weighted_rates():
+    a, b = {"x": 1.0, "y": 0.0, "z": 0.5}, {"x": 0.0, "y": 0.0, "z": 1.0}
+    weights = {"x": 6.0, "y": 2.0, "z": 4.0}, {"x": 2.0, "y": 2.0, "z": 2.0}
+    interval, shared = compare(a, b, weights)
+    assert shared == 3
+    assert interval.estimate == pytest.approx(8 / 12 - 1 / 3)
+
+
 def test_the_same_scores_give_the_same_interval():
     scores = np.random.default_rng(2).random(50)
     assert rate(scores) == rate(scores)

@@ -8,11 +8,13 @@ import warnings
 from dataclasses import dataclass
 
 from calibtune.winrate.alpaca import Judged, package
+from calibtune.winrate.journal import key_of
 
 #: The regression's own data: answers gamed in length, and each instruction's difficulty.
 REPOSITORY, FILE = "tatsu-lab/alpaca_eval", "df_gamed.csv"
-#: The regression knows AlpacaEval's instructions by their position alone.
-INSTRUCTIONS = 805
+#: The regression knows AlpacaEval's 805 instructions by their position alone, so they must be these, in their order:
+#: :func:`instructions_digest` of the evaluation set.
+INSTRUCTIONS = "a9916b1c8ef6a543fbf709dc8cd96f3d8db58f8b618924017482f93194bda3a6"
 
 
 @dataclass(frozen=True)
@@ -35,8 +37,8 @@ def length_controlled(pairs: Judged) -> LengthControlled:
         The rate as a share, or none with the reason: the pairs are not AlpacaEval's 805, or the regression's data are
         not in the local hub cache. Nothing is downloaded.
     """
-    if len(pairs.rows) != INSTRUCTIONS:
-        return _none(f"needs AlpacaEval's {INSTRUCTIONS} instructions in their order, here are {len(pairs.rows)}")
+    if instructions_digest(pairs) != INSTRUCTIONS:
+        return _none(f"needs AlpacaEval's own 805 instructions in their order, here are {len(pairs.rows)}")
     if not all(isinstance(row.get(key), str) for row in pairs.rows for key in ("output_1", "output_2")):
         return _none("needs both outputs of each pair, and some are not in the annotations")
     from huggingface_hub import try_to_load_from_cache
@@ -66,6 +68,11 @@ def length_controlled(pairs: Judged) -> LengthControlled:
         float(found["lc_standard_error"]) / 100,
         "length-controlled rate by alpaca-eval's regression",
     )
+
+
+def instructions_digest(pairs: Judged) -> str:
+    """SHA-256 of the instructions in order, white space around them aside."""
+    return key_of([str(row["instruction"]).strip() for row in pairs.rows])
 
 
 def _none(reason: str) -> LengthControlled:

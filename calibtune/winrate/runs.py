@@ -86,6 +86,9 @@ def reference_outputs(
             "give the outputs for --instructions"
         )
     chosen = [by_instruction[row["instruction"]] for row in instructions]
+    for row in chosen:
+        if not isinstance(row["output"], str):
+            raise UserError(f"--reference {path}: the output {row['output']!r:.60} is no text; mend or remove it")
     return [{**row, "generator": row.get("generator") or path.stem} for row in chosen], None
 
 

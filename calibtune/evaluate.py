@@ -73,7 +73,7 @@ def evaluate(options: Evaluation) -> dict[str, Any]:
             tasks=list(names),
             num_fewshot=options.num_fewshot,
             batch_size=options.batch_size,
-            device=options.device,
+            device=options.device or found_device(),
             limit=options.limit,
             apply_chat_template=chat,
             log_samples=True,
@@ -94,6 +94,14 @@ def evaluate(options: Evaluation) -> dict[str, Any]:
         tracker.save_results_samples(task_name=task, samples=samples[task])
     print(make_table(results))
     return {**results, "samples": samples}
+
+
+def found_device() -> str:
+    """This machine's accelerator, or "cpu"; the hf backend's own default is CUDA even where there is none."""
+    import torch
+
+    accelerator = torch.accelerator.current_accelerator()
+    return "cpu" if accelerator is None or not torch.accelerator.is_available() else accelerator.type
 
 
 def base_model(model: str | None, artefact: Artefact | None) -> str:

@@ -20,9 +20,9 @@ def report(*arguments):
     return main(["report", *map(str, arguments)])
 
 
-def two_runs(folder, **options):
-    write_run(folder / "base", {"arc": answers(120, sharpness=3.0, **options)}, BASE)
-    write_run(folder / "cft", {"arc": answers(120, sharpness=1.0, **options)}, CFT)
+def two_runs(folder, rows=120, **options):
+    write_run(folder / "base", {"arc": answers(rows, sharpness=3.0, **options)}, BASE)
+    write_run(folder / "cft", {"arc": answers(rows, sharpness=1.0, **options)}, CFT)
     return folder / "base", folder / "cft"
 
 
@@ -127,9 +127,9 @@ def test_the_generated_tasks_of_a_temperature_stand_beside_the_original(tmp_path
     assert list(results["tasks"]["arc"]["methods"]) == ["base-7b", "base-7b + scaled", "cft"]
 
 
-def test_differences_are_marked_where_the_interval_excludes_nothing(tmp_path):
-    folders = two_runs(tmp_path)
-    write_run(tmp_path / "same", {"arc": answers(120, sharpness=3.0)}, RCFT)
+def test_differences_are_marked_where_the_interval_excludes_zero(tmp_path):
+    folders = two_runs(tmp_path, rows=800)
+    write_run(tmp_path / "same", {"arc": answers(800, sharpness=3.0)}, RCFT)
     report(*folders, tmp_path / "same", "--output", tmp_path / "out")
     methods = json.loads((tmp_path / "out" / "results.json").read_text())["tasks"]["arc"]["methods"]
     assert "difference" not in methods["base-7b"]
@@ -288,7 +288,7 @@ def test_win_rates_alone_make_a_page(tmp_path):
     record = {"benchmark": "arena_hard", "model": "m", "baseline": "gpt4", "win_rate": 0.4, "note": "made up"}
     (tmp_path / "in" / "winrate_arena_hard.json").write_text(json.dumps(record))
     assert report(tmp_path / "in", "--output", tmp_path / "out") == 0
-    assert "arena_hard" in (tmp_path / "out" / "tables.md").read_text()
+    assert "arena\\_hard" in (tmp_path / "out" / "tables.md").read_text()
 
 
 def test_a_win_rate_in_per_cent_is_refused(tmp_path, capsys):

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
@@ -76,11 +77,10 @@ def draw_bins(axes: Axes, bins: Mapping[str, Sequence[Any]], ticks: int = 6) -> 
         np.array([bins[name][int(number)] for number in used], dtype=np.float64)
         for name in ("accuracy", "confidence", "low", "high")
     )
-    bars: dict[str, Any] = {"width": 1 / size, "align": "edge"}
-    shades = [shade(_shares(bins)[number]) for number in used]
-    axes.bar(used / size, accuracy, color=shades, edgecolor=LIGHT["ink"], linewidth=0.5, **bars)
-    gap: dict[str, Any] = {"facecolor": "none", "edgecolor": LIGHT["gap"], "hatch": "/////", "linewidth": 0.8}
-    axes.bar(used / size, confidence - accuracy, bottom=accuracy, **gap, **bars)
+    shades = [shade(_shares(bins)[int(number)]) for number in used]
+    _boxes(axes, used / size, 1 / size, 0 * accuracy, accuracy, facecolors=shades, edgecolors=LIGHT["ink"])
+    hatched = {"facecolors": "none", "edgecolors": LIGHT["gap"], "hatch": "/////"}
+    _boxes(axes, used / size, 1 / size, accuracy, confidence, **hatched)
     ends = np.maximum([accuracy - low, high - accuracy], 0)
     axes.errorbar((used + 0.5) / size, accuracy, ends, fmt="none", color=LIGHT["ink"], linewidth=0.9, capsize=1.6)
     places = np.linspace(0, 1, ticks)
@@ -88,18 +88,18 @@ def draw_bins(axes: Axes, bins: Mapping[str, Sequence[Any]], ticks: int = 6) -> 
 
 
 def _histogram(axes: Axes, bins: Mapping[str, Sequence[float]], most: float) -> None:
-    shares = _shares(bins)
+    shares = np.array(_shares(bins))
     size = len(shares)
-    axes.bar(
-        np.arange(size) / size,
-        shares,
-        1 / size,
-        align="edge",
-        color=[shade(share) for share in shares],
-        edgecolor=LIGHT["ink"],
-        linewidth=0.5,
-    )
+    shades = [shade(share) for share in shares.tolist()]
+    _boxes(axes, np.arange(size) / size, 1 / size, 0 * shares, shares, facecolors=shades, edgecolors=LIGHT["ink"])
     axes.set(ylim=(0, most * 1.08), ylabel="share of\nquestions")
+
+
+def _boxes(axes: Axes, left: Any, width: float, bottom: Any, top: Any, **style: Any) -> None:
+    """Bars as one collection: a bar chart's many rectangles take several times as long to draw."""
+    corners = [(left, bottom), (left, top), (left + width, top), (left + width, bottom)]
+    boxes = np.stack([np.stack(corner, axis=-1) for corner in corners], axis=1)
+    axes.add_collection(PolyCollection(list(boxes), **{"linewidths": 0.6, **style}), autolim=False)
 
 
 def classwise(entries: Entries, across: int | None = None) -> Figure:

@@ -17,6 +17,7 @@ COMMANDS = {
     "merge": "put an adapter into its base model's weights",
     "bake": "put a temperature into a model's weights",
     "fit": "mend calibration: temperature, label smoothing, CFT or RCFT",
+    "demo": "the whole story on a small world whose truth is known: no download, no GPU",
     "doctor": "check the installation, a model's letters and a task",
     "report": "one page, figures and tables from lm_eval's result and sample files",
     "rescore": "recompute every calibration number from lm_eval's samples files, without a model",

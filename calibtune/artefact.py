@@ -103,6 +103,7 @@ def model_card(artefact: Artefact) -> str:
             metric_args=_interval(artefact.after, name),
         )
         for name, shown in SHOWN.items()
+        if name in artefact.after
     ]
     data = ModelCardData(
         model_name=f"{Path(artefact.model).name} {artefact.method}",
@@ -112,7 +113,9 @@ def model_card(artefact: Artefact) -> str:
         eval_results=results,
     )
     rows = [
-        f"| {shown} | {_cell(artefact.before, name)} | {_cell(artefact.after, name)} |" for name, shown in SHOWN.items()
+        f"| {shown} | {_cell(artefact.before, name)} | {_cell(artefact.after, name)} |"
+        for name, shown in SHOWN.items()
+        if name in artefact.after
     ]
     return (
         f"---\n{data.to_yaml()}\n---\n\n# {data.model_name}\n\n"

@@ -63,9 +63,8 @@ def harness_measures(
     for count in bins:
         for name, gaps in (("conf_ece", confidence_gaps), ("cw_ece", classwise_gaps)):
             interval = ece_interval(gaps(probs, gold, count, edge))
-            numbers[f"{name}_{count}"] = interval.estimate
-            numbers[f"{name}_{count}_low"] = interval.low
-            numbers[f"{name}_{count}_high"] = interval.high
+            ends = {"": interval.estimate, "_low": interval.low, "_high": interval.high}
+            numbers |= {f"{name}_{count}{end}": float(value) for end, value in ends.items()}
     return numbers
 
 

@@ -81,6 +81,11 @@ def load_base(recipe: Recipe) -> Any:
         options["quantization_config"] = nf4(dtype)
         options["device_map"] = {"": device(recipe)}
     model = _from(AutoModelForCausalLM, recipe.model, recipe.trust_remote_code, **options)
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            # bitsandbytes 0.50 repacks 4-bit weights at the first scoring on such CPUs, for a kernel without gradients,
+            # and goes on using it in training: adapters below would get wrong gradients.
+            module.support_avx512bf16_for_cpu = False
     return model if recipe.quantisation == "nf4" else model.to(device(recipe))
 
 

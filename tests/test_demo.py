@@ -82,3 +82,13 @@ def test_an_output_in_use_is_left_alone(tmp_path, capsys):
     assert main(["demo", "--output", str(tmp_path)]) == 2
     assert "--overwrite" in capsys.readouterr().err
     assert (tmp_path / "mine.txt").read_text() == "x"
+
+
+def test_without_the_training_libraries_it_says_what_to_install(tmp_path, monkeypatch, capsys):
+    import importlib.util
+
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "peft" else found(name))
+    assert main(["demo", "--output", str(tmp_path / "demo")]) == 2
+    assert "peft is not installed; pip install 'calibtune[train]'" in capsys.readouterr().err
+    assert not (tmp_path / "demo").exists()

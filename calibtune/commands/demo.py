@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib.util
 import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from calibtune.errors import WorkFailed
+from calibtune.errors import UserError, WorkFailed
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,6 +34,9 @@ def run(args: argparse.Namespace) -> int:
     """Evaluate and fit everything, or make the checkpoints again."""
     from calibtune.files import refuse_existing
 
+    missing = [name for name in ("accelerate", "peft") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(f"the demo trains models and {missing[0]} is not installed; pip install 'calibtune[train]'")
     refuse_existing(args.output, args.overwrite)
     if args.rebuild:
         return _rebuild(args.output)

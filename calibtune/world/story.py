@@ -48,9 +48,8 @@ def steps(output: Path, seed: int = 0) -> list[list[str]]:
         ]  # fmt: skip
     names = ["pretrained", "aligned", *FITS]
     folders = [str(output / "evaluations" / name) for name in names]
-    labels = [word for name in names for word in ("--label", name)]
     base = str(output / "evaluations" / "aligned")
-    return [*commands, ["report", *folders, "--base", base, *labels, "--output", str(output / "report")]]
+    return [*commands, ["report", *folders, "--base", base, "--output", str(output / "report")]]
 
 
 def _evaluation(output: Path, name: str, model: list[str]) -> list[str]:

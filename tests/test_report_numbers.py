@@ -1,0 +1,119 @@
+import functools
+
+import numpy as np
+import pytest
+from lm_eval_files import answers
+
+from calibtune.report.numbers import entropy, measure, share_interval
+from calibtune.report.paired import paired_differences, scored
+from calibtune.report.questions import Questions, match
+from harness_ext import calibration
+from harness_ext.intervals import paired_difference
+
+
+def questions(rows=150, letters=4, keys=None, **options):
+    loglikelihoods, gold = answers(rows, letters, **options)
+    values = np.full((rows, letters), np.nan)
+    for row, own in zip(values, loglikelihoods, strict=True):
+        row[: len(own)] = own
+    names = range(rows) if keys is None else keys
+    return Questions(values, np.array(gold), tuple((str(name), 0, 0) for name in names), {"none": 1.0})
+
+
+@pytest.mark.parametrize("ragged", [False, True])
+def test_all_differences_at_once_are_the_harness_extensions_one_by_one(ragged):
+    a, b = (questions(90, 5, sharpness=sharpness, ragged=ragged) for sharpness in (3.0, 1.3))
+    found = paired_differences(scored(a), scored(b, 2.0), draws=200)
+    logs = [calibration.letter_log_softmax(a.loglikelihoods), calibration.letter_log_softmax(b.loglikelihoods, 2.0)]
+    probs = [(np.exp(each), a.gold) for each in logs]
+    expected = {
+        "acc": (calibration.accuracy, *probs),
+        "brier": (calibration.brier, *probs),
+        "nll": (calibration.nll, *((each, a.gold) for each in logs)),
+        "letter_mass": (calibration.letter_mass, (a.loglikelihoods,), (b.loglikelihoods,)),
+    }
+    for bins in (10, 14):
+        expected[f"conf_ece_{bins}"] = (functools.partial(calibration.conf_ece, n_bins=bins), *probs)
+        expected[f"cw_ece_{bins}"] = (functools.partial(calibration.cw_ece, n_bins=bins), *probs)
+    assert found.keys() == expected.keys()
+    for name, arguments in expected.items():
+        assert found[name] == pytest.approx(paired_difference(*arguments, draws=200), abs=1e-12), name
+
+
+def test_questions_with_two_options_among_many_do_not_count_for_absent_letters():
+    # A resample can lack the last letter altogether, and then it must not count in K.
+    a = questions(6, 3, ragged=True)
+    b = questions(6, 3, ragged=True, sharpness=0.5)
+    a.loglikelihoods[1:, 2] = b.loglikelihoods[1:, 2] = np.nan
+    a.gold[:] = b.gold[:] = 0
+    a.loglikelihoods[0] = b.loglikelihoods[0] = [-1.0, -2.0, -1.5]
+    probs = [(np.exp(calibration.letter_log_softmax(each.loglikelihoods)), each.gold) for each in (a, b)]
+    expected = paired_difference(calibration.cw_ece, *probs, draws=100)
+    assert paired_differences(scored(a), scored(b), draws=100)["cw_ece_10"] == pytest.approx(expected, abs=1e-12)
+
+
+def test_each_number_lies_in_its_interval():
+    numbers = measure(questions(), 1.0, figures=False)["numbers"]
+    ends = {name.removesuffix("_low") for name in numbers if name.endswith("_low")}
+    assert {"acc", "nll", "brier", "letter_mass", "conf_ece_10", "cw_ece_14"} <= ends
+    assert all(numbers[f"{name}_low"] <= numbers[name] <= numbers[f"{name}_high"] for name in ends)
+
+
+def test_intervals_of_means_cover_about_nineteen_times_in_twenty():
+    rng = np.random.default_rng(0)
+    inside = {"nll": 0, "acc": 0}
+    truth = questions(20000)
+    whole = measure(truth, 1.0, figures=False)["numbers"]
+    for _ in range(200):
+        rows = rng.integers(20000, size=200)
+        part = Questions(truth.loglikelihoods[rows], truth.gold[rows], (), {})
+        numbers = measure(part, 1.0, figures=False)["numbers"]
+        for name in inside:
+            inside[name] += numbers[f"{name}_low"] <= whole[name] <= numbers[f"{name}_high"]
+    assert all(180 <= count <= 198 for count in inside.values()), inside
+
+
+def test_bins_hold_every_question_and_explain_the_ece():
+    found = questions()
+    entry = measure(found, 1.0, figures=True)
+    bins = entry["bins"]
+    assert sum(bins["count"]) == 150
+    used = [i for i, count in enumerate(bins["count"]) if count]
+    ece = sum(bins["count"][i] * abs(bins["accuracy"][i] - bins["confidence"][i]) for i in used) / 150
+    assert ece == pytest.approx(entry["numbers"]["conf_ece_10"])
+    assert all(bins["low"][i] <= bins["accuracy"][i] <= bins["high"][i] for i in used)
+    classes = entry["classes"]
+    gaps = [
+        sum(
+            n * abs(a - c) for n, a, c in zip(*(each[k] for k in ("count", "accuracy", "confidence")), strict=True) if n
+        )
+        for each in classes.values()
+    ]
+    assert sum(gaps) / 150 / 4 == pytest.approx(entry["numbers"]["cw_ece_10"])
+
+
+def test_coverage_ends_at_the_accuracy():
+    entry = measure(questions(), 1.0, figures=True)
+    assert entry["coverage"]["accuracy"][-1] == pytest.approx(entry["numbers"]["acc"])
+
+
+@pytest.mark.parametrize(("shares", "bits"), [([1.0, 0.0], 0.0), ([0.25] * 4, 2.0), ([0.5, 0.25, 0.25], 1.5)])
+def test_entropy_in_bits(shares, bits):
+    assert entropy(np.array(shares)) == bits
+
+
+def test_the_interval_of_a_share_is_wilsons():
+    z2 = 1.959963984540054**2
+    low, high = share_interval(8, 10)
+    centre, spread = 0.8 + z2 / 20, np.sqrt(z2 * (0.16 / 10 + z2 / 400))
+    assert (low, high) == pytest.approx(((centre - spread) / (1 + z2 / 10), (centre + spread) / (1 + z2 / 10)))
+    assert share_interval(0, 5)[0] == 0
+    assert share_interval(5, 5)[1] == 1
+
+
+def test_matching_keeps_what_both_have_in_the_first_ones_order():
+    a, b = questions(4, keys="wxyz"), questions(3, keys="zxq")
+    mine, theirs = match(a, b)
+    assert [key[0] for key in mine.keys] == [key[0] for key in theirs.keys] == ["x", "z"]
+    assert mine.loglikelihoods[0].tolist() == a.loglikelihoods[1].tolist()
+    assert theirs.loglikelihoods[0].tolist() == b.loglikelihoods[1].tolist()

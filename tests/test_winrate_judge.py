@@ -199,6 +199,16 @@ def test_identical_answers_are_a_draw_and_cost_nothing(tmp_path):
     assert not server.bodies
 
 
+@pytest.mark.parametrize("count", [1, 4])
+def test_some_identical_answers_among_others_cost_only_the_others(tmp_path, count):
+    mine, theirs = outputs(count, 60, "tuned"), outputs(count, 30, "base")
+    mine[0] = {**theirs[0], "generator": "tuned"}
+    with JudgeServer() as server, Journal(tmp_path / "j.jsonl") as journal:
+        rows = pairs.annotate(mine, theirs, "j", Judge(Endpoint(server.url, SECRET), journal))
+    assert [row["preference"] for row in rows] == pytest.approx([1.5, *[1.8] * (count - 1)])
+    assert len(server.bodies) == count - 1
+
+
 def test_other_instructions_than_the_reference_s_are_refused(tmp_path):
     with Journal(tmp_path / "j.jsonl") as journal:
         judge = Judge(Endpoint("http://127.0.0.1:9/v1", SECRET), journal)

@@ -84,7 +84,7 @@ def test_a_tuned_model_is_judged_against_reference_outputs(tmp_path, model, adap
     assert (found["model"], found["baseline"], found["n"]) == ("base+tuned", "gpt", 6)
     assert (found["judge"], found["unjudged"]) == ("some-judge (weighted_alpaca_eval_gpt4_turbo)", 0)
     # One order, at random: each pair gives 0.75 or 0.25.
-    rows = json.loads((tmp_path / "out" / "annotations.json").read_text())
+    rows = json.loads((tmp_path / "out" / "annotations.json").read_text(), parse_constant=pytest.fail)
     assert {round(row["preference"], 6) for row in rows} <= {1.25, 1.75}
     outputs = json.loads((tmp_path / "out" / "model_outputs.json").read_text())
     assert [row["instruction"] for row in outputs] == [f"Question {i}?\n\nOptions:" for i in range(6)]
@@ -135,6 +135,13 @@ def test_answers_are_those_that_transformers_generates(tmp_path, model, adapter,
         with torch.no_grad():
             answer = tuned.generate(input_ids=ids, max_new_tokens=8, do_sample=False)[0, ids.shape[1] :]
         assert row["output"] == tokenizer.decode(answer, skip_special_tokens=True)
+
+
+def test_a_model_without_a_chat_template_answers_bare_questions_and_it_is_said(tmp_path, key):
+    bare = save_tiny(tmp_path / "bare", chat_template=None)
+    with JudgeServer(always(0.8)) as server:
+        assert main(command(server, tmp_path, bare, "--reference", reference(tmp_path))) == 0
+    assert "no chat template" in result(tmp_path)["note"]
 
 
 def test_a_second_run_pays_for_nothing_and_gives_the_same(tmp_path, model, key):
@@ -226,17 +233,6 @@ def test_generation_that_was_stopped_goes_on_where_it_was(tmp_path, model, key, 
     # Two batches of two before the stop, and only the other two after it.
     assert batches == [2, 2, 2, 2, 2]
     assert result(tmp_path)["n"] == 8
-
-
-def test_a_retrained_adapter_is_asked_anew(tmp_path, model, adapter, key):
-    from calibtune.winrate.answers import Model
-
-    before = Model(str(model), adapter).fingerprint()
-    assert before == Model(str(model), adapter).fingerprint()
-    assert before != Model(str(model)).fingerprint()
-    weights = adapter / "adapter_model.safetensors"
-    os.utime(weights, ns=(1, 1))
-    assert before != Model(str(model), adapter).fingerprint()
 
 
 def test_a_run_is_compared_with_its_base_s_run_on_the_same_reference(tmp_path, model, adapter, key):

@@ -91,9 +91,8 @@ def _head_to_head(annotator: Any, first: Sequence[Row], second: Sequence[Row]) -
     given = [[{key: row.get(key) for key in keys} for row in outputs] for outputs in (first, second)]
     # One chunk: the journal, not the chunk, is what keeps replies.
     rows = annotator.annotate_head2head(outputs_1=given[0], outputs_2=given[1], chunksize=None)
-    for row in rows:
-        value = row.get("preference")
-        row["preference"] = None if value is None or value != value else float(value)
+    # pandas' NaN is no JSON: a missing verdict, or a price that nobody knows.
+    rows = [{key: None if value != value else value for key, value in row.items()} for row in rows]
     return _in_order(rows, first)
 
 

@@ -1,0 +1,65 @@
+import os
+
+import pytest
+from lm_eval.models.huggingface import HFLM
+from tiny import save_tiny
+
+from calibtune.errors import UserError
+from calibtune.winrate.answers import Model, Settings, generate
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return save_tiny(tmp_path_factory.mktemp("models") / "base")
+
+
+def test_answers_go_on_after_a_blank_line(tmp_path, model, monkeypatch):
+    decode = HFLM.tok_decode
+    monkeypatch.setattr(
+        HFLM,
+        "tok_decode",
+        lambda self, tokens, **more: "one\n\ntwo" if isinstance(tokens, list) else decode(self, tokens, **more),
+    )
+    answers = generate(Model(str(model)), ["Options:"], tmp_path, Settings(max_new_tokens=4, device="cpu"))
+    assert answers.outputs == ("one\n\ntwo",)
+
+
+def test_a_prompt_longer_than_the_context_is_counted(tmp_path, model):
+    questions = ["Options: " * 300, "Options:"]
+    answers = generate(Model(str(model)), questions, tmp_path, Settings(max_new_tokens=4, device="cpu"))
+    assert answers.cut == 1
+    assert len(answers.outputs) == 2
+
+
+def test_other_weights_or_another_adapter_are_another_model(tmp_path, model):
+    adapter = tmp_path / "tuned"
+    adapter.mkdir()
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (adapter / name).write_bytes(b"{}")
+    before = Model(str(model), adapter).fingerprint()
+    assert before == Model(str(model), adapter).fingerprint()
+    assert before != Model(str(model)).fingerprint()
+    assert before != Model(str(model), adapter, (("dtype", "float32"),)).fingerprint()
+    os.utime(adapter / "adapter_model.safetensors", ns=(1, 1))
+    assert before != Model(str(model), adapter).fingerprint()
+
+
+def test_names_tell_base_and_adapter(tmp_path):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    assert Model("org/base-7b").name == "base-7b"
+    assert Model("org/base-7b", tmp_path).name == f"base-7b+{tmp_path.name}"
+
+
+def test_a_temperature_is_no_adapter(tmp_path):
+    (tmp_path / "temperature.json").write_text('{"temperature": 2.0}')
+    with pytest.raises(UserError, match="a temperature does not change greedy answers"):
+        Model("base", tmp_path)
+
+
+def test_the_batch_size_does_not_change_what_is_asked_for(tmp_path, model):
+    questions = ["Options:", "Which of these is the right one?", "Answer with only a single letter: A. option a"]
+    found = [
+        generate(Model(str(model)), questions, tmp_path / str(size), Settings(6, size, "cpu")).outputs
+        for size in (1, 3)
+    ]
+    assert found[0] == found[1]

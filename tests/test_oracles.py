@@ -271,3 +271,20 @@ def test_the_paired_interval_is_scipys_basic_bootstrap():
     ).confidence_interval
     assert ours.estimate == pytest.approx(difference(np.arange(len(gold))))
     assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=0.06 * (theirs.high - theirs.low))
+
+
+def test_of_a_skewed_statistic_the_interval_is_scipys_basic_one_not_the_percentiles():
+    rows = np.random.default_rng(0).normal(0.1, 1, 60)
+    nothing = np.zeros(60)
+
+    def squared_mean(sample):
+        return np.mean(sample) ** 2
+
+    ours = paired_difference(squared_mean, (nothing,), (rows,), draws=4000)
+    options = {"vectorized": False, "n_resamples": 4000, "rng": 0}
+    basic, percentile = (
+        scipy.stats.bootstrap((rows,), squared_mean, method=method, **options).confidence_interval
+        for method in ("basic", "percentile")
+    )
+    assert (ours.low, ours.high) == pytest.approx((basic.low, basic.high), abs=0.06 * (basic.high - basic.low))
+    assert abs(basic.low - percentile.low) > 0.2 * (basic.high - basic.low)

@@ -244,8 +244,10 @@ def test_mixed_tasks_leave_out_what_has_no_letters_and_say_so(tmp_path):
     results = build([folder])
     assert list(results["tasks"]) == ["arc"]
     assert len(results["notes"]) == 2
-    assert "base-7b: capital is left out, its right answer is 'Paris'" in results["notes"][0]
-    assert "base-7b: gsm8k is left out, its output is generate_until" in results["notes"][1]
+    assert (
+        "capital is left out: its right answer is 'Paris', not the index of a choice (base-7b)" in results["notes"][0]
+    )
+    assert "gsm8k is left out: its output is generate_until, not multiple choice (base-7b)" in results["notes"][1]
 
 
 def test_a_stock_task_without_our_filter_is_reported(tmp_path):

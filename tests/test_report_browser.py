@@ -100,5 +100,8 @@ def test_the_page_prints_in_black_on_white_even_in_dark_mode(report, chromium):
     assert document.startswith(b"%PDF")
     media = [{"name": "prefers-color-scheme", "value": "dark"}]
     chromium.call("Emulation.setEmulatedMedia", media="print", features=media)
+    # The width of A4 between its margins.
+    chromium.call("Emulation.setDeviceMetricsOverride", width=718, height=1000, deviceScaleFactor=1, mobile=False)
     assert chromium.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    assert chromium.evaluate("document.documentElement.scrollWidth") <= 718
     chromium.call("Emulation.setEmulatedMedia", media="")

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from lm_eval_files import answers
 
-from calibtune.report.numbers import entropy, measure, share_interval
+from calibtune.report.numbers import clear, entropy, measure, share_interval
 from calibtune.report.paired import paired_differences, scored
 from calibtune.report.questions import Questions, match
 from harness_ext import calibration
-from harness_ext.intervals import paired_difference
+from harness_ext.intervals import Interval, paired_difference
 
 
 def questions(rows=150, letters=4, keys=None, **options):
@@ -117,3 +117,10 @@ def test_matching_keeps_what_both_have_in_the_first_ones_order():
     assert [key[0] for key in mine.keys] == [key[0] for key in theirs.keys] == ["x", "z"]
     assert mine.loglikelihoods[0].tolist() == a.loglikelihoods[1].tolist()
     assert theirs.loglikelihoods[0].tolist() == b.loglikelihoods[1].tolist()
+
+
+def test_rounding_alone_is_no_difference():
+    assert not clear(Interval(2e-16, 1e-16, 3e-16))["clear"]
+    assert clear(Interval(0.02, 0.01, 0.03))["clear"]
+    assert clear(Interval(-0.02, -0.03, -0.01))["clear"]
+    assert not clear(Interval(0.02, -0.01, 0.03))["clear"]

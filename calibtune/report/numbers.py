@@ -17,6 +17,7 @@ from calibtune.report.runs import Run
 from harness_ext.binning import BinTable, FloatArray, IntArray, bin_table
 from harness_ext.calibration import letter_log_softmax, top
 from harness_ext.estimators import accuracy_at_coverage
+from harness_ext.intervals import Interval
 from harness_ext.prompts import LETTERS
 
 #: Standard normal quantile of a 95 % interval.
@@ -26,6 +27,8 @@ BINS = 10
 COVERAGE = tuple(step / 20 for step in range(1, 21))
 #: Temperatures closer to one another than this are one.
 SAME_T = 1e-6
+#: Differences this small come from the order of additions.
+ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
@@ -213,8 +216,12 @@ def _difference(
             return {"questions": 0}
         # The temperature is that of the whole task: which questions are shared does not change it.
         sides = scored(theirs, base.temperature(base_questions)), scored(mine, method.temperature(questions))
-    found = paired_differences(*sides)
-    return {
-        "questions": count,
-        **{name: {**item._asdict(), "clear": bool(item.low > 0 or item.high < 0)} for name, item in found.items()},
-    }
+    return {"questions": count, **{name: clear(item) for name, item in paired_differences(*sides).items()}}
+
+
+def clear(item: Interval) -> dict[str, Any]:
+    """A difference as the report keeps it: ``estimate``, ``low``, ``high``, and whether the interval excludes 0.
+
+    What rounding alone can make is no difference.
+    """
+    return {**item._asdict(), "clear": bool(item.low > ROUNDING or item.high < -ROUNDING)}

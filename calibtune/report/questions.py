@@ -53,7 +53,7 @@ def read_questions(
         ScoringError: A file that begins as such a task is damaged or incomplete.
     """
     found: list[dict[str, Questions]] = []
-    notes: list[str] = []
+    left_out: dict[tuple[str, str], list[str]] = {}
     for run in runs:
         tasks = {}
         for task, path in sorted(run.files.items()):
@@ -61,13 +61,13 @@ def read_questions(
             if reason is None:
                 tasks[task] = _read(path)
             elif task != WIN_TASK:
-                notes.append(f"{run.label}: {task} is left out, {reason} ({path.name})")
+                left_out.setdefault((task, reason), []).append(run.label)
             step(f"read {task}")
         for task in run.results:
             if any(name.startswith("conf_ece") for name in run.results[task]) and task not in run.files:
-                notes.append(f"{run.label}: {task} is left out, it has no samples; evaluate it with --log_samples")
+                left_out.setdefault((task, "it has no samples, evaluate it with --log_samples"), []).append(run.label)
         found.append(tasks)
-    return found, notes
+    return found, [f"{task} is left out: {why} ({', '.join(labels)})" for (task, why), labels in left_out.items()]
 
 
 def unsuitable(path: Path, kind: str | None, win_rate: bool = False) -> str | None:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from calibtune.errors import UserError
+from calibtune.report.numbers import clear
 from calibtune.report.runs import WIN_TASK, Run
 from harness_ext.intervals import paired_difference
 
@@ -85,8 +86,7 @@ def _difference(run: Run, base: Run, metric: str) -> dict[str, Any]:
         return {}
     base_wins, own_wins = (np.array([wins[key] for key in shared]) for wins in (theirs, mine))
     interval = paired_difference(lambda wins: float(wins.mean()), (base_wins,), (own_wins,))
-    clear = bool(interval.low > 0 or interval.high < 0)
-    return {"difference": {**interval._asdict(), "clear": clear, "questions": len(shared)}}
+    return {"difference": {**clear(interval), "questions": len(shared)}}
 
 
 def _wins(path: Path, metric: str) -> dict[tuple[str, int], float]:

@@ -63,3 +63,22 @@ def test_the_batch_size_does_not_change_what_is_asked_for(tmp_path, model):
         for size in (1, 3)
     ]
     assert found[0] == found[1]
+
+
+def test_generation_that_was_stopped_goes_on_where_it_was(tmp_path, model, monkeypatch):
+    real, batches = HFLM._model_generate, []
+
+    def counted(self, context, *args, **more):
+        batches.append(len(context))
+        if len(batches) == 3:
+            raise KeyboardInterrupt
+        return real(self, context, *args, **more)
+
+    monkeypatch.setattr(HFLM, "_model_generate", counted)
+    questions = [f"Question {i}? Options:" for i in range(8)]
+    with pytest.raises(KeyboardInterrupt):
+        generate(Model(str(model)), questions, tmp_path, Settings(4, 2, "cpu"))
+    resumed = generate(Model(str(model)), questions, tmp_path, Settings(4, 2, "cpu"))
+    # Two batches of two before the stop, and only the other two after it.
+    assert batches == [2, 2, 2, 2, 2]
+    assert resumed == generate(Model(str(model)), questions, tmp_path / "anew", Settings(4, 2, "cpu"))

@@ -158,7 +158,7 @@ def test_a_verdict_in_other_words_is_no_verdict(tmp_path):
 def test_an_endpoint_without_log_probabilities_is_an_error_not_an_empty_rate(tmp_path):
     with (
         JudgeServer(lambda handler, attempt, body: completion(None, content="m")) as server,
-        pytest.raises(WorkFailed, match="none of the 6 replies"),
+        pytest.raises(WorkFailed, match=r"none of the 6 replies .*'m'"),
     ):
         ask(server, tmp_path)
 
@@ -175,6 +175,14 @@ def test_rejected_requests_are_counted_and_said(tmp_path):
     (said,) = judge.rejections
     assert "too long" in said
     assert SECRET not in said
+
+
+def test_an_endpoint_that_rejects_everything_is_an_error_that_quotes_it(tmp_path):
+    reply = json.dumps({"error": {"message": "logprobs are not supported"}})
+    act = JudgeServer(lambda handler, attempt, body: send(handler, 400, reply))
+    with act as server, pytest.raises(WorkFailed, match="logprobs are not supported"):
+        ask(server, tmp_path)
+    assert set(server.seen.values()) == {1}
 
 
 @pytest.mark.parametrize("status", [401, 403, 404])

@@ -213,28 +213,6 @@ def test_the_key_is_sent_but_never_written_or_logged(tmp_path, model, key, capfd
     assert "2 of 6 pairs have no readable verdict" in found["note"]
 
 
-def test_generation_that_was_stopped_goes_on_where_it_was(tmp_path, model, key, monkeypatch):
-    from lm_eval.models.huggingface import HFLM
-
-    generate, batches = HFLM._model_generate, []
-
-    def counted(self, context, *args, **more):
-        batches.append(len(context))
-        if len(batches) == 3:
-            raise KeyboardInterrupt
-        return generate(self, context, *args, **more)
-
-    monkeypatch.setattr(HFLM, "_model_generate", counted)
-    with JudgeServer(always(0.8)) as server:
-        line = command(server, tmp_path, model, "--reference", reference(tmp_path, 8), count=8)
-        assert main(line) == 130
-        assert not server.seen
-        assert main(line) == 0
-    # Two batches of two before the stop, and only the other two after it.
-    assert batches == [2, 2, 2, 2, 2]
-    assert result(tmp_path)["n"] == 8
-
-
 def test_a_run_is_compared_with_its_base_s_run_on_the_same_reference(tmp_path, model, adapter, key):
     (tmp_path / "a").mkdir()
     with JudgeServer(always(0.8)) as server:
@@ -258,6 +236,10 @@ def test_a_run_is_compared_with_its_base_s_run_on_the_same_reference(tmp_path, m
         (("--reference", "REF", "--batch-size", "0"), "--batch-size 0"),
         (("--reference", "REF", "--model-args", "pretrained=x"), "--model-args"),
         (("--reference", "REF", "--judge-workers", "0"), "--judge-workers 0"),
+        (("--reference", "REF", "--judge-retries", "-1"), "--judge-retries -1"),
+        (("--reference", "REF", "--judge-timeout", "nan"), "--judge-timeout nan"),
+        (("--reference", "REF", "--limit", "0"), "--limit 0"),
+        (("--reference", "REF", "--max-new-tokens", "0"), "--max-new-tokens 0"),
         (("--reference", "REF", "--judge-base-url", "http://u:p@h/v1"), "environment"),
         ((), "lacks --reference"),
         (("--annotations", "a.json"), "leave out --model"),
@@ -283,6 +265,16 @@ def test_a_model_that_does_not_exist_is_one_sentence(tmp_path, key, capsys):
     with JudgeServer() as server:
         assert main(command(server, tmp_path, tmp_path / "nowhere", "--reference", reference(tmp_path))) == 2
     assert "nowhere cannot be loaded" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("bad", ["sk-\u2026", "sk-1\n2"])
+def test_a_key_that_cannot_be_sent_is_not_quoted(tmp_path, model, monkeypatch, capsys, bad):
+    monkeypatch.setenv("OPENAI_API_KEY", bad)
+    with JudgeServer() as server:
+        assert main(command(server, tmp_path, model, "--reference", reference(tmp_path))) == 2
+    error = capsys.readouterr().err
+    assert "OPENAI_API_KEY is no key" in error
+    assert bad not in error
 
 
 def test_openai_itself_is_not_asked_without_a_key(tmp_path, model, monkeypatch, capsys):

@@ -95,7 +95,7 @@ def _alpaca_eval(args: argparse.Namespace) -> Result:
     from calibtune.winrate import alpaca, runs
 
     if args.annotations:
-        extra = [f"--{name}" for name in JUDGED if getattr(args, name)]
+        extra = [f"--{name.replace('_', '-')}" for name in (*JUDGED, "both_orders", "limit") if getattr(args, name)]
         if extra:
             raise UserError(
                 f"--annotations {args.annotations} needs no judge and no model; leave out {', '.join(extra)}"
@@ -106,10 +106,11 @@ def _alpaca_eval(args: argparse.Namespace) -> Result:
         raise UserError(f"winrate alpaca-eval lacks {', '.join(lacking)}; give these, or --annotations FILE alone")
     from calibtune.winrate.judge import Endpoint
 
-    for name in ("judge_workers", "judge_timeout", "max_new_tokens"):
-        if getattr(args, name) <= 0:
-            raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)} is not above 0")
-    patience = {"timeout": args.judge_timeout, "retries": max(0, args.judge_retries), "workers": args.judge_workers}
+    _refuse_below(args, 1, "judge_workers", "limit")
+    _refuse_below(args, 0, "judge_retries")
+    if not args.judge_timeout > 0:
+        raise UserError(f"--judge-timeout {args.judge_timeout:g} is not above 0; give seconds")
+    patience = {"timeout": args.judge_timeout, "retries": args.judge_retries, "workers": args.judge_workers}
     # Before hours of generation: is there a key, and are the inputs there?
     endpoint = Endpoint.from_environment(args.judge_base_url, args.judge_key_env, **patience)
     instructions = runs.read_instructions(args.instructions, args.limit)
@@ -162,7 +163,15 @@ def _model(args: argparse.Namespace) -> Model:
 def _settings(args: argparse.Namespace) -> Settings:
     from calibtune.winrate.answers import Settings
 
+    _refuse_below(args, 1, "max_new_tokens")
     size = args.batch_size
     if size != "auto" and not (size.isdigit() and int(size) > 0):
         raise UserError(f"--batch-size {size} is no number above 0; give one, or auto")
     return Settings(args.max_new_tokens, size if size == "auto" else int(size), args.device)
+
+
+def _refuse_below(args: argparse.Namespace, least: int, *names: str) -> None:
+    for name in names:
+        value = getattr(args, name)
+        if value is not None and value < least:
+            raise UserError(f"--{name.replace('_', '-')} {value} is below {least}; give at least that")

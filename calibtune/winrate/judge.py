@@ -67,7 +67,11 @@ class Endpoint:
             raise UserError(f"--judge-base-url {base_url} is no http(s) address; give one such as http://host:8000/v1")
         if "@" in parts.netloc or parts.query:
             raise UserError("--judge-base-url holds a user, password or query; put the key in the environment instead")
-        key = os.environ.get(variable, "")
+        key = os.environ.get(variable, "").strip()
+        if not (key.isascii() and key.isprintable()):
+            raise UserError(
+                f"the environment's {variable} is no key (it holds control or non-ASCII characters); set it"
+            )
         if not key and base_url is None:
             raise UserError(f"the environment has no {variable}; set it, or give --judge-base-url of a local judge")
         return cls(base_url, key or "none", **patience)
@@ -94,6 +98,8 @@ class Judge:
         self.journal = journal
         #: What the endpoint said to the requests that it rejected (400, 422), which stay without a verdict.
         self.rejections: list[str] = []
+        #: Text of the first reply, for an error about replies that cannot be read.
+        self.first_reply = ""
         self._client = openai.OpenAI(
             api_key=endpoint.key, base_url=endpoint.base_url, timeout=endpoint.timeout, max_retries=endpoint.retries
         )
@@ -123,11 +129,12 @@ class Judge:
         sent = DEFAULTS | {name: value for name, value in settings.items() if name not in NOT_SENT}
         requests = [{"model": model_name, "messages": prompt_to_chatml(p.strip()), **sent} for p in prompts]
         choices = self._answer(requests)
+        self.first_reply = choices[0]["text"]
         return {
             "completions": [choice["text"] for choice in choices],
             "completions_all": choices,
             "price_per_example": [float("nan")] * len(choices),
-            "time_per_example": [choice.get("seconds") for choice in choices],
+            "time_per_example": [choice.get("seconds", float("nan")) for choice in choices],
         }
 
     def _answer(self, requests: list[dict[str, Any]]) -> list[dict[str, Any]]:

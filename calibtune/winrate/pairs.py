@@ -47,9 +47,9 @@ def annotate(
     for row in rows:
         row["annotator"] = _shown(judge_name, row["annotator"])
     if all(row["preference"] is None for row in rows):
-        said = judge.rejections[0] if judge.rejections else rows[0].get("preference_raw_completion")
+        said = judge.rejections[0] if judge.rejections else judge.first_reply
         raise WorkFailed(
-            f"none of the {len(rows)} replies of judge {judge_name} could be read (first: {str(said)[:200]!r}); "
+            f"none of the {len(rows)} replies of judge {judge_name} could be read (first: {said[:200]!r}); "
             "choose a judge whose endpoint returns what its configuration asks for"
         )
     return rows

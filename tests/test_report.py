@@ -127,6 +127,32 @@ def test_the_generated_tasks_of_a_temperature_stand_beside_the_original(tmp_path
     assert list(results["tasks"]["arc"]["methods"]) == ["base-7b", "base-7b + scaled", "cft"]
 
 
+def test_other_tasks_on_the_same_documents_stay_apart(tmp_path):
+    (loglikelihoods, gold) = answers(30)
+    folders = [write_run(tmp_path / "a", {"mmlu": (loglikelihoods, gold)}, BASE)]
+    folders.append(write_run(tmp_path / "b", {"mmlu": (loglikelihoods, gold)}, CFT))
+    for path in folders[1].iterdir():
+        path.write_text(path.read_text().replace('"mmlu"', '"mmlu_continuation"'))
+        path.rename(path.with_name(path.name.replace("_mmlu_", "_mmlu_continuation_")))
+    assert list(build(folders)["tasks"]) == ["mmlu", "mmlu_continuation"]
+
+
+def test_samples_without_document_hashes_are_not_paired(tmp_path):
+    folders = two_runs(tmp_path)
+    for path in [find_samples(folder)[0] for folder in folders]:
+        path.write_text(re.sub('"doc_hash": "[^"]*", ', "", path.read_text()))
+    assert build(folders)["tasks"]["arc"]["methods"]["cft"]["difference"] == {"questions": 0}
+
+
+def test_runs_with_other_prompts_than_the_base_are_noted(tmp_path):
+    write_run(tmp_path / "base", {"arc": answers(30)}, BASE)
+    write_run(tmp_path / "cft", {"arc": answers(30)}, CFT, chat_template_sha="abc", **{"n-shot": {"arc": 5}})
+    assert build([tmp_path / "base", tmp_path / "cft"])["notes"] == [
+        "cft was evaluated with chat template, base-7b with neither chat template nor system instruction",
+        "arc: cft saw 5 examples, base-7b 0",
+    ]
+
+
 def test_differences_are_marked_where_the_interval_excludes_zero(tmp_path):
     folders = two_runs(tmp_path, rows=800)
     write_run(tmp_path / "same", {"arc": answers(800, sharpness=3.0)}, RCFT)
@@ -171,6 +197,8 @@ def test_base_is_the_first_folder_or_the_one_named(tmp_path, capsys):
     assert build([cft, base])["base"] == "cft"
     assert build([cft, base], base=str(base))["base"] == "base-7b"
     assert build([cft, base], base="base-7b")["base"] == "base-7b"
+    write_run(tmp_path / "later", {"other": answers(20)}, BASE)
+    assert build([cft, base, tmp_path / "later"], base=str(tmp_path / "later"))["base"] == "base-7b"
     assert "--base nowhere is none of" in fails(capsys, base, cft, "--base", "nowhere", "--output", tmp_path / "out")
 
 

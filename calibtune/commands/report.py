@@ -22,7 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "folders", nargs="+", type=Path, metavar="DIR", help="folders with lm_eval's results and samples"
     )
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder to write the report to")
-    parser.add_argument("--base", metavar="DIR", help="folder or label of the run to compare to (default: the first)")
+    parser.add_argument(
+        "--base", metavar="DIR", help="folder or label of the run to compare to (default: the first folder's earliest)"
+    )
     parser.add_argument("--label", action="append", default=[], metavar="NAME", help="name of a run; once for each run")
     parser.add_argument("--overwrite", action="store_true", help="replace what is in the output folder")
 

@@ -56,7 +56,7 @@ def build(
         raise UserError(f"{folders[0]}: no task there can be reported: {'; '.join(notes) or 'no samples'}")
     methods = [(m, tasks) for run, tasks in zip(runs, questions, strict=True) for m in methods_of(run, tasks)]
     tasks = _tasks(methods, step)
-    notes += _disagreements(methods, tasks)
+    notes += [*_disagreements(methods, tasks), *_other_prompts(runs, base_run)]
     results = {
         "calibtune": __version__,
         "base": methods[0][0].label,
@@ -90,7 +90,7 @@ def _base(runs: Sequence[Run], base: str | None) -> Run:
     if base is None:
         return next((run for run in runs if run.files), runs[0])
     for run in runs:
-        if base == run.label or Path(base).resolve() in (run.source.resolve(), run.folder.resolve()):
+        if base == run.label or Path(base).resolve() in {each.resolve() for each in (run.source, run.folder, *run.own)}:
             return run
     known = ", ".join(run.label for run in runs)
     raise UserError(f"--base {base} is none of the folders given, nor a label among: {known}; give one of these")
@@ -152,6 +152,19 @@ def _disagreements(
                     f"{method.label}, {task}: the results file says conf-ECE {own:.6f}, its samples {ours:.6f}; "
                     "the report shows the latter"
                 )
+    return notes
+
+
+def _other_prompts(runs: Sequence[Run], base: Run) -> list[str]:
+    """Runs whose prompts differ from the base's: their differences are not the method's alone."""
+    notes = []
+    for run in runs:
+        if run.model_args and base.model_args and run.settings != base.settings and run.files:
+            words = [", ".join(each.settings) or "neither chat template nor system instruction" for each in (run, base)]
+            notes.append(f"{run.label} was evaluated with {words[0]}, {base.label} with {words[1]}")
+        for task in sorted(run.shots.keys() & base.shots.keys() & run.files.keys()):
+            if run.shots[task] != base.shots[task]:
+                notes.append(f"{task}: {run.label} saw {run.shots[task]} examples, {base.label} {base.shots[task]}")
     return notes
 
 

@@ -12,11 +12,13 @@ import numpy as np
 
 from calibtune.errors import UserError
 from calibtune.report.runs import WIN_TASK, Run
-from calibtune.samples import read_samples
+from calibtune.samples import Rows, read_samples
 from harness_ext.binning import FloatArray, IntArray
 
 #: A group with more tasks than this is pooled into one for the figures (MMLU has 57).
 MANY = 6
+#: How the task that evaluates a fitted temperature is named after its original.
+SCALED = "_scaled"
 #: Log-likelihoods (nats) closer than this in every letter of every question are one model's on one prompt.
 SAME_ANSWERS = 0.05
 
@@ -92,36 +94,41 @@ def unsuitable(path: Path, kind: str | None, win_rate: bool = False) -> str | No
 
 def _read(path: Path) -> Questions:
     rows = read_samples(path)
-    return Questions(rows.loglikelihoods, rows.gold, _keys(rows.doc_hashes, rows.gold), rows.temperatures)
+    return Questions(rows.loglikelihoods, rows.gold, _keys(rows), rows.temperatures)
 
 
-def _keys(hashes: Sequence[str], gold: IntArray) -> tuple[tuple[str, int, int], ...]:
+def _keys(rows: Rows) -> tuple[tuple[str, int, int], ...]:
     before: Counter[tuple[str, int]] = Counter()
     keys = []
-    for item in zip(hashes, gold.tolist(), strict=True):
+    for number, (digest, right) in enumerate(zip(rows.doc_hashes, rows.gold.tolist(), strict=True)):
+        # Samples of an lm_eval too old to hash documents match nothing.
+        item = (f"{rows.path} {number}" if digest == "None" else digest, right)
         keys.append((*item, before[item]))
         before[item] += 1
     return tuple(keys)
 
 
 def same_tasks(found: Sequence[Mapping[str, Questions]]) -> list[dict[str, Questions]]:
-    """Give tasks of different names but the very same questions one name: a generated temperature task its original's.
+    """Put the tasks that ``calibtune fit --method temperature`` generates under their original's name.
 
-    The name is that of the run that comes first.
+    ``X_scaled`` asks the questions of ``X`` with X's prompts, so it is one more temperature of X. Tasks of other names
+    stay apart even on the same documents: their prompts may differ.
     """
-    names: dict[tuple[tuple[str, int, int], ...], str] = {}
+    originals = {(task, tuple(sorted(each.keys))) for tasks in found for task, each in tasks.items()}
     renamed = []
     for tasks in found:
-        kept: dict[str, Questions] = {}
-        # Shortest first: the original's name is the beginning of the generated task's.
-        for task, questions in sorted(tasks.items(), key=lambda item: (len(item[0]), item[0])):
-            name = names.setdefault(tuple(sorted(questions.keys)), task)
-            if name not in kept:
-                kept[name] = questions
-            elif _same_answers(kept[name], questions):
-                kept[name] = replace(kept[name], temperatures={**kept[name].temperatures, **questions.temperatures})
+        kept = {task: each for task, each in tasks.items() if not task.endswith(SCALED)}
+        for task in tasks.keys() - kept.keys():
+            each, original = tasks[task], task.removesuffix(SCALED)
+            if (original, tuple(sorted(each.keys))) not in originals:
+                kept[task] = each
+            elif original not in kept:
+                kept[original] = each
+            elif _same_answers(kept[original], each):
+                temperatures = {**kept[original].temperatures, **each.temperatures}
+                kept[original] = replace(kept[original], temperatures=temperatures)
             else:
-                kept[task] = questions
+                kept[task] = each
         renamed.append(dict(sorted(kept.items())))
     return renamed
 
@@ -185,6 +192,6 @@ def take(questions: Questions, rows: IntArray) -> Questions:
 def match(a: Questions, b: Questions) -> tuple[Questions, Questions]:
     """The questions that both have, in the order of ``a``; empty where there are none."""
     place = {key: row for row, key in enumerate(b.keys)}
-    pairs = [(row, place[key]) for row, key in enumerate(a.keys) if key in place and key[0] != "None"]
+    pairs = [(row, place[key]) for row, key in enumerate(a.keys) if key in place]
     mine, theirs = (np.array([pair[side] for pair in pairs], dtype=np.int64) for side in (0, 1))
     return take(a, mine), take(b, theirs)

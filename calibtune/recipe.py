@@ -101,7 +101,7 @@ def flag(name: str) -> str:
 
 
 def load_recipe(path: Path) -> dict[str, Any]:
-    """Read a YAML recipe's keys, not yet checked.
+    """Read a YAML recipe's keys, not yet checked; a chat template may lie beside it.
 
     Raises:
         UserError: No such file, or not a YAML mapping.
@@ -114,7 +114,10 @@ def load_recipe(path: Path) -> dict[str, Any]:
         raise UserError(f"--config {path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise UserError(f"--config {path} holds {type(values).__name__}; give one `key: value` a line")
-    return {str(key).replace("-", "_"): value for key, value in values.items()}
+    values = {str(key).replace("-", "_"): value for key, value in values.items()}
+    if isinstance(template := values.get("chat_template"), str) and (path.parent / template).is_file():
+        values["chat_template"] = str(path.parent / template)
+    return values
 
 
 #: The recipes that ship with calibtune.

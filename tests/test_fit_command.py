@@ -106,6 +106,7 @@ def test_each_recipe_opens_with_the_command_that_runs_it(path):
         if name.startswith("--") and name not in ("--config", "--output"):
             flags[name[2:].replace("-", "_")] = True if value.startswith("--") or not value else value
     assert RECIPES.parents[1] / parts[parts.index("--config") + 1] == path
+    assert "--output" in parts
     recipe = make_recipe(load_recipe(path), flags)
     assert recipe.tasks == ("mc_calib_indomain",)
 
@@ -171,6 +172,21 @@ def test_shuffling_options_that_cannot_be_found_is_refused(model, tmp_path, caps
     )
     error = refused(capsys, words(model, tmp_path / "out", tasks="own", include_path=tmp_path / "tasks"))
     assert "use --no-shuffle-options" in error
+
+
+def test_vicunas_template_lies_beside_its_recipe_and_asks_for_a_letter_after_a_blank(tmp_path):
+    from transformers import AutoTokenizer
+
+    from calibtune.examples import Encoder
+
+    recipe = make_recipe(load_recipe(RECIPES / "vicuna-7b.yaml"), {})
+    tokenizer = AutoTokenizer.from_pretrained(save_tiny(tmp_path / "model"))
+    with open(recipe.chat_template) as file:
+        tokenizer.chat_template = file.read()
+    encoder = Encoder(tokenizer)
+    messages = [{"role": "system", "content": "S."}, {"role": "user", "content": "Q?"}]
+    assert encoder.apply_chat_template(messages) == "S. USER: Q? ASSISTANT: "
+    assert tokenizer.decode(encoder.encode("S. USER: Q? ASSISTANT: ", "A")[1]) == " A"
 
 
 def test_models_that_are_not_causal_are_refused(tmp_path, capsys):

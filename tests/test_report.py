@@ -311,6 +311,12 @@ def test_win_rates_stand_in_a_table_with_their_difference(tmp_path):
     assert rows[1]["difference"]["clear"]
     assert rows[1]["difference"]["questions"] == 200
     assert "<td>0.2992<small>0.2700–0.3300</small></td>" in (tmp_path / "out" / "report.html").read_text()
+    table = (tmp_path / "out" / "tables.md").read_text().split("## Win rates")[1]
+    assert "| model | win rate | difference to base | benchmark | against | N | note |" in table
+    assert "| cft | 0.2992 (0.2700–0.3300) | – | alpaca\\_eval | gpt4 | 805 |  |" in table
+    runs = table.split("## Runs")[1]
+    assert "| method | model | adapter | folder |" in runs
+    assert f"| cft | org/base-7b | runs/cft | {tmp_path}/cft/runs__cft |".replace("_", "\\_") in runs
 
 
 def test_win_rates_alone_make_a_page(tmp_path):

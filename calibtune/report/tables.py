@@ -139,7 +139,7 @@ def entropies(task: Mapping[str, Any]) -> Table:
 
 def win_rates(rows: Sequence[Mapping[str, Any]]) -> Table:
     """The win rates, with their differences to the base where the same pairs were judged."""
-    table = Table(["model", "benchmark", "against", "win rate", "difference to base", "N", "note"])
+    table = Table(["model", "win rate", "difference to base", "benchmark", "against", "N", "note"])
     for row in rows:
         ends = row.get("low"), row.get("high")
         interval = "" if None in ends else f"{ends[0]:.4f}–{ends[1]:.4f}"
@@ -151,20 +151,29 @@ def win_rates(rows: Sequence[Mapping[str, Any]]) -> Table:
         words = [Cell(str(row.get(key) or "–"), kind="text") for key in ("benchmark", "baseline")]
         count = f"{row['n']:,}" if isinstance(row.get("n"), int) else "–"
         rate = Cell(f"{row['win_rate']:.4f}", interval)
-        table.rows.append(
-            [Cell(row["label"]), *words, rate, cell, Cell(count), Cell(row.get("note") or "", kind="text")]
-        )
+        note = Cell(row.get("note") or "", kind="text")
+        table.rows.append([Cell(row["label"]), rate, cell, *words, Cell(count), note])
     return table
 
 
 def runs(methods: Sequence[Mapping[str, Any]]) -> Table:
-    """What each method is and where it was read."""
-    table = Table(["method", "model", "adapter", "fitted by", "seed", "settings", "temperature from", "folder"])
+    """What each method is and where it was read; columns that would be empty are left out."""
+    heads = {
+        "model": "model",
+        "adapter": "adapter",
+        "method": "fitted by",
+        "seed": "seed",
+        "settings": "settings",
+        "temperature_from": "temperature from",
+        "folder": "folder",
+    }
+    heads = {key: head for key, head in heads.items() if any(method[key] not in (None, []) for method in methods)}
+    table = Table(["method", *heads.values()])
     for method in methods:
-        words = [method["model"], method["adapter"], method["method"], method["seed"], ", ".join(method["settings"])]
-        words += [method["temperature_from"], method["folder"]]
-        texts = ["–" if word in (None, "") else str(word) for word in words]
-        table.rows.append([Cell(method["label"]), *(Cell(text, kind="text") for text in texts)])
+        words = [method[key] for key in heads]
+        texts = [", ".join(word) if isinstance(word, list) else word for word in words]
+        cells = [Cell("–" if text in (None, "") else str(text), kind="text") for text in texts]
+        table.rows.append([Cell(method["label"]), *cells])
     return table
 
 

@@ -41,3 +41,12 @@ def same_weights(first, second, **tolerance):
     left, right = adapter_weights(first), adapter_weights(second)
     equal = (lambda a, b: torch.allclose(a, b, **tolerance)) if tolerance else torch.equal
     return left.keys() == right.keys() and all(equal(left[name], right[name]) for name in left)
+
+
+def words(base, output, method="cft", **changes):
+    """The command line of a small fit, as the words after ``python -m calibtune``."""
+    values = {**SMALL, "model": str(base), "method": method, **changes}
+    if method != "rcft":
+        values.pop("lambda", None)
+    given = [f"--{name.replace('_', '-')}={value}" for name, value in values.items() if value is not None]
+    return ["fit", "--output", str(output), *given]

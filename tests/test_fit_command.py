@@ -2,14 +2,10 @@
 
 import json
 import os
-import signal
-import subprocess
-import sys
-import time
 
 import pytest
 import torch
-from fitting import SMALL, same_weights
+from fitting import words
 from harness import TASKS, enter_mirror
 from tiny import save_tiny, write_arc_mirror
 
@@ -27,14 +23,6 @@ def model(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def mirror(tmp_path, monkeypatch):
     return enter_mirror(write_arc_mirror(tmp_path / "hub"), monkeypatch)
-
-
-def words(base, output, method="cft", **changes):
-    values = {**SMALL, "model": str(base), "method": method, **changes}
-    if method != "rcft":
-        values.pop("lambda", None)
-    given = [f"--{name.replace('_', '-')}={value}" for name, value in values.items() if value is not None]
-    return ["fit", "--output", str(output), *given]
 
 
 def refused(capsys, arguments, code=2):
@@ -229,62 +217,6 @@ def test_eval_refuses_a_folder_without_a_finished_artefact(tmp_path, capsys):
     assert "holds no calibtune.json" in refused(capsys, arguments)
     arguments = ["eval", "--tasks", "mc_calib_arc", "--output", tmp_path / "out"]
     assert "--model is missing" in refused(capsys, arguments)
-
-
-def shell(arguments, cwd, **options):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "",
-                   "HF_DATASETS_CACHE": str(cwd / "cache-of-commands")}  # fmt: skip
-    return subprocess.Popen([sys.executable, *map(str, arguments)], cwd=cwd, env=environment, text=True, **options)
-
-
-@pytest.mark.slow
-def test_killed_at_several_moments_it_resumes_to_the_same_adapter(model, tmp_path, mirror):
-    def arguments(output):
-        return ["-m", "calibtune", *words(model, output, "rcft", epochs=12, save_every=2, lora_dropout=0.05)]
-
-    assert shell(arguments(tmp_path / "whole"), mirror).wait(300) == 0
-    output = tmp_path / "killed"
-    process, kills = None, 0
-    for kill_at in (2, 9, 20, 31):
-        process = shell([*arguments(output), "--resume"], mirror)
-        deadline = time.time() + 200
-        while process.poll() is None and time.time() < deadline:
-            steps = [int(p.name.split("-")[1]) for p in output.glob("checkpoints/checkpoint-*")]
-            if max(steps, default=0) >= kill_at:
-                process.send_signal(signal.SIGKILL)
-                process.wait(30)
-                kills += 1
-            time.sleep(0.002)
-    assert kills >= 3
-    assert shell([*arguments(output), "--resume"], mirror).wait(300) == 0
-    assert same_weights(tmp_path / "whole", output)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("method", ["cft", "rcft"])
-def test_two_processes_train_like_one_with_the_same_step(model, tmp_path, mirror, method):
-    one = ["-m", "calibtune", *words(model, tmp_path / "one", method, batch_size=4)]
-    two = ["-m", "torch.distributed.run", "--nproc_per_node", 2, "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0",
-           "-m", "calibtune", *words(model, tmp_path / "two", method, batch_size=2)]  # fmt: skip
-    for arguments in (one, two):
-        assert shell(arguments, mirror).wait(300) == 0
-    assert same_weights(tmp_path / "one", tmp_path / "two", rtol=1e-3, atol=1e-5)
-    first, second = (json.loads((tmp_path / name / "calibtune.json").read_text()) for name in ("one", "two"))
-    # Each held-out question is scored once over both processes.
-    assert second["before"] == pytest.approx(first["before"], abs=1e-6)
-    assert second["after"] == pytest.approx(first["after"], abs=1e-3)
-
-
-@pytest.mark.slow
-def test_interrupting_gives_exit_code_130(model, tmp_path, mirror):
-    process = shell(["-m", "calibtune", *words(model, tmp_path / "out", epochs=2000)], mirror, stderr=subprocess.PIPE,
-                    stdout=subprocess.PIPE)  # fmt: skip
-    for line in process.stdout:
-        if "before epoch 2" in line:
-            process.send_signal(signal.SIGINT)
-            break
-    assert process.wait(60) == 130
-    assert "calibtune: interrupted" in process.stderr.read()
 
 
 @pytest.mark.real

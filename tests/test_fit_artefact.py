@@ -1,0 +1,86 @@
+import json
+import shutil
+
+import pytest
+import torch
+from fitting import small_fit, small_recipe
+from harness import enter_mirror
+from tiny import save_tiny, write_arc_mirror
+
+from calibtune.artefact import MANIFEST, read_artefact
+from calibtune.errors import UserError
+from calibtune.fit import fit
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return save_tiny(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(autouse=True)
+def mirror(tmp_path, monkeypatch):
+    return enter_mirror(write_arc_mirror(tmp_path / "hub"), monkeypatch)
+
+
+def test_the_manifest_is_written_last(model, tmp_path, monkeypatch):
+    from calibtune.artefact import Artefact
+
+    monkeypatch.setattr(Artefact, "write", lambda *_: (_ for _ in ()).throw(OSError("disk")))
+    with pytest.raises(OSError, match="disk"):
+        small_fit(model, tmp_path / "out", "cft", max_steps=1)
+    assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
+    with pytest.raises(UserError, match="no finished artefact"):
+        read_artefact(tmp_path / "out")
+
+
+def test_an_existing_output_is_kept_unless_told_otherwise(model, tmp_path):
+    small_fit(model, tmp_path / "out", "cft", max_steps=1)
+    with pytest.raises(UserError, match="holds files already"):
+        small_fit(model, tmp_path / "out", "cft", max_steps=1)
+    small_fit(model, tmp_path / "out", "label-smoothing", max_steps=1, overwrite=True)
+    assert read_artefact(tmp_path / "out").method == "label-smoothing"
+
+
+def test_manifest_and_card_hold_recipe_hashes_versions_and_numbers(model, tmp_path):
+    import yaml
+
+    artefact = small_fit(model, tmp_path / "out", "rcft")
+    manifest = json.loads((tmp_path / "out" / MANIFEST).read_text())
+    assert manifest["recipe"]["lambda_"] == 1.0
+    assert len(manifest["documents"]["train"]) == 18
+    assert manifest["versions"]["torch"] == torch.__version__
+    card = (tmp_path / "out" / "README.md").read_text()
+    data = yaml.safe_load(card.split("---")[1])
+    metrics = {m["type"]: m for m in data["model-index"][0]["results"][0]["metrics"]}
+    assert metrics["conf_ece_10"]["value"] == pytest.approx(artefact.after["conf_ece_10"], abs=1e-6)
+    assert metrics["conf_ece_10"]["args"]["interval_95_high"] == pytest.approx(
+        artefact.after["conf_ece_10_high"], abs=1e-6
+    )
+    assert f"| NLL (nats) | {artefact.before['nll']:.4f} | {artefact.after['nll']:.4f} |" in card
+    assert "peft=THIS_FOLDER" in card
+
+
+def test_the_temperature_of_an_adapter_is_fitted_on_rows_that_it_was_not_trained_on(model, tmp_path):
+    small_fit(model, tmp_path / "adapter", "cft", held_out=3)
+    artefact = small_fit(model, tmp_path / "t", "temperature", artifact=str(tmp_path / "adapter"), held_out=6)
+    trained = set(read_artefact(tmp_path / "adapter").documents["train"])
+    assert not trained & set(artefact.documents["held_out"])
+    assert set(artefact.documents["train"]) == trained
+    assert artefact.after["acc"] == artefact.before["acc"]
+    assert artefact.after["nll"] <= artefact.before["nll"] + 1e-9
+
+
+def test_a_temperature_needs_questions_that_the_adapter_has_not_seen(model, tmp_path):
+    small_fit(model, tmp_path / "adapter", "cft", held_out=0)
+    with pytest.raises(UserError, match="no question of mc_calib_arc is left to fit T on"):
+        small_fit(model, tmp_path / "t", "temperature", artifact=str(tmp_path / "adapter"))
+
+
+def test_an_adapter_for_another_base_is_refused(model, tmp_path):
+    small_fit(model, tmp_path / "adapter", "cft", max_steps=1)
+    other = save_tiny(tmp_path / "other", hidden=48)
+    with pytest.raises(UserError, match="does not fit this model; it was made for"):
+        small_fit(other, tmp_path / "t", "temperature", artifact=str(tmp_path / "adapter"))
+    shutil.rmtree(tmp_path / "t", ignore_errors=True)
+    with pytest.raises(UserError, match="no finished artefact"):
+        fit(small_recipe(other, "temperature", artifact=str(tmp_path)), tmp_path / "t")

@@ -1,0 +1,145 @@
+import numpy as np
+import pytest
+import torch
+from fitting import same_weights, small_fit, small_recipe
+from harness import enter_mirror
+from tiny import save_tiny, write_arc_mirror
+
+from calibtune.errors import UserError, WorkFailed
+from calibtune.fit import read_inputs
+from calibtune.trainer import CalibrationTrainer
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return save_tiny(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(autouse=True)
+def mirror(tmp_path, monkeypatch):
+    return enter_mirror(write_arc_mirror(tmp_path / "hub"), monkeypatch)
+
+
+def test_a_loss_that_is_not_finite_stops_with_step_rows_and_checkpoint(model, tmp_path, monkeypatch):
+    original = CalibrationTrainer.compute_loss
+
+    def explodes(self, m, inputs, **kwargs):
+        loss = original(self, m, inputs, **kwargs)
+        return loss * torch.nan if self.state.global_step == 2 else loss
+
+    monkeypatch.setattr(CalibrationTrainer, "compute_loss", explodes)
+    with pytest.raises(WorkFailed, match=r"step 3: the loss is .*training questions \[\d+.*checkpoint-2: lower"):
+        small_fit(model, tmp_path / "out", "cft", save_every=1)
+
+
+def test_a_gradient_that_is_not_finite_stops_before_the_step(model, tmp_path, monkeypatch):
+    from calibtune import trainer
+
+    original = trainer.method_loss
+
+    def spoiled(*args, **kwargs):
+        loss, letters = original(*args, **kwargs)
+        loss.register_hook(lambda gradient: gradient * torch.inf)
+        return loss, letters
+
+    monkeypatch.setattr(trainer, "method_loss", spoiled)
+    with pytest.raises(WorkFailed, match=r"step 1: .* the gradient norm (inf|nan)"):
+        small_fit(model, tmp_path / "out", "cft")
+
+
+def test_too_few_questions_for_a_step_is_said(model, tmp_path):
+    with pytest.raises(UserError, match=r"a step takes 64 questions .* only 18"):
+        small_fit(model, tmp_path / "out", "cft", batch_size=64)
+
+
+def test_four_bit_bases_train_on_the_cpu(model, tmp_path):
+    import bitsandbytes
+
+    assert bitsandbytes.__version__
+    wide = save_tiny(tmp_path / "wide", hidden=64)
+    artefact = small_fit(wide, tmp_path / "out", "rcft", quantisation="nf4", epochs=2)
+    plain = small_fit(wide, tmp_path / "plain", "rcft", epochs=2)
+    assert artefact.recipe["quantisation"] == "nf4"
+    # The rounded base is another model.
+    assert artefact.before["nll"] != pytest.approx(plain.before["nll"], abs=1e-4)
+    assert artefact.after["nll"] != pytest.approx(artefact.before["nll"], abs=1e-4)
+
+
+def test_scoring_before_training_leaves_four_bit_gradients_as_they_were(tmp_path):
+    from calibtune.estep import score
+    from calibtune.losses import method_loss
+    from calibtune.modeling import add_adapter, load_base
+    from calibtune.tokens import collate
+
+    recipe = small_recipe(save_tiny(tmp_path / "wide", hidden=64), "cft", quantisation="nf4")
+    questions = read_inputs(recipe).held_out
+    found = []
+    for scored_first in (False, True):
+        base = load_base(recipe)
+        if scored_first:
+            score(base, questions, 1, 4)
+        torch.manual_seed(0)
+        tuned = add_adapter(base, recipe).train()
+        # With B at zero the adapters below would have no gradient to lose.
+        for name, parameter in tuned.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=0.1)
+        method_loss(tuned, collate(questions, 1), recipe)[0].backward()
+        found.append({name: p.grad for name, p in tuned.named_parameters() if p.requires_grad})
+    for name, gradient in found[0].items():
+        assert torch.allclose(gradient, found[1][name], rtol=1e-4, atol=1e-6), name
+    assert max(float(gradient.abs().max()) for gradient in found[0].values()) > 0.01
+
+
+def test_bf16_keeps_adapter_weights_in_float32_and_rotary_frequencies_exact(model, tmp_path):
+    from calibtune.modeling import add_adapter, load_base
+
+    recipe = small_recipe(model, "cft", precision="bf16")
+    base = load_base(recipe)
+    frequencies = base.model.rotary_emb.inv_freq
+    tuned = add_adapter(base, recipe)
+    assert frequencies.dtype == torch.float32
+    assert frequencies[1].item() == pytest.approx(10000 ** (-2 / 8), rel=1e-6)
+    assert {p.dtype for p in tuned.parameters() if p.requires_grad} == {torch.float32}
+    assert {p.dtype for p in tuned.parameters() if not p.requires_grad} == {torch.bfloat16}
+    artefact = small_fit(model, tmp_path / "out", "cft", precision="bf16", max_steps=1)
+    assert np.isfinite(artefact.after["nll"])
+
+
+def test_auto_batch_splits_the_step_until_it_fits(model, tmp_path, monkeypatch, capsys):
+    from calibtune import batch
+
+    original = batch.method_loss
+
+    def small_memory(m, inputs, *args):
+        if len(inputs["input_ids"]) > 2:
+            raise torch.OutOfMemoryError
+        return original(m, inputs, *args)
+
+    monkeypatch.setattr(batch, "method_loss", small_memory)
+    small_fit(model, tmp_path / "auto", "cft", batch_size=6, auto_batch=True)
+    assert "2 questions in a forward pass, 3 accumulated" in capsys.readouterr().out
+    small_fit(model, tmp_path / "plain", "cft", batch_size=6)
+    assert same_weights(tmp_path / "auto", tmp_path / "plain", rtol=1e-3, atol=1e-5)
+
+
+def test_out_of_memory_says_which_batch_size_to_try(model, tmp_path, monkeypatch):
+    def full(self, *args, **kwargs):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(CalibrationTrainer, "compute_loss", full)
+    with pytest.raises(WorkFailed, match=r"--batch-size 2 --gradient-accumulation 2 .*--auto-batch"):
+        small_fit(model, tmp_path / "out", "cft")
+
+
+def test_a_full_disk_is_one_sentence(model, tmp_path, monkeypatch):
+    import errno
+
+    from calibtune import files
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(files.os, "replace", full)
+    with pytest.raises(WorkFailed, match="no space is left to write"):
+        small_fit(model, tmp_path / "out", "cft")

@@ -1,0 +1,76 @@
+import pytest
+from fitting import same_weights, small_fit
+from harness import enter_mirror
+from tiny import save_tiny, write_arc_mirror
+
+from calibtune.artefact import MANIFEST
+from calibtune.errors import UserError
+from calibtune.fit import CHECKPOINTS, STARTED
+from calibtune.trainer import WHOLE, CalibrationTrainer, last_checkpoint
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return save_tiny(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(autouse=True)
+def mirror(tmp_path, monkeypatch):
+    return enter_mirror(write_arc_mirror(tmp_path / "hub"), monkeypatch)
+
+
+def stop_after(monkeypatch, steps):
+    """Makes training end with an error after some steps, as a kill would."""
+    original = CalibrationTrainer.compute_loss
+    done = []
+
+    def dies(self, *args, **kwargs):
+        done.append(1)
+        if len(done) > steps:
+            raise KeyboardInterrupt
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(CalibrationTrainer, "compute_loss", dies)
+
+
+@pytest.mark.parametrize(("method", "changes"), [
+    ("cft", {}), ("rcft", {}), ("rcft", {"e_step": "running"}), ("rcft", {"e_step": "once"}),
+    ("rcft", {"e_step_rows": "train", "gradient_accumulation": 2, "batch_size": 2}),
+])  # fmt: skip
+def test_a_stopped_fit_resumes_to_the_same_adapter_bit_for_bit(model, tmp_path, method, changes, monkeypatch):
+    options = {"epochs": 2, "save_every": 1, "lora_dropout": 0.05, **changes}
+    small_fit(model, tmp_path / "whole", method, **options)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 11 if "gradient_accumulation" in changes else 6)
+        with pytest.raises(KeyboardInterrupt):
+            small_fit(model, tmp_path / "cut", method, **options)
+    assert last_checkpoint(tmp_path / "cut" / CHECKPOINTS) is not None
+    small_fit(model, tmp_path / "cut", method, resume=True, **options)
+    assert same_weights(tmp_path / "whole", tmp_path / "cut")
+    assert not (tmp_path / "cut" / CHECKPOINTS).exists()
+
+
+def test_a_checkpoint_cut_off_in_the_middle_is_passed_over(tmp_path):
+    for step, whole in ((2, True), (4, True), (6, False)):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        if whole:
+            (tmp_path / f"checkpoint-{step}" / WHOLE).write_text("{}")
+    assert last_checkpoint(tmp_path).name == "checkpoint-4"
+    assert last_checkpoint(tmp_path / "none") is None
+
+
+def test_resuming_with_another_recipe_is_refused_with_what_differs(model, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        stop_after(patch, 1)
+        with pytest.raises(KeyboardInterrupt):
+            small_fit(model, tmp_path / "out", "cft")
+    assert (tmp_path / "out" / STARTED).is_file()
+    with pytest.raises(UserError, match=r"learning_rate 0\.01 -> 0\.001"):
+        small_fit(model, tmp_path / "out", "cft", resume=True, learning_rate=1e-3)
+
+
+def test_resuming_a_finished_fit_changes_nothing(model, tmp_path):
+    first = small_fit(model, tmp_path / "out", "cft", max_steps=1)
+    before = (tmp_path / "out" / MANIFEST).read_bytes()
+    assert small_fit(model, tmp_path / "out", "cft", max_steps=1, resume=True) == first
+    assert (tmp_path / "out" / MANIFEST).read_bytes() == before

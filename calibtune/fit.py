@@ -191,6 +191,7 @@ def _train(inputs: Inputs, output: Path, resume: bool) -> Artefact:
     from transformers import set_seed
 
     from calibtune.batch import fitting
+    from calibtune.crossfit import cross_fitted_tables
     from calibtune.dataset import TrainingSet
     from calibtune.trainer import CalibrationTrainer, Questions, last_checkpoint, training_arguments
 
@@ -201,12 +202,14 @@ def _train(inputs: Inputs, output: Path, resume: bool) -> Artefact:
     questions = Questions(data, inputs.held_out, inputs.tokenizer.pad_token_id)
     model = load_base(recipe)
     before = _measures(model, inputs)
+    cross_fitted = recipe.method == "rcft" and recipe.e_step_rows == "cross-fitted"
+    tables = cross_fitted_tables(model, questions, recipe, output / CHECKPOINTS) if cross_fitted else None
     set_seed(recipe.seed)
     model = add_adapter(model, recipe)
     if recipe.auto_batch:
         recipe = fitting(model, questions, recipe, arguments.world_size)
         arguments = training_arguments(recipe, output / CHECKPOINTS)
-    trainer = CalibrationTrainer(model, arguments, recipe, questions)
+    trainer = CalibrationTrainer(model, arguments, recipe, questions, tables)
     checkpoint = last_checkpoint(output / CHECKPOINTS) if resume else None
     if checkpoint is not None:
         print(f"resuming from {checkpoint}", flush=True)

@@ -57,8 +57,11 @@ class Recipe:
         "when bins are taken: each epoch; once (the released code); running, from the last epoch's passes",
         "rcft",
     )
-    e_step_rows: Literal["train", "held-out"] = _option(
-        "held-out", "whose accuracy the bins take: training rows (the paper) or held-out ones", "rcft"
+    e_step_rows: Literal["train", "held-out", "cross-fitted"] = _option(
+        "held-out",
+        "whose accuracy the bins take: training rows (the paper), held-out ones, or training rows scored by adapters "
+        "that were not trained on them (costs two more fits)",
+        "rcft",
     )
     skip_top_bin: bool = _option(False, "leave the bin [.9, 1] out of L_ECE, as the released code does", "rcft")
     shuffle_options: bool = _option(True, "re-order the options at random in each epoch", "label-smoothing cft rcft")
@@ -236,7 +239,9 @@ def _problems(recipe: Recipe, given: Mapping[str, Any]) -> list[str]:
         errors.append("--lambda 0 with --no-sft leaves nothing to train on")
     if recipe.tuning == "full" and recipe.quantisation != "none":
         errors.append("--quantisation nf4 cannot be trained in full; use --tuning lora")
-    if recipe.method in ("temperature",) and recipe.held_out == 0:
+    if recipe.e_step_rows == "cross-fitted" and (recipe.e_step != "epoch" or recipe.tuning == "full"):
+        errors.append("--e-step-rows cross-fitted needs --e-step epoch and --tuning lora")
+    if recipe.method == "temperature" and recipe.held_out == 0:
         errors.append("--held-out is 0; a temperature needs held-out questions to be fitted on")
     if recipe.method == "rcft" and recipe.e_step_rows == "held-out" and recipe.held_out == 0:
         errors.append("--held-out is 0; the E-step needs held-out questions, or --e-step-rows train")

@@ -21,6 +21,7 @@ from calibtune.losses import method_loss
 from calibtune.measures import harness_measures
 from calibtune.recipe import Recipe
 from calibtune.tokens import TokenExample, collate
+from harness_ext.binning import BinTable
 
 #: Written into a checkpoint last; a folder without it was cut off and is not resumed from.
 WHOLE = "whole.json"
@@ -43,13 +44,23 @@ class CalibrationTrainer(Trainer):
         args: See :func:`training_arguments`.
         recipe: What to train.
         questions: On what.
+        tables: The bins of each epoch where the E-step is cross-fitted; see :mod:`calibtune.crossfit`.
     """
 
     # The loss is a mean over the batch: without this, batch 1 accumulated 4 times trains with 4 times the loss.
     loss_is_scaled_for_ga = False
 
-    def __init__(self, model: Any, args: TrainingArguments, recipe: Recipe, questions: Questions) -> None:
-        self.recipe, self.questions = recipe, questions
+    def __init__(
+        self,
+        model: Any,
+        args: TrainingArguments,
+        recipe: Recipe,
+        questions: Questions,
+        tables: Sequence[BinTable] | None = None,
+    ) -> None:
+        self.recipe, self.questions, self.tables = recipe, questions, tables
+        #: Scores of the held-out questions before each epoch of this run, shape (N, K) each.
+        self.history: list[np.ndarray] = []
         self.e_step = EStep(recipe)
         self._losses: list[torch.Tensor] = []
         self._rows: list[torch.Tensor] = []
@@ -123,7 +134,9 @@ class CalibrationTrainer(Trainer):
         """Put the questions into the epoch's form, take its E-step, and show the held-out questions' table."""
         self.questions.train.set_epoch(epoch)
         held_out = self.held_out_scores() if self.questions.held_out else None
-        self.show(epoch, held_out)
+        if held_out is not None:
+            self.history.append(held_out)
+            self.show(epoch, held_out)
         if self.recipe.method != "rcft" or self.recipe.lambda_ == 0:
             return
         if not self.e_step.due(epoch):
@@ -131,15 +144,19 @@ class CalibrationTrainer(Trainer):
             return
         own_rows = self.recipe.e_step_rows == "train"
         scores = self._score(self.questions.train.rows) if own_rows or self.recipe.e_step == "epoch" else None
-        rows, binned = (self.questions.train.rows, scores) if own_rows else (self.questions.held_out, held_out)
-        assert binned is not None
-        table = score_bins(binned, np.array([row.gold for row in rows]), self.recipe.bins)
+        table = self._table(epoch, scores if own_rows else held_out)
         self.e_step.take(epoch, table, scores if self.recipe.e_step == "epoch" else None)
 
-    def show(self, epoch: int, scores: np.ndarray | None) -> None:
+    def _table(self, epoch: int, scores: np.ndarray | None) -> BinTable:
+        """The bins that the E-step takes accuracies from: of the scored questions, or of the folds."""
+        if self.tables is not None:
+            return self.tables[epoch]
+        assert scores is not None
+        rows = self.questions.train.rows if self.recipe.e_step_rows == "train" else self.questions.held_out
+        return score_bins(scores, np.array([row.gold for row in rows]), self.recipe.bins)
+
+    def show(self, epoch: int, scores: np.ndarray) -> None:
         """Print the E-step's table of the held-out questions and log their numbers."""
-        if scores is None:
-            return
         gold = np.array([row.gold for row in self.questions.held_out])
         numbers = harness_measures(scores, gold, bins=(self.recipe.bins,))
         if self.recipe.report_to != "none":

@@ -1,0 +1,116 @@
+import json
+
+import numpy as np
+import pytest
+from fitting import same_weights, small_fit, small_recipe
+from harness import enter_mirror
+from tiny import save_tiny, write_arc_mirror
+
+from calibtune import crossfit
+from calibtune.errors import UserError
+from calibtune.estep import score
+from calibtune.fit import CHECKPOINTS
+from calibtune.trainer import CalibrationTrainer
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return save_tiny(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(autouse=True)
+def mirror(tmp_path, monkeypatch):
+    return enter_mirror(write_arc_mirror(tmp_path / "hub"), monkeypatch)
+
+
+@pytest.fixture
+def trainers(monkeypatch):
+    made = []
+    train = CalibrationTrainer.train
+
+    def watched(self, **options):
+        made.append(self)
+        return train(self, **options)
+
+    monkeypatch.setattr(CalibrationTrainer, "train", watched)
+    return made
+
+
+def hashes(examples):
+    return {example.doc_hash for example in examples}
+
+
+def test_no_question_is_scored_by_an_adapter_that_was_trained_on_it(model, tmp_path, trainers):
+    small_fit(model, tmp_path / "out", "rcft", e_step_rows="cross-fitted", epochs=2)
+    *folds, final = trainers
+    assert len(folds) == crossfit.FOLDS
+    everything = hashes(final.questions.train.examples)
+    scored = []
+    for fold in folds:
+        trained = hashes(fold.questions.train.examples)
+        assert len(fold.questions.held_out) == len(everything - trained)
+        scored += sorted(everything - trained)
+        assert len(fold.history) == 2
+    assert sorted(scored) == sorted(everything)
+
+
+def test_the_first_epochs_bins_are_those_of_the_untrained_model_on_all_rows(model, tmp_path, trainers):
+    small_fit(model, tmp_path / "crossed", "rcft", e_step_rows="cross-fitted", shuffle_options=False)
+    table = trainers[-1].tables[0]
+    small_fit(model, tmp_path / "train", "rcft", e_step_rows="train", shuffle_options=False)
+    assert table.count.tolist() == trainers[-1].e_step.table.count.tolist()
+    np.testing.assert_allclose(table.accuracy, trainers[-1].e_step.table.accuracy)
+    # One epoch long, both then train alike: the folds left nothing behind in the base model.
+    assert same_weights(tmp_path / "crossed", tmp_path / "train")
+
+
+def test_a_resumed_fit_does_not_train_the_folds_again(model, tmp_path, trainers, monkeypatch):
+    options = {"e_step_rows": "cross-fitted", "epochs": 2}
+    small_fit(model, tmp_path / "whole", "rcft", **options)
+    del trainers[:]
+    loss = CalibrationTrainer.compute_loss
+
+    def dies(self, *args, **kwargs):
+        if len(trainers) == 3 and self.state.global_step == 5:
+            raise KeyboardInterrupt
+        return loss(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CalibrationTrainer, "compute_loss", dies)
+        with pytest.raises(KeyboardInterrupt):
+            small_fit(model, tmp_path / "cut", "rcft", **options)
+    assert len(json.loads((tmp_path / "cut" / CHECKPOINTS / crossfit.FILE).read_text())) == 2
+    del trainers[:]
+    small_fit(model, tmp_path / "cut", "rcft", resume=True, **options)
+    assert len(trainers) == 1
+    assert same_weights(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_what_cannot_be_cross_fitted_is_refused(model):
+    with pytest.raises(UserError, match="cross-fitted needs --e-step epoch and --tuning lora"):
+        small_recipe(model, "rcft", e_step_rows="cross-fitted", e_step="running")
+
+
+def test_running_bins_come_from_the_epochs_own_passes(model, tmp_path, trainers):
+    small_fit(model, tmp_path / "out", "rcft", e_step="running", epochs=2)
+    e_step = trainers[0].e_step
+    # The second epoch's table holds the first one's 16 questions (4 whole steps of 4).
+    assert e_step.table.count.sum() == 16
+    assert e_step.targets is None
+    assert len(e_step.seen) == 16
+
+
+def test_an_exact_e_step_scores_each_training_question_with_the_present_model(model, tmp_path, trainers, monkeypatch):
+    taken = []
+    begin = CalibrationTrainer.begin_epoch
+
+    def watched(self, epoch):
+        begin(self, epoch)
+        scores = score(self.model, self.questions.train.rows, self.questions.pad_id, 3)
+        taken.append((self.e_step.targets.clone(), self.e_step._targets(scores)))
+
+    monkeypatch.setattr(CalibrationTrainer, "begin_epoch", watched)
+    small_fit(model, tmp_path / "out", "rcft", epochs=2)
+    for kept, expected in taken:
+        np.testing.assert_allclose(kept, expected, atol=1e-5)
+    assert not np.allclose(taken[0][0], taken[1][0], atol=1e-3)

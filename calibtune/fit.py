@@ -263,6 +263,8 @@ def _finish(
         artefact.write(output)
         (output / STARTED).unlink(missing_ok=True)
         # What it was resumed from is of no use beside the finished artefact.
+        for runs in (output / CHECKPOINTS).glob("runs"):
+            shutil.move(runs, output / "runs")  # tensorboard's files, which Trainer writes beside its checkpoints
         shutil.rmtree(output / CHECKPOINTS, ignore_errors=True)
     return artefact
 

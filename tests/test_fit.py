@@ -107,3 +107,15 @@ def test_full_fine_tuning_leaves_an_ordinary_model(model, tmp_path):
     base, tuned = (AutoModelForCausalLM.from_pretrained(path).state_dict() for path in (model, tmp_path / "out"))
     assert artefact.kind == "model"
     assert all(not torch.equal(base[name], tuned[name]) for name in base if "proj" in name)
+
+
+def test_tensorboard_gets_the_loss_and_the_held_out_numbers_of_each_epoch(model, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    small_fit(model, tmp_path / "out", "cft", report_to="tensorboard", epochs=3)
+    (folder,) = (tmp_path / "out" / "runs").iterdir()
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    scalars = {name: [event.step for event in events.Scalars(name)] for name in events.Tags()["scalars"]}
+    assert scalars["train/held_out_conf_ece_10"] == [0, 4, 8]
+    assert scalars["train/loss"] == [10]

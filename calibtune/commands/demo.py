@@ -40,8 +40,12 @@ def run(args: argparse.Namespace) -> int:
     refuse_existing(args.output, args.overwrite)
     if args.rebuild:
         return _rebuild(args.output)
+    import torch
+
     from calibtune.world.story import steps, table
 
+    # Operations on so small a model are over before a second thread has started, and waiting for it takes longer.
+    torch.set_num_threads(1)
     started = time.monotonic()
     commands = steps(args.output)
     log = args.output / "log.txt"

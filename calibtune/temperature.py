@@ -14,7 +14,7 @@ from harness_ext.calibration import conf_ece, letter_log_softmax, nll, validate_
 
 Objective = Literal["nll", "ece"]
 #: Bounds of log T.
-LOW, HIGH = np.log(0.01), np.log(100.0)
+LOW, HIGH = float(np.log(0.01)), float(np.log(100.0))
 #: Resamples for the interval of the T that minimises ECE, and the grid that its steps are searched on.
 RESAMPLES, GRID = 200, 121
 
@@ -68,9 +68,8 @@ def fit_temperature(
             "at its best T the model's letters are not significantly better than equal probabilities: they carry no "
             "signal on these questions"
         )
-    return Temperature(
-        float(np.exp(best)), float(np.exp(low)), float(np.exp(high)), objective, len(gold), tuple(warnings)
-    )
+    values = [min(float(np.exp(x)), 100.0) for x in (best, low, high)]
+    return Temperature(values[0], values[1], values[2], objective, len(gold), tuple(warnings))
 
 
 def _by_nll(loglikelihoods: FloatArray, gold: IntArray) -> tuple[float, float, float]:

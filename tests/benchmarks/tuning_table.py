@@ -4,7 +4,7 @@ Every run is the command line that users type: `calibtune fit`, a temperature on
 eval` of that, whose two pipelines give the raw and the scaled letters from the same forward passes. Run it from the
 folder of the data mirror (here ../shared/data/hub), with the repository on PYTHONPATH:
 
-  python tests/benchmarks/tuning_table.py run --model M --output out --parallel 8 --configs cft,rcft
+  python tests/benchmarks/tuning_table.py run --model M --output out --parallel 8 --configs "base;cft;rcft"
   python tests/benchmarks/tuning_table.py table out
 """
 
@@ -20,33 +20,30 @@ from pathlib import Path
 
 import numpy as np
 
-TASKS = ("mc_calib_indomain", "mc_calib_arc_merged", "mc_calib_arc")
 #: Metrics of the table and what they are multiplied by.
 SHOWN = (("acc", 100), ("conf_ece_10", 1), ("cw_ece_10", 1), ("nll", 1), ("held_out_nll", 1))
 #: Name in the table: flags of `calibtune fit`. None: the base model.
 CONFIGS: dict[str, str | None] = {
     "base": None,
     "label-smoothing": "--method label-smoothing",
-    "cft-2e-5": "--method cft --learning-rate 2e-5",
-    "cft-5e-5": "--method cft --learning-rate 5e-5",
-    "cft": "--method cft --learning-rate 1e-4",
-    "rcft-l4-1e-4": "--method rcft --lambda 4 --learning-rate 1e-4",
-    "rcft-l4-5e-5": "--method rcft --lambda 4 --learning-rate 5e-5",
-    "rcft-l4-2e-5": "--method rcft --lambda 4 --learning-rate 2e-5",
-    "rcft-l2-5e-5": "--method rcft --lambda 2 --learning-rate 5e-5",
-    "rcft-l1-5e-5": "--method rcft --lambda 1 --learning-rate 5e-5",
-    "rcft-paper": "--config paper/rcft.yaml --quantisation none",
-    "cft-paper": "--config paper/cft.yaml --quantisation none",
+    "cft": "--method cft",
+    "cft in one order of options": "--method cft --no-shuffle-options",
+    "rcft as in the paper": "--method rcft --lambda 1 --letter-weight sum --e-step-rows train --no-shuffle-options",
+    "rcft": "--method rcft",
+    "rcft, lambda 1": "--method rcft --lambda 1",
+    "rcft, E-step on training rows": "--method rcft --e-step-rows train",
+    "rcft, E-step running": "--method rcft --e-step running",
+    "rcft, E-step cross-fitted": "--method rcft --e-step-rows cross-fitted",
 }
 
 
 def run_one(name: str, seed: int, args: argparse.Namespace) -> None:
     """Fit, fit a temperature on top, evaluate; what is finished already is not done again."""
-    folder = args.output / f"{name}-{seed}"
+    folder = args.output / f"{name.replace(' ', '_')}-{seed}"
     if (folder / "done").exists():
         return
     folder.mkdir(parents=True, exist_ok=True)
-    shared = ["--model", args.model, "--tasks", "mc_calib_indomain", "--apply-chat-template", "--seed", str(seed)]
+    shared = ["--model", args.model, "--tasks", args.fit_tasks, "--apply-chat-template", "--seed", str(seed)]
     shared += args.extra.split()
     steps = []
     adapter = []
@@ -59,13 +56,13 @@ def run_one(name: str, seed: int, args: argparse.Namespace) -> None:
         )
         adapter = ["--artifact", str(folder / "adapter")]
     steps.append(["fit", "--method", "temperature", *shared, *adapter, "--output", str(folder / "t"), "--resume"])
-    steps.append(["eval", "--artifact", str(folder / "t"), "--tasks", ",".join(TASKS), "--output", str(folder / "eval"),
+    steps.append(["eval", "--artifact", str(folder / "t"), "--tasks", args.eval_tasks, "--output", str(folder / "eval"),
                   "--batch-size", "64", *args.eval_extra.split()])  # fmt: skip
     script = "import sys, json\nfrom calibtune.__main__ import main\n" + "".join(
         f"if main({step!r}): sys.exit(1)\n" for step in steps
     )
     environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1",
-                   "HF_DATASETS_CACHE": str(args.output / "cache" / f"{name}-{seed}")}  # fmt: skip
+                   "HF_DATASETS_CACHE": str(folder / "cache")}  # fmt: skip
     with (folder / "log").open("a") as log:
         code = subprocess.run([sys.executable, "-c", script], stdout=log, stderr=log, env=environment).returncode
     print(f"{name} seed {seed}: {'done' if code == 0 else f'exit code {code}, see {folder}/log'}", flush=True)
@@ -77,7 +74,7 @@ def collect(output: Path) -> list[dict]:
     """One row for each finished run, task and pipeline."""
     rows = []
     for done in sorted(output.glob("*/done")):
-        name, seed = done.parent.name.rsplit("-", 1)
+        name, seed = done.parent.name.replace("_", " ").rsplit("-", 1)
         adapter, t = done.parent / "adapter" / "calibtune.json", done.parent / "t" / "calibtune.json"
         manifest = json.loads((adapter if adapter.exists() else t).read_text())
         temperature = json.loads(t.read_text())["temperature"]["temperature"]
@@ -100,7 +97,7 @@ def table(rows: list[dict]) -> str:
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for config in [name for name in CONFIGS if any(row["config"] == name for row in rows)]:
-        for task in TASKS:
+        for task in dict.fromkeys(row["task"] for row in rows):
             for pipeline in ("none", "scaled"):
                 group = [
                     r for r in rows if (r["config"], r["task"], r["pipeline"]) == (config, task, pipeline)
@@ -132,7 +129,9 @@ def main() -> None:
     run.add_argument("--output", type=Path, required=True)
     run.add_argument("--parallel", type=int, default=1)
     run.add_argument("--seeds", default="0,1,2")
-    run.add_argument("--configs", default=",".join(CONFIGS))
+    run.add_argument("--configs", default=";".join(CONFIGS), help="names, separated by semicolons")
+    run.add_argument("--fit-tasks", default="mc_calib_indomain")
+    run.add_argument("--eval-tasks", default="mc_calib_indomain,mc_calib_arc_merged,mc_calib_arc")
     run.add_argument("--extra", default="", help="further flags of every fit")
     run.add_argument("--train-extra", default="", help="further flags of fits that train")
     run.add_argument("--eval-extra", default="", help="further flags of every evaluation")
@@ -140,7 +139,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.command == "run":
         args.output = args.output.resolve()
-        jobs = [(name, int(seed)) for name in args.configs.split(",") for seed in args.seeds.split(",")]
+        jobs = [(name, int(seed)) for name in args.configs.split(";") for seed in args.seeds.split(",")]
         with ThreadPoolExecutor(args.parallel) as pool:
             list(pool.map(lambda job: run_one(*job, args), jobs))
     rows = collect(args.output)

@@ -92,3 +92,22 @@ def test_without_the_training_libraries_it_says_what_to_install(tmp_path, monkey
     assert main(["demo", "--output", str(tmp_path / "demo")]) == 2
     assert "peft is not installed; pip install 'calibtune[train]'" in capsys.readouterr().err
     assert not (tmp_path / "demo").exists()
+
+
+@pytest.mark.real
+def test_the_demo_shows_calibration_lost_by_alignment_and_mostly_restored_at_no_accuracy(tmp_path):
+    assert main(["demo", "--output", str(tmp_path / "demo")]) == 0
+    assert (tmp_path / "demo" / "report" / "report.html").is_file()
+    numbers = story.numbers(tmp_path / "demo")
+    for task in (IN, OUT):
+        aligned = numbers["aligned"][task]
+        assert aligned["conf_ece_10_low"] > numbers["pretrained"][task]["conf_ece_10_high"] + 0.1
+        for method in story.FITS:
+            mended = numbers[method][task]
+            assert mended["conf_ece_10"] < aligned["conf_ece_10"] / 2
+            assert mended["tce"] < aligned["tce"] * 0.7
+            assert mended["nll"] < aligned["nll"] - 1
+            assert mended["acc_true"] > aligned["acc_true"] - 0.02
+        # One number cannot undo what DPO did to each question; training can.
+        assert numbers["cft"][task]["tce"] < numbers["temperature"][task]["tce"] - 0.05
+    assert numbers["cft"][IN]["conf_ece_10"] < 0.05

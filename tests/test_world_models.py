@@ -156,6 +156,7 @@ def results():
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", TASKS)
 def test_the_pretrained_model_is_calibrated_and_near_acc_star(results, task):
     found = results["pretrained"][task]
@@ -165,6 +166,7 @@ def test_the_pretrained_model_is_calibrated_and_near_acc_star(results, task):
     assert found["letter_mass,none"] > 0.99
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", TASKS)
 def test_alignment_keeps_accuracy_and_loses_calibration(results, task):
     before, after = results["pretrained"][task], results["aligned"][task]

@@ -16,7 +16,7 @@ CHAT_TEMPLATE = (
 )
 END, PAD, UNKNOWN = "<|end|>", "<|pad|>", "<|unknown|>"
 SPECIAL = (PAD, UNKNOWN, END, "<|system|>", "<|user|>", "<|assistant|>")
-#: The longest prompt is 32 tokens; a few examples before it fit too.
+#: The longest prompt is 29 tokens; a few examples before it fit too.
 CONTEXT = 256
 
 

@@ -65,6 +65,8 @@ class Encoder(HFLM):
         self.add_bos_token = None
         self.chat_template_args: dict[str, Any] = {}
         self.custom_prefix_token_id = None
+        # Asked for by the checks of tasks that are being evaluated in the same process.
+        self._max_length = tokenizer.model_max_length
 
     def encode(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         """Token ids of a context and of its continuation, split as the harness splits them."""

@@ -22,7 +22,7 @@ Z = 1.959963984540054
 def pairs(dataset: datasets.Dataset) -> datasets.Dataset:
     """``process_docs``: instruction, chosen and rejected response of each pair.
 
-    A pair with an empty text (one of the mirror's 1,000) has nothing to score and is left out; a warning names its row.
+    A pair with an empty text (two of the mirror's 1,000) has nothing to score and is left out; a warning names its row.
 
     Raises:
         ScoringError: One of the three is no text.

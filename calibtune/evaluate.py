@@ -37,6 +37,8 @@ class Evaluation:
     num_fewshot: int | None = None
     device: str | None = None
     include_path: str | None = None
+    #: "hf", or "hf-prefix"; see :mod:`calibtune.backend`.
+    backend: str = "hf"
     trust_remote_code: bool = False
 
 
@@ -55,6 +57,8 @@ def evaluate(options: Evaluation) -> dict[str, Any]:
     """
     import torch
 
+    if options.backend == "hf-prefix":
+        import calibtune.backend  # noqa: F401  (registers it)
     artefact = read_artefact(options.artifact) if options.artifact else None
     model = base_model(options.model, artefact)
     names, include_path = options.tasks, options.include_path
@@ -68,7 +72,7 @@ def evaluate(options: Evaluation) -> dict[str, Any]:
         chat = bool(artefact and artefact.recipe["apply_chat_template"])
     try:
         results = simple_evaluate(
-            model=_quantised(options, arguments, artefact) or "hf",
+            model=_quantised(options, arguments, artefact) or options.backend,
             model_args=arguments,
             tasks=list(names),
             num_fewshot=options.num_fewshot,
@@ -184,7 +188,7 @@ def _quantised(options: Evaluation, arguments: dict[str, Any], artefact: Artefac
     chosen = options.quantisation or (artefact.recipe["quantisation"] if artefact else "none")
     if chosen != "nf4":
         return None
-    from lm_eval.models.huggingface import HFLM
+    from lm_eval.api.registry import get_model
 
     from calibtune.modeling import load_adapter, load_base, load_tokenizer
 
@@ -201,6 +205,6 @@ def _quantised(options: Evaluation, arguments: dict[str, Any], artefact: Artefac
     if "peft" in arguments:
         model = load_adapter(model, Path(arguments["peft"]))
     arguments["quantisation"] = "nf4"
-    return HFLM(
+    return get_model(options.backend)(
         pretrained=model, tokenizer=load_tokenizer(recipe), batch_size=options.batch_size, softmax_dtype="float32"
     )

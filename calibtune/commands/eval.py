@@ -32,6 +32,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", default="16", metavar="N|auto", help="default: 16")
     parser.add_argument("--limit", type=int, metavar="N", help="evaluate the first N questions of each task")
     parser.add_argument("--num-fewshot", type=int, metavar="N", help="examples in the prompt")
+    parser.add_argument(
+        "--backend", choices=("hf", "hf-prefix"), default="hf",
+        help="hf-prefix computes once what prompts share; the same numbers, faster with few-shot examples",
+    )  # fmt: skip
     parser.add_argument("--device", help="cuda, cpu, mps; found by itself where not given")
     parser.add_argument("--include-path", metavar="DIR", help="folder of further task YAMLs")
     parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the model")
@@ -56,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
             name: getattr(args, name)
             for name in (
                 "output", "model", "artifact", "apply_chat_template", "quantisation", "precision", "batch_size",
-                "limit", "num_fewshot", "device", "include_path", "trust_remote_code",
+                "limit", "num_fewshot", "device", "include_path", "backend", "trust_remote_code",
             )
         },
     )  # fmt: skip

@@ -1,0 +1,63 @@
+"""hf-prefix against lm_eval's stock hf backend: the same questions, zero-shot and 5-shot; wall time and log-likelihoods.
+
+Run it from the folder of the data mirror (here ../shared/data/hub):
+
+  python tests/benchmarks/scoring.py --model M [--dtype bfloat16] [--device cuda] [--limit 100] [--repeats 3]
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+
+import numpy as np
+from lm_eval import simple_evaluate
+from lm_eval.models.huggingface import HFLM
+
+from calibtune.backend import PrefixLM
+from calibtune.examples import task_manager
+
+
+def scored(lm, args, shots):
+    """Seconds of the requests' scoring alone, and the log-likelihoods."""
+    seconds = []
+    original = lm.loglikelihood
+
+    def timed(requests, *more, **options):
+        started = time.perf_counter()
+        answers = original(requests, *more, **options)
+        seconds.append(time.perf_counter() - started)
+        return answers
+
+    lm.loglikelihood = timed
+    run = simple_evaluate(lm, tasks=[args.task], num_fewshot=shots, limit=args.limit, apply_chat_template=True,
+                          task_manager=task_manager([args.task]), bootstrap_iters=0)  # fmt: skip
+    lm.loglikelihood = original
+    samples = sorted(run["samples"][args.task], key=lambda sample: sample["doc_id"])
+    return seconds[0], np.array([response[0][0] for sample in samples for response in sample["resps"]])
+
+
+def main() -> None:
+    """Print medians and their ratio."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--task", default="mc_calib_openbookqa")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--limit", type=int, default=100)
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--repeats", type=int, default=3)
+    args = parser.parse_args()
+    options = {"pretrained": args.model, "dtype": args.dtype, "device": args.device, "batch_size": args.batch_size,
+               "softmax_dtype": "float32"}  # fmt: skip
+    backends = {"hf": HFLM(**options), "hf-prefix": PrefixLM(**options)}
+    for shots in (0, 5):
+        found = {name: [scored(lm, args, shots) for _ in range(args.repeats)] for name, lm in backends.items()}
+        medians = {name: float(np.median([seconds for seconds, _ in runs])) for name, runs in found.items()}
+        apart = np.abs(found["hf"][0][1] - found["hf-prefix"][0][1]).max()
+        print(f"{shots}-shot, {args.limit} questions: hf {medians['hf']:.2f} s, hf-prefix {medians['hf-prefix']:.2f} s, "
+              f"{medians['hf'] / medians['hf-prefix']:.2f} times as fast; log-likelihoods at most {apart:.2g} apart")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,4 +1,4 @@
-"""hf-prefix against lm_eval's stock hf backend: the same questions, zero-shot and 5-shot; wall time and log-likelihoods.
+"""hf-prefix against lm_eval's stock hf backend, zero-shot and 5-shot: wall time and log-likelihoods.
 
 Run it from the folder of the data mirror (here ../shared/data/hub):
 
@@ -55,8 +55,9 @@ def main() -> None:
         found = {name: [scored(lm, args, shots) for _ in range(args.repeats)] for name, lm in backends.items()}
         medians = {name: float(np.median([seconds for seconds, _ in runs])) for name, runs in found.items()}
         apart = np.abs(found["hf"][0][1] - found["hf-prefix"][0][1]).max()
-        print(f"{shots}-shot, {args.limit} questions: hf {medians['hf']:.2f} s, hf-prefix {medians['hf-prefix']:.2f} s, "
-              f"{medians['hf'] / medians['hf-prefix']:.2f} times as fast; log-likelihoods at most {apart:.2g} apart")  # fmt: skip
+        seconds = ", ".join(f"{name} {value:.2f} s" for name, value in medians.items())
+        ratio = medians["hf"] / medians["hf-prefix"]
+        print(f"{shots}-shot: {seconds}, {ratio:.2f} times as fast; log-likelihoods at most {apart:.2g} apart")
 
 
 if __name__ == "__main__":

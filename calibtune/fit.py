@@ -91,12 +91,12 @@ def fit(recipe: Recipe, output: Path, resume: bool = False, overwrite: bool = Fa
     """
     if resume and (output / MANIFEST).is_file():
         return read_artefact(output)
-    if _is_first_process():
+    if is_first_process():
         _claim(recipe, output, resume, overwrite)
     if recipe.samples is not None:
         return fit_samples(recipe, output)
     inputs = read_inputs(recipe)
-    if _is_first_process():
+    if is_first_process():
         _announce(inputs)
     try:
         return _temperature(inputs, output) if recipe.method == "temperature" else _train(inputs, output, resume)
@@ -104,7 +104,8 @@ def fit(recipe: Recipe, output: Path, resume: bool = False, overwrite: bool = Fa
         raise WorkFailed(_memory_advice(recipe)) from error
 
 
-def _is_first_process() -> bool:
+def is_first_process() -> bool:
+    """Whether this process is the one that prints and writes, under torchrun or alone."""
     return int(os.environ.get("RANK", "0")) == 0
 
 
@@ -161,7 +162,7 @@ def _write_temperature(recipe: Recipe, output: Path, scores: FloatArray, gold: I
     from calibtune.temperature import fit_temperature
 
     found = dataclasses.asdict(fit_temperature(scores, gold, recipe.objective, recipe.bins, recipe.seed))
-    if _is_first_process():
+    if is_first_process():
         write_json(output / "temperature.json", found)
         write_scaled_tasks(output, found["temperature"])
     return found
@@ -259,7 +260,7 @@ def _finish(
         peak_memory_gib=round(torch.cuda.max_memory_allocated() / 2**30, 2) if torch.cuda.is_available() else None,
         temperature=temperature,
     )
-    if _is_first_process():
+    if is_first_process():
         artefact.write(output)
         (output / STARTED).unlink(missing_ok=True)
         # What it was resumed from is of no use beside the finished artefact.

@@ -69,8 +69,9 @@ def run(args: argparse.Namespace) -> int:
     output = args.output or config.pop("output", None)
     config.pop("output", None)
     recipe = make_recipe(config, flags, str(args.config or "--config"), output is None)
-    from calibtune.fit import fit, summary
+    from calibtune.fit import fit, is_first_process, summary
 
     artefact = fit(recipe, Path(output), args.resume, args.overwrite)
-    print(summary(artefact, Path(output)))
+    if is_first_process():
+        print(summary(artefact, Path(output)))
     return 0

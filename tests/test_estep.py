@@ -1,0 +1,98 @@
+import numpy as np
+import pytest
+import torch
+
+from calibtune.estep import EStep, score_bins
+from calibtune.recipe import make_recipe
+from calibtune.targets import target_probs
+from harness_ext.binning import bin_table
+
+#: Confidences .96, .52 and .42 (three letters).
+SCORES = np.log(np.array([[0.96, 0.02, 0.01, 0.01], [0.2, 0.52, 0.14, 0.14], [0.42, 0.33, 0.25, np.nan]]))
+GOLD = np.array([0, 0, 2])
+TABLE = bin_table([0.95, 0.97, 0.55, 0.45], [1, 0, 1, 0], 10)
+
+
+def recipe(**changes):
+    return make_recipe({"method": "rcft", "model": "m", "tasks": "t", **changes}, {})
+
+
+def batch(rows=(0, 1, 2)):
+    return {"row": torch.tensor(rows), "gold": torch.tensor(GOLD[list(rows)])}
+
+
+def letters(rows=(0, 1, 2)):
+    return torch.tensor(np.nan_to_num(SCORES[list(rows)], nan=-np.inf), dtype=torch.float32)
+
+
+def test_bins_hold_count_accuracy_and_confidence_of_the_scored_questions():
+    table = score_bins(SCORES, GOLD, 10)
+    assert table.count.tolist() == [0, 0, 0, 0, 1, 1, 0, 0, 0, 1]
+    assert table.accuracy[[4, 5, 9]].tolist() == [0.0, 0.0, 1.0]
+    assert table.confidence[9] == pytest.approx(0.96)
+
+
+def test_targets_take_the_accuracy_of_each_questions_bin():
+    step = EStep(recipe())
+    step.take(0, TABLE, SCORES)
+    q = step.target(batch(), letters())
+    assert q[[0, 1, 2], [0, 1, 0]].tolist() == pytest.approx([0.5, 1.0, 0.0])
+    assert q.sum(1).tolist() == pytest.approx([1, 1, 1])
+    expected = target_probs(np.exp(SCORES[:1]), np.array([0.5]))
+    assert q[0].tolist() == pytest.approx(expected[0].tolist(), abs=1e-6)
+    # Rows are looked up by their number, whatever the batch.
+    assert torch.equal(step.target(batch((2, 0)), letters((2, 0))), q[[2, 0]])
+
+
+def test_the_top_bin_can_be_left_out_as_in_the_released_code():
+    step = EStep(recipe(skip_top_bin=True))
+    step.take(0, TABLE, SCORES)
+    assert step.target(batch(), letters()).isnan().all(1).tolist() == [True, False, False]
+
+
+def test_an_exact_e_step_is_due_in_each_epoch_and_others_once():
+    for kind, due in (("epoch", [True, True]), ("once", [True, False]), ("running", [True, False])):
+        step = EStep(recipe(e_step=kind))
+        found = []
+        for epoch in range(2):
+            found.append(step.due(epoch))
+            if step.due(epoch):
+                step.take(epoch, TABLE, SCORES if kind == "epoch" else None)
+            assert not step.due(epoch)
+        assert found == due, kind
+
+
+def test_without_scores_targets_come_from_the_forward_pass_under_the_same_bins():
+    exact, free = EStep(recipe()), EStep(recipe(e_step="once"))
+    exact.take(0, TABLE, SCORES)
+    free.take(0, TABLE, None)
+    assert torch.allclose(exact.target(batch(), letters()), free.target(batch(), letters()), atol=1e-6)
+    free.next_epoch(1)
+    assert free.table is TABLE
+
+
+def test_running_bins_are_those_of_the_last_epochs_passes():
+    step = EStep(recipe(e_step="running"))
+    step.take(0, TABLE, None)
+    step.target(batch((0, 1)), letters((0, 1)))
+    step.target(batch((2,)), letters((2,)))
+    step.next_epoch(1)
+    expected = score_bins(SCORES, GOLD, 10)
+    assert step.table.count.tolist() == expected.count.tolist()
+    np.testing.assert_allclose(step.table.confidence, expected.confidence, rtol=1e-6)
+    assert step.seen == []
+
+
+@pytest.mark.parametrize("kind", ["epoch", "running"])
+def test_what_is_saved_comes_back(tmp_path, kind):
+    step = EStep(recipe(e_step=kind))
+    step.take(3, TABLE, SCORES if kind == "epoch" else None)
+    step.target(batch(), letters())
+    step.save(tmp_path)
+    again = EStep(recipe(e_step=kind))
+    again.load(tmp_path)
+    assert again.epoch == 3
+    assert again.seen == step.seen
+    assert again.table.count.tolist() == TABLE.count.tolist()
+    np.testing.assert_array_equal(again.table.accuracy, TABLE.accuracy)
+    assert torch.equal(again.target(batch(), letters()), step.target(batch(), letters()))

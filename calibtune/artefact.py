@@ -140,6 +140,28 @@ def usage(artefact: Artefact) -> str:
     return f"```\nlm_eval --model hf {line}{chat}\n```"
 
 
+def summary(artefact: Artefact, output: Path) -> str:
+    """What came out of a fit, where it lies, and what to type next."""
+    lines = [
+        f"{artefact.method} in {artefact.seconds:.0f} s, held-out questions ({len(artefact.documents['held_out'])}):"
+    ]
+    for name, shown in SHOWN.items():
+        if name in artefact.after:
+            lines.append(f"  {shown:<18} {artefact.before[name]:.4f} -> {artefact.after[name]:.4f}")
+    if artefact.temperature is not None:
+        found = artefact.temperature
+        lines.append(f"  T = {found['temperature']:.4f}  [{found['low']:.4f}, {found['high']:.4f}]")
+        lines += [f"  warning: {text}" for text in found["warnings"]]
+    lines.append(f"written to {output}")
+    if artefact.model:
+        chat = " --apply-chat-template" if artefact.recipe["apply_chat_template"] else ""
+        lines.append(
+            f"next: python -m calibtune eval --model {artefact.model} --artifact {output} "
+            f"--tasks {','.join(artefact.tasks)} --output {output}-eval{chat}"
+        )
+    return "\n".join(lines)
+
+
 def _interval(numbers: Mapping[str, float], name: str) -> dict[str, float] | None:
     if f"{name}_low" not in numbers:
         return None

@@ -14,13 +14,21 @@ from typing import Any
 import numpy as np
 import torch
 
-from calibtune.artefact import MANIFEST, SHOWN, Artefact, read_artefact, recipe_values, versions
+from calibtune.artefact import MANIFEST, Artefact, read_artefact, recipe_values, versions
 from calibtune.errors import UserError, WorkFailed
 from calibtune.estep import score
 from calibtune.examples import Encoder, Examples, LetterExample, document_hash, load_examples, load_tasks
 from calibtune.files import read_json, refuse_existing, write_json
 from calibtune.measures import harness_measures
-from calibtune.modeling import add_adapter, context_length, load_adapter, load_base, load_config, load_tokenizer
+from calibtune.modeling import (
+    add_adapter,
+    check_installed,
+    context_length,
+    load_adapter,
+    load_base,
+    load_config,
+    load_tokenizer,
+)
 from calibtune.recipe import Recipe
 from calibtune.tokens import TokenExample, tokenise
 from harness_ext.binning import FloatArray, IntArray
@@ -28,6 +36,8 @@ from harness_ext.prompts import doc_to_text
 
 #: The recipe of an unfinished fit, which --resume checks; and its checkpoints.
 STARTED, CHECKPOINTS = "started.json", "checkpoints"
+#: A disk with fewer free bytes is full.
+FULL = 2**16
 
 
 @dataclass(frozen=True)
@@ -54,6 +64,7 @@ def read_inputs(recipe: Recipe) -> Inputs:
     Raises:
         UserError: Whatever is wrong with them; see the functions called.
     """
+    check_installed(recipe)
     config = load_config(recipe)
     tokenizer = load_tokenizer(recipe)
     encoder = Encoder(tokenizer)
@@ -102,6 +113,13 @@ def fit(recipe: Recipe, output: Path, resume: bool = False, overwrite: bool = Fa
         return _temperature(inputs, output) if recipe.method == "temperature" else _train(inputs, output, resume)
     except torch.OutOfMemoryError as error:
         raise WorkFailed(_memory_advice(recipe)) from error
+    except Exception as error:
+        # Each library has its own error for it: OSError, SafetensorError, RuntimeError of torch.save.
+        if shutil.disk_usage(output).free < FULL or "No space left" in str(error):
+            raise WorkFailed(
+                f"no space is left on the disk of {output}; free some and run the same command with --resume"
+            ) from error
+        raise
 
 
 def is_first_process() -> bool:
@@ -272,25 +290,3 @@ def _finish(
 
 def _hashes(examples: Sequence[LetterExample]) -> list[str]:
     return [example.doc_hash for example in examples]
-
-
-def summary(artefact: Artefact, output: Path) -> str:
-    """What came out of a fit, where it lies, and what to type next."""
-    lines = [
-        f"{artefact.method} in {artefact.seconds:.0f} s, held-out questions ({len(artefact.documents['held_out'])}):"
-    ]
-    for name, shown in SHOWN.items():
-        if name in artefact.after:
-            lines.append(f"  {shown:<18} {artefact.before[name]:.4f} -> {artefact.after[name]:.4f}")
-    if artefact.temperature is not None:
-        found = artefact.temperature
-        lines.append(f"  T = {found['temperature']:.4f}  [{found['low']:.4f}, {found['high']:.4f}]")
-        lines += [f"  warning: {text}" for text in found["warnings"]]
-    lines.append(f"written to {output}")
-    if artefact.model:
-        chat = " --apply-chat-template" if artefact.recipe["apply_chat_template"] else ""
-        lines.append(
-            f"next: python -m calibtune eval --model {artefact.model} --artifact {output} "
-            f"--tasks {','.join(artefact.tasks)} --output {output}-eval{chat}"
-        )
-    return "\n".join(lines)

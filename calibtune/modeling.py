@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,26 @@ def device(recipe: Recipe) -> torch.device:
     from accelerate import PartialState
 
     return torch.device(recipe.device) if recipe.device else PartialState().device
+
+
+def check_installed(recipe: Recipe) -> None:
+    """Refuse a recipe that asks for what this machine does not have.
+
+    Raises:
+        UserError: The device is none of this machine's, or a package is missing.
+    """
+    if recipe.device is not None:
+        try:
+            torch.empty(0, device=recipe.device)
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"--device {recipe.device} cannot be used here: {reason:.120}; leave it out") from error
+    needed = {"peft", "accelerate"} if recipe.method != "temperature" else set()
+    needed |= {"bitsandbytes"} if recipe.quantisation == "nf4" else set()
+    needed |= {recipe.report_to} - {"none"}
+    missing = sorted(name for name in needed if importlib.util.find_spec(name) is None)
+    if missing:
+        raise UserError(f"this fit needs {', '.join(missing)}, not installed here; pip install {' '.join(missing)}")
 
 
 def add_adapter(model: Any, recipe: Recipe) -> Any:

@@ -106,11 +106,22 @@ def test_each_recipe_opens_with_the_command_that_runs_it(path):
     ({"letter_weight": "heavy"}, "letter-weight is 'heavy'; give token-mean or sum or a number"),
     ({"limit": "0"}, "--limit is 0; give at least 1"),
     ({"quantisation": "nf4", "tuning": "full"}, "--quantisation nf4 cannot be trained in full"),
+    ({"device": "cuda:7"}, "--device cuda:7 cannot be used here"),
+    ({"device": "toaster"}, "--device toaster cannot be used here"),
     ({"held_out": "0"}, "the E-step needs held-out questions"),
 ])  # fmt: skip
 def test_bad_input_is_one_sentence_before_any_training(model, tmp_path, capsys, changes, message):
     assert message in refused(capsys, words(model, tmp_path / "out", "rcft", **changes))
     assert not list(tmp_path.glob("out/adapter*"))
+
+
+def test_a_missing_package_is_named_before_anything_is_loaded(model, tmp_path, capsys, monkeypatch):
+    from calibtune import modeling
+
+    found = modeling.importlib.util.find_spec
+    monkeypatch.setattr(modeling.importlib.util, "find_spec", lambda n: None if n == "wandb" else found(n))
+    arguments = [*words(model, tmp_path / "out"), "--report-to", "wandb"]
+    assert "this fit needs wandb, not installed here; pip install wandb" in refused(capsys, arguments)
 
 
 def test_tasks_that_cannot_be_fitted_on_are_refused(model, tmp_path, capsys, mirror):

@@ -132,14 +132,17 @@ def test_out_of_memory_says_which_batch_size_to_try(model, tmp_path, monkeypatch
         small_fit(model, tmp_path / "out", "cft")
 
 
-def test_a_full_disk_is_one_sentence(model, tmp_path, monkeypatch):
-    import errno
+@pytest.mark.parametrize("save_every", [0, 1])
+def test_a_full_disk_is_one_sentence_and_nothing_claims_to_be_whole(model, tmp_path, monkeypatch, save_every):
+    from safetensors import SafetensorError
 
-    from calibtune import files
+    from calibtune import trainer
 
-    def full(*_):
-        raise OSError(errno.ENOSPC, "No space left on device")
+    def full(*_, **__):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr(files.os, "replace", full)
-    with pytest.raises(WorkFailed, match="no space is left to write"):
-        small_fit(model, tmp_path / "out", "cft")
+    monkeypatch.setattr(trainer.CalibrationTrainer, "_save", full)
+    with pytest.raises(WorkFailed, match=r"no space is left on the disk of .* with --resume"):
+        small_fit(model, tmp_path / "out", "cft", save_every=save_every)
+    assert not list((tmp_path / "out").rglob("whole.json"))
+    assert not (tmp_path / "out" / "calibtune.json").exists()

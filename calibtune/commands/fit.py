@@ -69,7 +69,8 @@ def run(args: argparse.Namespace) -> int:
     output = args.output or config.pop("output", None)
     config.pop("output", None)
     recipe = make_recipe(config, flags, str(args.config or "--config"), output is None)
-    from calibtune.fit import fit, is_first_process, summary
+    from calibtune.artefact import summary
+    from calibtune.fit import fit, is_first_process
 
     artefact = fit(recipe, Path(output), args.resume, args.overwrite)
     if is_first_process():

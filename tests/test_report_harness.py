@@ -18,7 +18,8 @@ def test_a_real_run_of_the_harness_is_reported_with_its_own_numbers(tmp_path, mo
         tracker.save_results_aggregated(results=found, samples=samples)
         tracker.save_results_samples("mc_calib_arc", samples["mc_calib_arc"])
     results = build([tmp_path / "out"])
-    assert results["notes"] == []
+    (note,) = results["notes"]
+    assert "tiny (chat template) was evaluated with chat template, tiny with neither" in note
     assert [method["label"] for method in results["methods"]] == ["tiny", "tiny (chat template)"]
     task = results["tasks"]["mc_calib_arc"]
     assert task["questions"] == 24

@@ -117,7 +117,7 @@ def test_every_task_loads_from_the_mirror_and_renders_its_first_question(monkeyp
     monkeypatch.chdir(Path(TASKS).parents[1] / "shared/data/hub")
     names = [name for name in manager().all_subtasks if name != "ultrafeedback_winrate"]
     loaded = manager().load(names)["tasks"]
-    assert len(loaded) == 63
+    assert len(loaded) == 65
     for task in loaded.values():
         shot = 0 if task.config.task == "mc_calib_arc" else 1
         task.set_fewshot_seed(0)

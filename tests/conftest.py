@@ -39,3 +39,20 @@ def tiny_run(tmp_path_factory):
         )
         run = evaluate(["both"], save_tiny(folder / "model"), folders=[folder / "tasks"])
         return run["results"]["both"], save(run, folder / "out")
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory):
+    """Folder of a tiny model; no test may write to it."""
+    from tiny import save_tiny
+
+    return save_tiny(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def mirror(tmp_path, monkeypatch):
+    """A made-up ARC in the hub's layout, and the working directory."""
+    from harness import enter_mirror
+    from tiny import write_arc_mirror
+
+    return enter_mirror(write_arc_mirror(tmp_path / "hub"), monkeypatch)

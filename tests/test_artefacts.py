@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 import torch
 from fitting import small_fit
-from harness import enter_mirror
-from tiny import save_tiny, write_arc_mirror
+from tiny import save_tiny
 
 from calibtune.artefact import MANIFEST
 from calibtune.errors import UserError, WorkFailed
@@ -16,16 +15,7 @@ from calibtune.evaluate import Evaluation, evaluate
 from calibtune.merge import bake, merge, scale_final_norm
 from calibtune.samples import find_samples, read_samples
 
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return save_tiny(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(autouse=True)
-def mirror(tmp_path, monkeypatch):
-    # The installed task folder may be another checkout's; the scaled tasks must include this one's.
-    return enter_mirror(write_arc_mirror(tmp_path / "hub"), monkeypatch)
+pytestmark = pytest.mark.usefixtures("mirror")
 
 
 def run(output, tasks=("mc_calib_arc",), **options):

@@ -1,10 +1,12 @@
 import numpy as np
 import pytest
-from harness import enter_mirror, evaluate
+from harness import evaluate
 from lm_eval.models.huggingface import HFLM
-from tiny import save_tiny, write_arc_mirror
+from tiny import save_tiny
 
 from calibtune.backend import PrefixLM, clusters
+
+pytestmark = pytest.mark.usefixtures("mirror")
 
 OPTIONS = {"device": "cpu", "dtype": "float32", "batch_size": 4}
 
@@ -12,11 +14,6 @@ OPTIONS = {"device": "cpu", "dtype": "float32", "batch_size": 4}
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     return str(save_tiny(tmp_path_factory.mktemp("model"), context=2048))
-
-
-@pytest.fixture(autouse=True)
-def mirror(tmp_path, monkeypatch):
-    return enter_mirror(write_arc_mirror(tmp_path / "hub"), monkeypatch)
 
 
 def loglikelihoods(lm, **options):

@@ -3,8 +3,6 @@ import json
 import numpy as np
 import pytest
 from fitting import same_weights, small_fit, small_recipe
-from harness import enter_mirror
-from tiny import save_tiny, write_arc_mirror
 
 from calibtune import crossfit
 from calibtune.errors import UserError
@@ -12,15 +10,7 @@ from calibtune.estep import score
 from calibtune.fit import CHECKPOINTS
 from calibtune.trainer import CalibrationTrainer
 
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return save_tiny(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(autouse=True)
-def mirror(tmp_path, monkeypatch):
-    return enter_mirror(write_arc_mirror(tmp_path / "hub"), monkeypatch)
+pytestmark = pytest.mark.usefixtures("mirror")
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
-from harness import TASKS, enter_mirror
-from tiny import save_tiny, write_arc_mirror
+from harness import TASKS
+from tiny import save_tiny
 
 from calibtune import doctor
 from calibtune.__main__ import main
@@ -33,11 +33,6 @@ def test_an_untried_lm_eval_is_said(monkeypatch):
     monkeypatch.setattr(doctor.importlib.metadata, "version", lambda name: "0.5.1")
     assert not doctor.check_installation()[0].good
     assert "install lm_eval>=0.4.13,<0.5" in doctor.check_installation()[0].text
-
-
-@pytest.fixture
-def mirror(tmp_path, monkeypatch):
-    return enter_mirror(write_arc_mirror(tmp_path / "hub"), monkeypatch)
 
 
 def doctor_of(model, *more):

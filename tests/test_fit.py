@@ -1,21 +1,11 @@
 import pytest
 import torch
 from fitting import METHODS, adapter_weights, same_weights, small_fit, small_recipe
-from harness import enter_mirror
-from tiny import save_tiny, write_arc_mirror
 
 from calibtune.fit import read_inputs
 from calibtune.trainer import CalibrationTrainer
 
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return save_tiny(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(autouse=True)
-def mirror(tmp_path, monkeypatch):
-    return enter_mirror(write_arc_mirror(tmp_path / "hub"), monkeypatch)
+pytestmark = pytest.mark.usefixtures("mirror")
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -4,22 +4,13 @@ import shutil
 import pytest
 import torch
 from fitting import small_fit, small_recipe
-from harness import enter_mirror
-from tiny import save_tiny, write_arc_mirror
+from tiny import save_tiny
 
 from calibtune.artefact import MANIFEST, read_artefact
 from calibtune.errors import UserError
 from calibtune.fit import fit
 
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return save_tiny(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(autouse=True)
-def mirror(tmp_path, monkeypatch):
-    return enter_mirror(write_arc_mirror(tmp_path / "hub"), monkeypatch)
+pytestmark = pytest.mark.usefixtures("mirror")
 
 
 def test_the_manifest_is_written_last(model, tmp_path, monkeypatch):

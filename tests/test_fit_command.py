@@ -6,23 +6,15 @@ import os
 import pytest
 import torch
 from fitting import words
-from harness import TASKS, enter_mirror
-from tiny import save_tiny, write_arc_mirror
+from harness import TASKS
+from tiny import save_tiny
 
 from calibtune.__main__ import main
 from calibtune.recipe import FIELDS, RECIPES, flag, load_recipe, make_recipe
 
+pytestmark = pytest.mark.usefixtures("mirror")
+
 HUB = TASKS.parents[1] / "shared" / "data" / "hub"
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return save_tiny(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(autouse=True)
-def mirror(tmp_path, monkeypatch):
-    return enter_mirror(write_arc_mirror(tmp_path / "hub"), monkeypatch)
 
 
 def refused(capsys, arguments, code=2):

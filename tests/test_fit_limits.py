@@ -2,22 +2,13 @@ import numpy as np
 import pytest
 import torch
 from fitting import same_weights, small_fit, small_recipe
-from harness import enter_mirror
-from tiny import save_tiny, write_arc_mirror
+from tiny import save_tiny
 
 from calibtune.errors import UserError, WorkFailed
 from calibtune.fit import read_inputs
 from calibtune.trainer import CalibrationTrainer
 
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return save_tiny(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(autouse=True)
-def mirror(tmp_path, monkeypatch):
-    return enter_mirror(write_arc_mirror(tmp_path / "hub"), monkeypatch)
+pytestmark = pytest.mark.usefixtures("mirror")
 
 
 def test_a_loss_that_is_not_finite_stops_with_step_rows_and_checkpoint(model, tmp_path, monkeypatch):

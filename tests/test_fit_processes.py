@@ -9,18 +9,8 @@ import time
 
 import pytest
 from fitting import same_weights, words
-from harness import enter_mirror
-from tiny import save_tiny, write_arc_mirror
 
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return save_tiny(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(autouse=True)
-def mirror(tmp_path, monkeypatch):
-    return enter_mirror(write_arc_mirror(tmp_path / "hub"), monkeypatch)
+pytestmark = pytest.mark.usefixtures("mirror")
 
 
 def shell(arguments, cwd, **options):

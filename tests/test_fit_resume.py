@@ -1,22 +1,12 @@
 import pytest
 from fitting import same_weights, small_fit
-from harness import enter_mirror
-from tiny import save_tiny, write_arc_mirror
 
 from calibtune.artefact import MANIFEST
 from calibtune.errors import UserError
 from calibtune.fit import CHECKPOINTS, STARTED
 from calibtune.trainer import WHOLE, CalibrationTrainer, last_checkpoint
 
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return save_tiny(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(autouse=True)
-def mirror(tmp_path, monkeypatch):
-    return enter_mirror(write_arc_mirror(tmp_path / "hub"), monkeypatch)
+pytestmark = pytest.mark.usefixtures("mirror")
 
 
 def stop_after(monkeypatch, steps):

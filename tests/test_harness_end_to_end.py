@@ -7,23 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from harness import TASKS, FakeLM, enter_mirror, evaluate
-from tiny import save_tiny, write_arc_mirror
+from harness import TASKS, FakeLM, evaluate
+from tiny import save_tiny
 
 from harness_ext import calibration
 from harness_ext.errors import ScoringError
 
 HUB = TASKS.parents[1] / "shared" / "data" / "hub"
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return save_tiny(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture
-def mirror(tmp_path, monkeypatch):
-    return enter_mirror(write_arc_mirror(tmp_path / "hub"), monkeypatch)
 
 
 def spoil(mirror, row=1, **change):

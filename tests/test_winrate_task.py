@@ -31,11 +31,6 @@ def write(folder, pairs):
     (folder / "train.jsonl").write_text("".join(json.dumps(dict(zip(names, p, strict=True))) + "\n" for p in pairs))
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return save_tiny(tmp_path_factory.mktemp("model"))
-
-
 def token_log_probs(folder, chat):
     """Log-probabilities of each response's tokens, by transformers alone."""
     import torch

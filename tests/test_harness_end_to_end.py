@@ -3,7 +3,6 @@ import math
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -226,25 +225,3 @@ def test_the_command_line_prints_the_table_and_stops_at_a_bad_row(mirror, model,
     assert bad.returncode != 0
     assert "row 1 (id test-1) has no right answer: answerKey 'Z'" in bad.stderr
     assert not list(tmp_path.glob("bad/**/results_*.json"))
-
-
-@pytest.mark.real
-@pytest.mark.skipif(not HUB.is_dir(), reason="needs the data mirror ../shared/data/hub")
-def test_the_verbatim_command_on_a_real_model_and_real_questions(tmp_path):
-    smollm2 = os.environ.get("CALIBTUNE_SMOLLM2")
-    if not smollm2:
-        smollm2 = tmp_path / "smollm2"
-        maker = HUB.parents[1] / "tools" / "real_model.py"
-        subprocess.run([sys.executable, str(maker), "smollm2", str(smollm2)], check=True)
-    arguments = ("--tasks", "mc_calib_arc", "--model", "hf", "--model_args", f"pretrained={smollm2},dtype=float32")
-    logged = ("--apply_chat_template", "--limit", "64", "--log_samples", "--output_path", tmp_path / "out")
-    run = run_command(HUB, tmp_path / "cache", *arguments, *logged, "--batch_size", "8")
-    assert run.returncode == 0, run.stderr
-    (samples,) = Path(tmp_path / "out").glob("*/samples_mc_calib_arc_*.jsonl")
-    (results,) = Path(tmp_path / "out").glob("*/results_*.json")
-    rows = [json.loads(line) for line in samples.read_text().splitlines()]
-    table = json.loads(results.read_text())["results"]["mc_calib_arc"]
-    expected = recompute(rows)
-    assert len(rows) == 64
-    assert {name: table[f"{name},none"] for name in expected} == pytest.approx(expected, abs=1e-12)
-    assert 0.5 < table["letter_mass,none"] <= 1

@@ -125,7 +125,7 @@ class PrefixLM(HFLM):
         if not cluster.shared:
             return None
         ids = torch.tensor([cluster.prompts[0][: cluster.shared]], device=self.device)
-        cache = self._forward(ids, use_cache=True, logits_to_keep=1).past_key_values
+        cache = getattr(self._forward(ids, use_cache=True, logits_to_keep=1), "past_key_values", None)
         return cache if type(cache) is DynamicCache else None
 
     def _log_probs(

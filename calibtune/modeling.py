@@ -53,7 +53,8 @@ def load_config(recipe: Recipe) -> Any:
     """
     config = _from(AutoConfig, recipe.model, recipe.trust_remote_code)
     names = config.architectures or []
-    other = [name for name in names if name.endswith(("MaskedLM", "Classification", "Answering", "Model"))]
+    heads = ("MaskedLM", "Classification", "Answering", "Model")
+    other = [name for name in names if name.endswith(heads) and not name.endswith("LMHeadModel")]
     remote = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
     if config.is_encoder_decoder or other or (type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and not remote):
         raise UserError(
@@ -142,7 +143,12 @@ def add_adapter(model: Any, recipe: Recipe) -> Any:
         target_modules="all-linear",
         task_type="CAUSAL_LM",
     )
-    return get_peft_model(model, config)
+    try:
+        return get_peft_model(model, config)
+    except ValueError as error:
+        raise UserError(
+            f"no adapter can be put on all linear layers of {recipe.model}: {error} Use --tuning full"
+        ) from error
 
 
 def load_adapter(model: Any, folder: Path) -> Any:

@@ -50,3 +50,30 @@ def words(base, output, method="cft", **changes):
         values.pop("lambda", None)
     given = [f"--{name.replace('_', '-')}={value}" for name, value in values.items() if value is not None]
     return ["fit", "--output", str(output), *given]
+
+
+def other_architecture(name, folder):
+    """A tiny model of another architecture with the tests' tokenizer."""
+    import transformers
+    from tiny import build_tokenizer
+
+    tokenizer = build_tokenizer()
+    small = {"vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+             "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512, "bos_token_id": None,
+             "pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}  # fmt: skip
+    made = {
+        "Qwen2": lambda: transformers.Qwen2Config(**small),
+        "Mistral": lambda: transformers.MistralConfig(sliding_window=64, **small),
+        "Gemma2": lambda: transformers.Gemma2Config(head_dim=8, sliding_window=64, **small),
+        "Olmo2": lambda: transformers.Olmo2Config(**small),
+        "GPT2": lambda: transformers.GPT2Config(
+            vocab_size=len(tokenizer), n_embd=32, n_layer=2, n_head=4, n_positions=512
+        ),
+        "Mamba": lambda: transformers.MambaConfig(
+            vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, state_size=4
+        ),
+    }
+    torch.manual_seed(0)
+    transformers.AutoModelForCausalLM.from_config(made[name]()).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

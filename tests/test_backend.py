@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from fitting import other_architecture
 from harness import evaluate
 from lm_eval.models.huggingface import HFLM
 from tiny import save_tiny
@@ -31,6 +32,13 @@ def test_log_likelihoods_equal_the_stock_backends(model, options):
     np.testing.assert_allclose([v for v, _ in ours], [v for v, _ in stock], atol=1e-4)
     assert [greedy for _, greedy in ours] == [greedy for _, greedy in stock]
     assert len(ours) > 80
+
+
+@pytest.mark.parametrize("name", ["Mistral", "Gemma2", "GPT2", "Mamba"])
+def test_sliding_windows_and_other_caches_give_the_stock_backends_numbers(tmp_path, name):
+    folder = str(other_architecture(name, tmp_path / "model"))
+    stock, ours = (loglikelihoods(lm(pretrained=folder, **OPTIONS), num_fewshot=2) for lm in (HFLM, PrefixLM))
+    np.testing.assert_allclose([v for v, _ in ours], [v for v, _ in stock], atol=1e-4)
 
 
 def test_shared_few_shot_examples_are_computed_once(model, monkeypatch):

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from fitting import same_weights, small_fit, small_recipe
+from fitting import other_architecture, same_weights, small_fit, small_recipe
 from tiny import save_tiny
 
 from calibtune.errors import UserError, WorkFailed
@@ -137,3 +137,24 @@ def test_a_full_disk_is_one_sentence_and_nothing_claims_to_be_whole(model, tmp_p
         small_fit(model, tmp_path / "out", "cft", save_every=save_every)
     assert not list((tmp_path / "out").rglob("whole.json"))
     assert not (tmp_path / "out" / "calibtune.json").exists()
+
+
+@pytest.mark.parametrize("name", ["Qwen2", "Mistral", "Gemma2", "Olmo2", "GPT2"])
+def test_other_architectures_are_trained_and_served(tmp_path, name):
+    from calibtune.merge import bake, merge
+
+    base = other_architecture(name, tmp_path / "base")
+    artefact = small_fit(base, tmp_path / "adapter", "rcft", epochs=2)
+    assert abs(artefact.after["nll"] - artefact.before["nll"]) > 1e-3
+    small_fit(base, tmp_path / "t", "temperature", artifact=str(tmp_path / "adapter"))
+    merge(tmp_path / "adapter", tmp_path / "merged", dequantised=False, overwrite=False)
+    bake(tmp_path / "t", tmp_path / "baked", overwrite=False)
+    assert (tmp_path / "baked" / "model.safetensors").is_file()
+
+
+def test_an_architecture_that_takes_no_adapter_is_refused_and_can_be_tuned_in_full(tmp_path):
+    base = other_architecture("Mamba", tmp_path / "base")
+    with pytest.raises(UserError, match=r"no adapter can be put on all linear layers .* Use --tuning full"):
+        small_fit(base, tmp_path / "out", "cft")
+    artefact = small_fit(base, tmp_path / "full", "cft", tuning="full", learning_rate=1e-3)
+    assert artefact.kind == "model"

@@ -223,10 +223,12 @@ def _temperatures(samples: list[dict[str, Any]]) -> dict[str, float]:
     temperatures: dict[str, float] = {}
     for sample in samples:
         name = str(sample.get("filter", "none"))
+        if name in temperatures:
+            continue
         letters = sample.get("filtered_resps") or []
         # Another filter's responses may be triples too, say of a log-likelihood, a flag and a count of tokens.
         ours = all(isinstance(x, list) and len(x) == 3 and all(_is_number(str(v)) for v in x) for x in letters)
-        if name in temperatures or not letters or not ours:
+        if not letters or not ours:
             continue
         raw, scaled = [float(x[2]) for x in letters], [float(x[1]) for x in letters]
         spread = max(scaled) - min(scaled)

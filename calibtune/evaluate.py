@@ -101,11 +101,10 @@ def evaluate(options: Evaluation) -> dict[str, Any]:
 
 
 def found_device() -> str:
-    """This machine's accelerator, or "cpu"; the hf backend's own default is CUDA even where there is none."""
-    import torch
+    """This process's accelerator, or "cpu"; the hf backend's own default is CUDA even where there is none."""
+    from accelerate import PartialState
 
-    accelerator = torch.accelerator.current_accelerator()
-    return "cpu" if accelerator is None or not torch.accelerator.is_available() else accelerator.type
+    return PartialState().device.type
 
 
 def base_model(model: str | None, artefact: Artefact | None) -> str:

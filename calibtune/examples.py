@@ -211,7 +211,7 @@ def load_examples(
     Raises:
         UserError: A task is not multiple choice, has no training rows, or all its rows are evaluated ones too.
     """
-    examples: dict[str, LetterExample] = {}
+    found: dict[str, tuple[Prompts, dict[str, Any]]] = {}
     for task in tasks:
         prompts = Prompts(task, encoder, apply_chat_template)
         evaluated = {prompts.hash(doc) for doc in task.eval_docs}
@@ -227,12 +227,17 @@ def load_examples(
                 f"task {task.task_name}: all of its {len(docs)} training questions are evaluated too; "
                 "fit on another task"
             )
-        examples |= {h: prompts.example(doc, h) for h, doc in kept.items()}
-    drawn = [list(examples.values())[i] for i in np.random.default_rng(seed).permutation(len(examples))[:limit]]
-    allowed = [example for example in drawn if example.doc_hash not in never_held_out]
-    kept_out = allowed[: min(held_out, len(drawn) // 4)]
-    chosen = {example.doc_hash for example in kept_out}
-    return Examples(tuple(example for example in drawn if example.doc_hash not in chosen), tuple(kept_out))
+        found |= {h: (prompts, doc) for h, doc in kept.items()}
+    hashes = list(found)
+    drawn = [hashes[i] for i in np.random.default_rng(seed).permutation(len(hashes))[:limit]]
+    allowed = [h for h in drawn if h not in never_held_out]
+    chosen = set(allowed[: min(held_out, len(drawn) // 4)])
+    # Rendered only now: a data set of 200,000 rows is asked about a few thousand.
+    rendered = {h: found[h][0].example(found[h][1], h) for h in drawn}
+    return Examples(
+        train=tuple(rendered[h] for h in drawn if h not in chosen),
+        held_out=tuple(rendered[h] for h in drawn if h in chosen),
+    )
 
 
 def training_documents(task: Any) -> list[dict[str, Any]]:

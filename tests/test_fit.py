@@ -109,3 +109,14 @@ def test_tensorboard_gets_the_loss_and_the_held_out_numbers_of_each_epoch(model,
     scalars = {name: [event.step for event in events.Scalars(name)] for name in events.Tags()["scalars"]}
     assert scalars["train/held_out_conf_ece_10"] == [0, 4, 8]
     assert scalars["train/loss"] == [10]
+
+
+def test_a_limit_renders_only_the_questions_drawn(model, monkeypatch):
+    from calibtune.examples import Prompts
+
+    rendered = []
+    example = Prompts.example
+    monkeypatch.setattr(Prompts, "example", lambda self, *a: rendered.append(1) or example(self, *a))
+    inputs = read_inputs(small_recipe(model, "cft", limit=8))
+    assert len(rendered) == 8
+    assert (len(inputs.examples.train), len(inputs.held_out)) == (6, 2)

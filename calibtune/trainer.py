@@ -204,7 +204,11 @@ def step_size(args: TrainingArguments) -> int:
 
 def training_arguments(recipe: Recipe, folder: Path) -> TrainingArguments:
     """The recipe as Trainer's arguments; checkpoints go to ``folder``."""
-    every = {"save_strategy": "steps", "save_steps": recipe.save_every} if recipe.save_every else {}
+    options: dict[str, Any] = {"save_strategy": "epoch"}
+    if recipe.save_every:
+        options = {"save_strategy": "steps", "save_steps": recipe.save_every}
+    if recipe.gradient_checkpointing:
+        options |= {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
     return TrainingArguments(
         output_dir=str(folder),
         per_device_train_batch_size=recipe.batch_size,
@@ -216,15 +220,14 @@ def training_arguments(recipe: Recipe, folder: Path) -> TrainingArguments:
         warmup_steps=recipe.warmup_ratio,
         weight_decay=recipe.weight_decay,
         max_grad_norm=recipe.max_grad_norm,
-        gradient_checkpointing=recipe.gradient_checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False} if recipe.gradient_checkpointing else None,
         bf16=recipe.precision == "bf16",
         use_cpu=recipe.device == "cpu",
         seed=recipe.seed,
         report_to=recipe.report_to,
         logging_steps=10,
         logging_nan_inf_filter=False,
-        **{"save_strategy": "epoch", "save_total_limit": 2, **every},
+        save_total_limit=2,
+        **options,
         remove_unused_columns=False,
         ddp_find_unused_parameters=False,
         dataloader_pin_memory=torch.cuda.is_available(),

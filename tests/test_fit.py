@@ -37,6 +37,12 @@ def test_accumulated_parts_train_like_one_batch(model, tmp_path, method):
     assert whole.after["nll"] != pytest.approx(whole.before["nll"], abs=1e-4)
 
 
+def test_recomputing_activations_trains_the_same(model, tmp_path):
+    small_fit(model, tmp_path / "kept", "rcft")
+    small_fit(model, tmp_path / "again", "rcft", gradient_checkpointing=True)
+    assert same_weights(tmp_path / "kept", tmp_path / "again", rtol=1e-3, atol=1e-5)
+
+
 def test_seeds_give_other_adapters_and_one_seed_the_same(model, tmp_path):
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         small_fit(model, tmp_path / name, "cft", seed=seed, lora_dropout=0.05)

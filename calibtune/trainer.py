@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from tqdm import tqdm
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from calibtune.dataset import GroupedOrder, TrainingSet
@@ -162,7 +164,9 @@ class CalibrationTrainer(Trainer):
         if self.recipe.report_to != "none":
             self.log({f"held_out_{name}": value for name, value in numbers.items()})
         if self.is_world_process_zero():
-            print(epoch_table(epoch, score_bins(scores, gold, self.recipe.bins), numbers, self.recipe.bins), flush=True)
+            table = epoch_table(epoch, score_bins(scores, gold, self.recipe.bins), numbers, self.recipe.bins)
+            tqdm.write(table)  # above Trainer's bar, not into it
+            sys.stdout.flush()
 
 
 class EpochTable(TrainerCallback):

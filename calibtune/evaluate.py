@@ -13,7 +13,8 @@ from lm_eval.utils import make_table
 
 from calibtune.artefact import Artefact, read_artefact
 from calibtune.errors import UserError, WorkFailed
-from calibtune.examples import document_hash, load_tasks, task_manager
+from calibtune.examples import document_hash, load_tasks, question_text, task_manager
+from calibtune.modeling import found_device
 from calibtune.recipe import Recipe
 from calibtune.scaled_tasks import SUFFIX, write_scaled_tasks
 
@@ -100,13 +101,6 @@ def evaluate(options: Evaluation) -> dict[str, Any]:
     return {**results, "samples": samples}
 
 
-def found_device() -> str:
-    """This process's accelerator, or "cpu"; the hf backend's own default is CUDA even where there is none."""
-    from accelerate import PartialState
-
-    return PartialState().device.type
-
-
 def base_model(model: str | None, artefact: Artefact | None) -> str:
     """The base to load: the one asked for, or the artefact's.
 
@@ -135,7 +129,7 @@ def check_disjoint(tasks: Sequence[Any], artefact: Artefact | None) -> None:
         return
     fitted = {h for hashes in artefact.documents.values() for h in hashes}
     for task in tasks:
-        texts = [str(task.doc_to_text(doc)) for doc in task.eval_docs] if task.OUTPUT_TYPE == "multiple_choice" else []
+        texts = [question_text(task, doc) for doc in task.eval_docs] if task.OUTPUT_TYPE == "multiple_choice" else []
         both = [text for text in texts if document_hash(text) in fitted]
         if both:
             raise UserError(

@@ -46,6 +46,11 @@ class Examples:
     held_out: tuple[LetterExample, ...]
 
 
+def question_text(task: Any, doc: dict[str, Any]) -> str:
+    """A document as its task renders it, options included and no few-shot examples: what its hash is taken of."""
+    return str(task.doc_to_text(doc))
+
+
 def document_hash(text: str) -> str:
     """SHA-256 of a question's text as its task renders it, options included.
 
@@ -113,7 +118,7 @@ class Prompts:
 
     def hash(self, doc: dict[str, Any]) -> str:
         """The document's hash; see :func:`document_hash`."""
-        return document_hash(str(self.task.doc_to_text(doc)))
+        return document_hash(question_text(self.task, doc))
 
 
 def reorder(example: LetterExample, permutation: Sequence[int]) -> LetterExample:

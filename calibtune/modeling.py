@@ -108,6 +108,13 @@ def device(recipe: Recipe) -> torch.device:
     return torch.device(recipe.device) if recipe.device else PartialState().device
 
 
+def found_device() -> str:
+    """This process's accelerator, or "cpu"; the hf backend's own default is CUDA even where there is none."""
+    from accelerate import PartialState
+
+    return PartialState().device.type
+
+
 def check_installed(recipe: Recipe) -> None:
     """Refuse a recipe that asks for what this machine does not have.
 

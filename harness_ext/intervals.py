@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from harness_ext.calibration import BinGaps
 from harness_ext.errors import ScoringError
 
+#: Standard normal quantile of a 95 % interval.
+Z = 1.959963984540054
 DRAWS = 2000
 SEED = 0
 
@@ -117,5 +119,36 @@ def paired_difference(
     for draw in range(draws):
         pick = rng.integers(rows, size=rows)
         resampled[draw] = statistic(*(x[pick] for x in b)) - statistic(*(x[pick] for x in a))
-    low, high = 2 * difference - np.quantile(resampled, [0.975, 0.025])
-    return Interval(difference, float(low), float(high))
+    return basic_interval(difference, resampled)
+
+
+def basic_interval(estimate: float, resampled: NDArray[np.float64]) -> Interval:
+    """The basic (reflected) bootstrap's 95 % interval: ``2 * estimate - quantile``.
+
+    Args:
+        estimate: The number itself.
+        resampled: The same of each resample, shape (draws,).
+    """
+    low, high = 2 * estimate - np.quantile(resampled, [0.975, 0.025])
+    return Interval(estimate, float(low), float(high))
+
+
+def wilson(hits: float, rows: int) -> tuple[float, float]:
+    """95 % interval of a share (Wilson 1927), which stays within [0, 1] and covers near its ends too.
+
+    Args:
+        hits: Of ``rows``, at most as many.
+        rows: At least 1.
+
+    Returns:
+        Its lower and upper end.
+
+    Example:
+        >>> [round(end, 4) for end in wilson(8, 10)]
+        [0.4902, 0.9433]
+    """
+    share = hits / rows
+    centre = share + Z**2 / (2 * rows)
+    spread = Z * float(np.sqrt(share * (1 - share) / rows + Z**2 / (4 * rows**2)))
+    scale = 1 + Z**2 / rows
+    return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)

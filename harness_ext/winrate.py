@@ -10,13 +10,11 @@ import datasets
 from harness_ext.documents import name_of
 from harness_ext.encoding import Watch
 from harness_ext.errors import ScoringError
+from harness_ext.intervals import wilson
 from harness_ext.letters import loglikelihood_of
 from harness_ext.task import WatchedTask
 
 logger = logging.getLogger(__name__)
-
-#: Standard normal quantile of a 95 % interval.
-Z = 1.959963984540054
 
 
 def pairs(dataset: datasets.Dataset) -> datasets.Dataset:
@@ -104,31 +102,11 @@ def process_results(doc: Mapping[str, str], results: Sequence[tuple[float, bool,
     }
 
 
-def wilson(items: Sequence[float]) -> tuple[float, float]:
-    """95 % interval of a share (Wilson 1927), which stays within [0, 1] and covers near its ends too.
-
-    Args:
-        items: Ones and zeros, at least one.
-
-    Returns:
-        Its lower and upper end.
-
-    Example:
-        >>> [round(end, 4) for end in wilson([1.0] * 8 + [0.0] * 2)]
-        [0.4902, 0.9433]
-    """
-    count, share = len(items), math.fsum(items) / len(items)
-    centre = share + Z**2 / (2 * count)
-    spread = Z * math.sqrt(share * (1 - share) / count + Z**2 / (4 * count**2))
-    scale = 1 + Z**2 / count
-    return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
-
-
 def low(items: Sequence[float]) -> float:
-    """Lower end of :func:`wilson`, as an aggregation."""
-    return wilson(items)[0]
+    """Lower end of the share's 95 % interval (:func:`harness_ext.intervals.wilson`), as an aggregation."""
+    return wilson(math.fsum(items), len(items))[0]
 
 
 def high(items: Sequence[float]) -> float:
-    """Upper end of :func:`wilson`, as an aggregation."""
-    return wilson(items)[1]
+    """Upper end of the share's 95 % interval (:func:`harness_ext.intervals.wilson`), as an aggregation."""
+    return wilson(math.fsum(items), len(items))[1]

@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
+from scipy.stats import binomtest
 
 from harness_ext.calibration import classwise_gaps, conf_ece, confidence_gaps
 from harness_ext.errors import ScoringError
-from harness_ext.intervals import _resampling_covariance, ece_interval, paired_difference
+from harness_ext.intervals import _resampling_covariance, ece_interval, paired_difference, wilson
 
 
 def draw(rows, seed=0, letters=4, sharpen=1.0):
@@ -107,3 +108,16 @@ def test_a_difference_of_eces_has_the_worse_models_sign():
 def test_other_numbers_of_questions_are_refused():
     with pytest.raises(ScoringError, match=r"got \[3, 4\] rows"):
         paired_difference(np.mean, (np.ones(3),), (np.ones(4),))
+
+
+@pytest.mark.parametrize(("hits", "rows"), [(0, 1), (0, 5), (5, 5), (7, 10), (8, 10), (333, 1000)])
+def test_the_interval_of_a_share_equals_scipys_wilson(hits, rows):
+    theirs = binomtest(hits, rows).proportion_ci(0.95, method="wilson")
+    assert wilson(hits, rows) == pytest.approx((theirs.low, theirs.high), abs=1e-12)
+
+
+def test_wilson_by_hand_and_at_the_ends():
+    # 7 of 10: (0.7 + z^2/20 +- z sqrt(0.021 + z^2/400)) / (1 + z^2/10)
+    assert wilson(7, 10) == pytest.approx((0.39678, 0.89221), abs=1e-5)
+    assert wilson(0, 5)[0] == 0.0
+    assert wilson(5, 5)[1] == 1.0

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from lm_eval_files import answers
 
-from calibtune.report.numbers import clear, entropy, measure, share_interval
+from calibtune.report.numbers import clear, entropy, measure
 from calibtune.report.paired import paired_differences, scored
 from calibtune.report.questions import Questions, match
 from harness_ext import calibration
@@ -100,15 +100,6 @@ def test_coverage_ends_at_the_accuracy():
 @pytest.mark.parametrize(("shares", "bits"), [([1.0, 0.0], 0.0), ([0.25] * 4, 2.0), ([0.5, 0.25, 0.25], 1.5)])
 def test_entropy_in_bits(shares, bits):
     assert entropy(np.array(shares)) == bits
-
-
-def test_the_interval_of_a_share_is_wilsons():
-    z2 = 1.959963984540054**2
-    low, high = share_interval(8, 10)
-    centre, spread = 0.8 + z2 / 20, np.sqrt(z2 * (0.16 / 10 + z2 / 400))
-    assert (low, high) == pytest.approx(((centre - spread) / (1 + z2 / 10), (centre + spread) / (1 + z2 / 10)))
-    assert share_interval(0, 5)[0] == 0
-    assert share_interval(5, 5)[1] == 1
 
 
 def test_matching_keeps_what_both_have_in_the_first_ones_order():

@@ -6,8 +6,8 @@ import pytest
 from harness import FakeLM, enter_mirror, evaluate
 from tiny import save_tiny
 
-from harness_ext import winrate
 from harness_ext.errors import ScoringError
+from harness_ext.intervals import wilson
 
 PAIRS = [
     ("Which of these?", "option A", "option B Answer: option C"),
@@ -65,7 +65,7 @@ def test_rates_equal_a_plain_transformers_computation(mirror, model, chat):
     assert table["ties,none"] == 0.25
     assert table["cut,none"] == 0.0
     assert wins != averages
-    assert (table["win_rate_low,none"], table["win_rate_high,none"]) == winrate.wilson([float(x) for x in wins])
+    assert (table["win_rate_low,none"], table["win_rate_high,none"]) == wilson(sum(wins), len(wins))
 
 
 def test_pairs_cut_by_the_context_are_counted(mirror, tmp_path):
@@ -104,10 +104,3 @@ def test_a_missing_response_names_its_row(mirror, model):
 def test_a_backend_without_tokens_or_scores_is_refused(mirror, answer, message):
     with pytest.raises(ScoringError, match=message):
         evaluate(["ultrafeedback_winrate"], FakeLM(answer))
-
-
-def test_wilson_by_hand_and_at_the_ends():
-    # 7 of 10 at 95 %: (0.7 + z²/20 ± z sqrt(0.021 + z²/400)) / (1 + z²/10)
-    assert winrate.wilson([1.0] * 7 + [0.0] * 3) == pytest.approx((0.39678, 0.89221), abs=1e-5)
-    assert winrate.wilson([0.0] * 5)[0] == 0.0
-    assert winrate.wilson([1.0] * 5)[1] == 1.0

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.stats import binomtest
 
 from calibtune.measures import further_measures, harness_measures
 from calibtune.report.paired import MEANS, Scored, paired_differences, scored
@@ -17,11 +16,9 @@ from calibtune.report.runs import Run
 from harness_ext.binning import BinTable, FloatArray, IntArray, bin_table
 from harness_ext.calibration import letter_log_softmax, top
 from harness_ext.estimators import accuracy_at_coverage
-from harness_ext.intervals import Interval
+from harness_ext.intervals import Interval, Z, wilson
 from harness_ext.prompts import LETTERS
 
-#: Standard normal quantile of a 95 % interval.
-Z = 1.959963984540054
 BINS = 10
 #: Shares of the questions answered in the accuracy-at-coverage curve.
 COVERAGE = tuple(step / 20 for step in range(1, 21))
@@ -110,7 +107,7 @@ def _numbers(questions: Questions, temperature: float) -> dict[str, float]:
     numbers = harness_measures(questions.loglikelihoods, questions.gold, temperature)
     numbers |= further_measures(questions.loglikelihoods, questions.gold, temperature)
     rows, means = len(questions.gold), scored(questions, temperature).means
-    numbers["acc_low"], numbers["acc_high"] = share_interval(round(means[:, 0].sum()), rows)
+    numbers["acc_low"], numbers["acc_high"] = wilson(round(means[:, 0].sum()), rows)
     for name, column in zip(MEANS[1:], means.T[1:], strict=True):
         half = Z * column.std(ddof=1) / math.sqrt(rows) if rows > 1 else math.inf
         top_value = {"letter_mass": 1.0, "brier": 2.0}.get(name, math.inf)
@@ -120,15 +117,9 @@ def _numbers(questions: Questions, temperature: float) -> dict[str, float]:
     return numbers
 
 
-def share_interval(hits: int, rows: int) -> tuple[float, float]:
-    """95 % interval of a share (Wilson 1927), which stays within [0, 1] and covers near its ends too."""
-    interval = binomtest(hits, rows).proportion_ci(0.95, method="wilson")
-    return float(interval.low), float(interval.high)
-
-
 def _bins(table: BinTable) -> dict[str, list[float]]:
     ends = [
-        share_interval(round(accuracy * count), count) if count else (math.nan, math.nan)
+        wilson(round(accuracy * count), count) if count else (math.nan, math.nan)
         for count, accuracy in zip(table.count.tolist(), table.accuracy.tolist(), strict=True)
     ]
     return {
@@ -161,8 +152,8 @@ def _options(probs: FloatArray, predicted: IntArray, gold: IntArray) -> dict[str
         "letters": [letter_name(letter) for letter in range(letters)],
         "offered": (~np.isnan(probs)).sum(axis=0).tolist(),
         "chosen": (chosen / rows).tolist(),
-        "chosen_low": [share_interval(hits, rows)[0] for hits in chosen.tolist()],
-        "chosen_high": [share_interval(hits, rows)[1] for hits in chosen.tolist()],
+        "chosen_low": [wilson(hits, rows)[0] for hits in chosen.tolist()],
+        "chosen_high": [wilson(hits, rows)[1] for hits in chosen.tolist()],
         "right": (right / rows).tolist(),
         "entropy_chosen": entropy(chosen / rows),
         "entropy_right": entropy(right / rows),

@@ -18,7 +18,7 @@ from harness_ext.calibration import (
     letter_log_softmax,
     top,
 )
-from harness_ext.intervals import SEED, Interval
+from harness_ext.intervals import SEED, Interval, basic_interval
 
 DRAWS = 1000
 #: Resamples worked on at a time: enough for the matrix products, few enough that 100,000 questions fit in the cache.
@@ -90,7 +90,7 @@ def paired_differences(a: Scored, b: Scored, draws: int = DRAWS, seed: int = SEE
         errors = [_errors(side, cells, count) for side, cells in zip((a, b), sides, strict=True)]
         for name in a.gaps:
             resampled[name].append(errors[1][name] - errors[0][name])
-    return {name: _basic(point[name], np.concatenate(resampled[name])) for name in point}
+    return {name: basic_interval(point[name], np.concatenate(resampled[name])) for name in point}
 
 
 def _cells(side: Scored) -> csr_matrix:
@@ -121,8 +121,3 @@ def _errors(side: Scored, cells: csr_matrix, count: FloatArray) -> dict[str, Flo
         else:
             errors[name] = (part.reshape(letters, -1, count.shape[1]).sum(axis=1) * share).sum(axis=0)
     return errors
-
-
-def _basic(difference: float, resampled: FloatArray) -> Interval:
-    low, high = 2 * difference - np.quantile(resampled, [0.975, 0.025])
-    return Interval(difference, float(low), float(high))

@@ -121,12 +121,11 @@ def generate(model: Model, questions: Sequence[str], folder: Path, settings: Set
 
 
 def _load(model: Model, settings: Settings) -> Any:
-    import torch
     from lm_eval.api.registry import get_model
 
-    # The harness's own default is "cuda", also where there is none.
-    device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    options = {"batch_size": settings.batch_size, "device": device}
+    from calibtune.modeling import found_device
+
+    options = {"batch_size": settings.batch_size, "device": settings.device or found_device()}
     try:
         return get_model("hf").create_from_arg_obj(model.model_args(), options)
     except (OSError, ValueError) as error:

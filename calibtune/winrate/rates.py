@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness_ext.errors import ScoringError
-from harness_ext.intervals import Interval, paired_difference
-from harness_ext.winrate import wilson
+from harness_ext.intervals import Interval, paired_difference, wilson
 
 DRAWS = 2000
 SEED = 0
@@ -67,7 +66,7 @@ def rate(
     # A ratio of sums: its error by linearisation, which for equal weights is the usual standard error of a mean.
     error = float((counts * (values - mean)).std(ddof=1) / counts.mean()) / math.sqrt(count) if count > 1 else math.nan
     if np.ptp(values) == 0:
-        low, high = wilson(values.tolist())
+        low, high = wilson(float(values.sum()), count)
     else:
         picks = np.random.default_rng(seed).integers(count, size=(draws, count))
         drawn = (values * counts)[picks].sum(axis=1) / counts[picks].sum(axis=1)

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from calibtune.recipe import Recipe
 
@@ -19,23 +20,52 @@ Batch = dict[str, torch.Tensor]
 Target = Callable[[Batch, torch.Tensor], torch.Tensor]
 #: What the model itself is given; the rest of a batch is for the loss.
 MODEL_INPUTS = ("input_ids", "attention_mask", "position_ids")
+#: Tokens whose logits are held at a time; each has as many as the vocabulary.
+CHUNK = 1024
+#: Keys of configurations whose models change the logits after their output layer: Gemma, Cohere, Granite and others.
+SCALED = ("final_logit_softcapping", "logit_scale", "logits_scaling", "output_multiplier", "lm_head_multiplier")
 
 
 def answer_logits(model: Any, batch: Batch) -> torch.Tensor:
     """Logits at each question's last prompt token, and nowhere else; shape (B, V), float32 at least."""
-    places, index = batch["answer"].unique(return_inverse=True)
-    logits = _forward(model, batch, logits_to_keep=places)
-    return widen(logits[torch.arange(len(index), device=logits.device), index])
+    return forward(model, batch)[0]
 
 
-def all_logits(model: Any, batch: Batch) -> torch.Tensor:
-    """Logits at every token; shape (B, T, V)."""
-    return _forward(model, batch)
+def forward(model: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.nn.Module]:
+    """One forward pass whose output layer reads only the answer's place, where the model allows it.
 
+    Args:
+        model: Causal language model, wrapped or not.
+        batch: See :func:`calibtune.tokens.collate`.
 
-def _forward(model: Any, batch: Batch, **options: Any) -> torch.Tensor:
+    Returns:
+        Logits at the answer, shape (B, V), float32 at least; states at every token, shape (B, T, H); and what makes
+        logits of them.
+    """
     inputs = {name: batch[name] for name in MODEL_INPUTS if name in batch}
-    return model(**inputs, use_cache=False, **options).logits
+    inner = getattr(model, "module", model)
+    head = inner.get_output_embeddings()
+    rows = torch.arange(len(batch["answer"]), device=batch["answer"].device)
+    if not _is_last(head, inner):
+        logits = model(**inputs, use_cache=False).logits
+        return widen(logits[rows, batch["answer"]]), logits, torch.nn.Identity()
+    states: list[torch.Tensor] = []
+
+    def at_the_answer(_: Any, args: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        states.append(args[0])
+        return args[0][rows, batch["answer"]][:, None]
+
+    with head.register_forward_pre_hook(at_the_answer):
+        logits = model(**inputs, use_cache=False).logits
+    return widen(logits[:, 0]), states[0], head
+
+
+def _is_last(head: Any, model: Any) -> bool:
+    """Whether the logits are the output layer's own, not scaled or capped after it, as far as can be known."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    config = base.config.get_text_config()
+    known = type(base).__module__.startswith("transformers.models.")
+    return head is not None and known and not any(getattr(config, name, None) for name in SCALED)
 
 
 def widen(values: torch.Tensor) -> torch.Tensor:
@@ -91,23 +121,30 @@ def calibration_loss(letters: torch.Tensor, target: torch.Tensor, kind: str = "m
     return -(target * log_probs.masked_fill(log_probs.isinf(), 0.0)).sum(1)
 
 
-def question_loss(logits: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+def question_loss(states: torch.Tensor, head: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     """Sum over the question's tokens after the first of minus their log-likelihood, and their number; both (B,).
 
+    Never holds more than ``CHUNK`` rows of logits: each chunk's are computed again in the backward pass.
+
     Args:
-        logits: Shape (B, T, V).
+        states: At every token, shape (B, T, H).
+        head: Makes logits of them.
         batch: See :func:`calibtune.tokens.collate`.
     """
-    places = torch.arange(logits.shape[1], device=logits.device)
+    places = torch.arange(states.shape[1], device=states.device)
     last = batch["answer"][:, None]
     first = batch["attention_mask"].argmax(1, keepdim=True) if "attention_mask" in batch else torch.zeros_like(last)
     predicts = ((places >= first) & (places < last))[:, :-1]
     labels = batch["input_ids"][:, 1:].masked_fill(~predicts, -100)
-    values = torch.stack(
-        # Question by question, so that float32 copies of the logits stay small.
-        [functional.cross_entropy(widen(row[:-1]), label, reduction="sum") for row, label in zip(logits, labels)]  # noqa: B905
+
+    def of_chunk(states: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return functional.cross_entropy(widen(head(states)), labels, reduction="none")
+
+    chunks = zip(states[:, :-1].flatten(0, 1).split(CHUNK), labels.flatten().split(CHUNK), strict=True)
+    values = torch.cat(
+        [checkpoint(of_chunk, *chunk, use_reentrant=False, preserve_rng_state=False) for chunk in chunks]
     )
-    return values, predicts.sum(1)
+    return values.view_as(labels).sum(1), predicts.sum(1)
 
 
 def sft2_loss(letter: torch.Tensor, question: torch.Tensor, count: torch.Tensor, weight: float | str) -> torch.Tensor:
@@ -139,13 +176,12 @@ def method_loss(model: Any, batch: Batch, recipe: Recipe, target: Target | None 
     Returns:
         The scalar loss, and the letters' log-likelihoods (B, K), detached.
     """
+    logits, states, head = forward(model, batch)
+    letters = letter_log_likelihoods(logits, batch["letter_ids"])
     if recipe.method == "rcft" and recipe.sft:
-        logits = all_logits(model, batch)
-        rows = torch.arange(len(logits), device=logits.device)
-        letters = letter_log_likelihoods(widen(logits[rows, batch["answer"]]), batch["letter_ids"])
-        values = sft2_loss(cft_loss(letters, batch["gold"]), *question_loss(logits, batch), recipe.letter_weight)
+        question, count = question_loss(states, head, batch)
+        values = sft2_loss(cft_loss(letters, batch["gold"]), question, count, recipe.letter_weight)
     else:
-        letters = letter_log_likelihoods(answer_logits(model, batch), batch["letter_ids"])
         if recipe.method == "label-smoothing":
             values = label_smoothing_loss(letters, batch["gold"], recipe.smoothing)
         elif recipe.method == "cft":

@@ -9,7 +9,6 @@ lm_eval 0.4.13 finds backends only in its own list, so `lm_eval --model hf-prefi
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,8 +19,10 @@ from lm_eval.models.huggingface import HFLM
 from tqdm import tqdm
 from transformers import DynamicCache
 
-#: Prefixes shorter than this are not worth a forward pass of their own, nor continuations longer than that this path.
-SHORTEST_PREFIX, LONGEST_CONTINUATION = 16, 8
+from calibtune.prefix import SHORTEST_PREFIX, common, prefix_cache, repeated
+
+#: Continuations longer than this are not worth it.
+LONGEST_CONTINUATION = 8
 #: A cluster of prompts takes one more while this share of what they have in common remains.
 KEPT = 0.8
 
@@ -55,9 +56,9 @@ def clusters(prompts: Sequence[Tokens], spare: int) -> Iterator[Cluster]:
     members: list[Tokens] = []
     shared = 0
     for prompt in sorted(prompts):
-        common = _common(members[-1], prompt, spare) if members else 0
+        alike = common(members[-1], prompt, spare) if members else 0
         # Sorted, so what a prompt has in common with all before is the least of the neighbours'.
-        rest = min(shared, common) if len(members) > 1 else common
+        rest = min(shared, alike) if len(members) > 1 else alike
         if members and rest >= max(SHORTEST_PREFIX, KEPT * shared if len(members) > 1 else 0):
             members.append(prompt)
             shared = rest
@@ -67,11 +68,6 @@ def clusters(prompts: Sequence[Tokens], spare: int) -> Iterator[Cluster]:
         members, shared = [prompt], 0
     if members:
         yield Cluster(shared if len(members) > 1 else 0, tuple(members))
-
-
-def _common(first: Tokens, second: Tokens, spare: int) -> int:
-    length = min(len(first), len(second)) - spare
-    return next((i for i in range(max(length, 0)) if first[i] != second[i]), max(length, 0))
 
 
 @register_model("hf-prefix")
@@ -95,7 +91,8 @@ class PrefixLM(HFLM):
         size = override_bs or int(self.batch_size)
         with tqdm(total=len(requests), disable=disable_tqdm or self.rank != 0, desc="Scoring, prefixes once") as bar:
             for cluster in clusters(list(waiting), longest):
-                cache = self._prefix(cluster)
+                shared = cluster.prompts[0][: cluster.shared]
+                cache = prefix_cache(self._forward, shared, self.device) if shared else None
                 # Longest first, so that memory runs out at once or not at all.
                 prompts = sorted(cluster.prompts, key=len, reverse=True)
                 for start in range(0, len(prompts), size):
@@ -120,14 +117,6 @@ class PrefixLM(HFLM):
             self.cache_hook.add_partial("loglikelihood", key, answer)
         return answer
 
-    def _prefix(self, cluster: Cluster) -> DynamicCache | None:
-        """Keys and values of a cluster's shared tokens, or None where there are none or the model keeps others."""
-        if not cluster.shared:
-            return None
-        ids = torch.tensor([cluster.prompts[0][: cluster.shared]], device=self.device)
-        cache = getattr(self._forward(ids, use_cache=True, logits_to_keep=1), "past_key_values", None)
-        return cache if type(cache) is DynamicCache else None
-
     def _log_probs(
         self, prompts: Sequence[Tokens], cluster: Cluster, cache: DynamicCache | None, last: int
     ) -> list[torch.Tensor]:
@@ -141,9 +130,7 @@ class PrefixLM(HFLM):
         places = sorted({place for places in wanted for place in places})
         options: dict[str, Any] = {"use_cache": False}
         if cache is not None:
-            past = copy.deepcopy(cache)
-            past.batch_repeat_interleave(len(own))
-            options = {"past_key_values": past, "use_cache": True}
+            options = {"past_key_values": repeated(cache, len(own)), "use_cache": True}
         logits = self._forward(ids, logits_to_keep=torch.tensor(places, device=self.device), **options).logits
         logs = torch.log_softmax(logits, dim=-1, dtype=self.softmax_dtype)
         index = {place: i for i, place in enumerate(places)}

@@ -12,7 +12,7 @@ from calibtune.examples import Encoder, LetterExample, reorder
 from calibtune.tokens import TokenExample, tokenise
 
 #: Batches that are sorted by length together; between such stretches the order stays random.
-STRETCH = 50
+STRETCH = 100
 
 
 class TrainingSet(Dataset):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from calibtune.files import replacing, write_text
 from calibtune.losses import Batch, answer_logits, letter_log_likelihoods
+from calibtune.prefix import SHORTEST_PREFIX, common, prefix_cache, repeated
 from calibtune.recipe import Recipe
 from calibtune.targets import bin_accuracy, target_probs
 from calibtune.tokens import TokenExample, collate
@@ -36,24 +37,38 @@ def score(model: Any, examples: Sequence[TokenExample], pad_id: int, batch_size:
         Shape (N, K), float64, NaN where a question has fewer letters; the same on every process.
     """
     state = PartialState()
+    device = next(model.parameters()).device
+    model.eval()
+    shared = examples[0].input_ids[: _shared(examples)]
+    cache = prefix_cache(model, shared, device) if shared else None
+    if cache is not None:
+        examples = [replace(example, input_ids=example.input_ids[len(shared) :]) for example in examples]
     order = sorted(range(len(examples)), key=lambda i: len(examples[i].input_ids), reverse=True)
     batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
     # Sharded models need as many forward passes on every process; what is scored twice is written twice.
     batches += batches[-1:] * (-len(batches) % state.num_processes)
     mine = batches[state.process_index :: state.num_processes]
-    device = next(model.parameters()).device
     found: list[tuple[int, list[float]]] = []
-    model.eval()
     with torch.no_grad():
         for rows in tqdm(mine, desc="scoring", leave=False, delay=2, disable=not state.is_main_process):
             batch = {k: v.to(device) for k, v in collate([examples[i] for i in rows], pad_id).items()}
-            values = letter_log_likelihoods(answer_logits(model, batch), batch["letter_ids"]).tolist()
+            past = None if cache is None else repeated(cache, len(rows))
+            values = letter_log_likelihoods(answer_logits(model, batch, past), batch["letter_ids"]).tolist()
             found += [(i, v[: len(examples[i].letter_ids)]) for i, v in zip(rows, values, strict=True)]
     width = max(len(example.letter_ids) for example in examples)
     scores = np.full((len(examples), width), np.nan)
     for row, values in gather_object(found):
         scores[row, : len(values)] = values
     return scores
+
+
+def _shared(examples: Sequence[TokenExample]) -> int:
+    """Tokens that all prompts begin with, such as a chat template's system prompt; 0 where they are few."""
+    prompts = [example.input_ids for example in examples]
+    # What the first and the last in order have in common, all between them have.
+    length = common(min(prompts), max(prompts), 0)
+    length = min(length, min(map(len, prompts)) - 1)
+    return length if length >= SHORTEST_PREFIX and len(prompts) > 1 else 0
 
 
 def score_bins(scores: FloatArray, gold: IntArray, bins: int) -> BinTable:

@@ -26,28 +26,33 @@ CHUNK = 1024
 SCALED = ("final_logit_softcapping", "logit_scale", "logits_scaling", "output_multiplier", "lm_head_multiplier")
 
 
-def answer_logits(model: Any, batch: Batch) -> torch.Tensor:
-    """Logits at each question's last prompt token, and nowhere else; shape (B, V), float32 at least."""
-    return forward(model, batch)[0]
+def answer_logits(model: Any, batch: Batch, past: Any = None) -> torch.Tensor:
+    """Logits at each question's last prompt token, and nowhere else; shape (B, V), float32 at least.
+
+    ``past`` holds the keys and values of what comes before the batch's tokens, if anything does.
+    """
+    return forward(model, batch, past)[0]
 
 
-def forward(model: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.nn.Module]:
+def forward(model: Any, batch: Batch, past: Any = None) -> tuple[torch.Tensor, torch.Tensor, torch.nn.Module]:
     """One forward pass whose output layer reads only the answer's place, where the model allows it.
 
     Args:
         model: Causal language model, wrapped or not.
         batch: See :func:`calibtune.tokens.collate`.
+        past: Keys and values of what comes before the batch's tokens.
 
     Returns:
         Logits at the answer, shape (B, V), float32 at least; states at every token, shape (B, T, H); and what makes
         logits of them.
     """
-    inputs = {name: batch[name] for name in MODEL_INPUTS if name in batch}
+    inputs: dict[str, Any] = {name: batch[name] for name in MODEL_INPUTS if name in batch}
+    inputs |= {"past_key_values": past, "use_cache": past is not None}
     inner = getattr(model, "module", model)
     head = inner.get_output_embeddings()
     rows = torch.arange(len(batch["answer"]), device=batch["answer"].device)
     if not _is_last(head, inner):
-        logits = model(**inputs, use_cache=False).logits
+        logits = model(**inputs).logits
         return widen(logits[rows, batch["answer"]]), logits, torch.nn.Identity()
     states: list[torch.Tensor] = []
 
@@ -56,7 +61,7 @@ def forward(model: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch
         return args[0][rows, batch["answer"]][:, None]
 
     with head.register_forward_pre_hook(at_the_answer):
-        logits = model(**inputs, use_cache=False).logits
+        logits = model(**inputs).logits
     return widen(logits[:, 0]), states[0], head
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
@@ -103,15 +104,11 @@ def nf4(dtype: torch.dtype) -> BitsAndBytesConfig:
 
 def device(recipe: Recipe) -> torch.device:
     """Where the model lies: what was asked for, or this process's accelerator, or the CPU."""
-    from accelerate import PartialState
-
     return torch.device(recipe.device) if recipe.device else PartialState().device
 
 
 def found_device() -> str:
     """This process's accelerator, or "cpu"; the hf backend's own default is CUDA even where there is none."""
-    from accelerate import PartialState
-
     return PartialState().device.type
 
 
@@ -127,6 +124,8 @@ def check_installed(recipe: Recipe) -> None:
         except (RuntimeError, AssertionError) as error:
             reason = str(error).splitlines()[0]
             raise UserError(f"--device {recipe.device} cannot be used here: {reason:.120}; leave it out") from error
+    if recipe.cuda_graphs and (device(recipe).type != "cuda" or PartialState().num_processes > 1):
+        raise UserError("--cuda-graphs needs one process on an NVIDIA or AMD GPU; leave it out")
     needed = {"peft", "accelerate"} if recipe.method != "temperature" else set()
     needed |= {"bitsandbytes"} if recipe.quantisation == "nf4" else set()
     needed |= {recipe.report_to} - {"none"}

@@ -80,7 +80,7 @@ def letter_ids(example: LetterExample, encoder: Encoder) -> LetterIds:
     return tuple(encoded[0][:shared]), tuple(ids[0] for ids in rests)
 
 
-def collate(batch: Sequence[TokenExample], pad_id: int, side: str = "right") -> dict[str, Any]:
+def collate(batch: Sequence[TokenExample], pad_id: int, side: str = "right", multiple: int = 1) -> dict[str, Any]:
     """Pad a batch to its longest prompt.
 
     Padded on the right, a causal model needs neither mask nor positions: no real token sees the padding, and attention
@@ -90,6 +90,7 @@ def collate(batch: Sequence[TokenExample], pad_id: int, side: str = "right") -> 
         batch: B examples.
         pad_id: Token to pad with.
         side: "right" or "left"; the loss is the same.
+        multiple: T is made one of it.
 
     Returns:
         ``input_ids`` (B, T), and for the left side ``attention_mask`` and ``position_ids`` (B, T), which go to the
@@ -98,7 +99,7 @@ def collate(batch: Sequence[TokenExample], pad_id: int, side: str = "right") -> 
     """
     import torch
 
-    width = max(len(example.input_ids) for example in batch)
+    width = -(-max(len(example.input_ids) for example in batch) // multiple) * multiple
     letters = max(len(example.letter_ids) for example in batch)
     ids = torch.full((len(batch), width), pad_id, dtype=torch.long)
     mask = torch.zeros((len(batch), width), dtype=torch.long)

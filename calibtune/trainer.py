@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from peft.helpers import disable_input_dtype_casting
 from tqdm import tqdm
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
@@ -19,7 +20,8 @@ from calibtune.dataset import GroupedOrder, TrainingSet
 from calibtune.errors import UserError, WorkFailed
 from calibtune.estep import EStep, score, score_bins
 from calibtune.files import write_text
-from calibtune.losses import method_loss
+from calibtune.graphs import BUCKET, StepGraphs
+from calibtune.losses import Target, method_loss
 from calibtune.measures import harness_measures
 from calibtune.recipe import Recipe
 from calibtune.tokens import TokenExample, collate
@@ -66,11 +68,12 @@ class CalibrationTrainer(Trainer):
         self.e_step = EStep(recipe)
         self._losses: list[torch.Tensor] = []
         self._rows: list[torch.Tensor] = []
+        self._graphs: StepGraphs | None = None
         super().__init__(
             model=model,
             args=args,
             train_dataset=questions.train,
-            data_collator=lambda batch: collate(batch, questions.pad_id),
+            data_collator=lambda batch: collate(batch, questions.pad_id, multiple=BUCKET if recipe.cuda_graphs else 1),
             callbacks=[EpochTable(self)],
         )
 
@@ -83,15 +86,49 @@ class CalibrationTrainer(Trainer):
             )
         return order
 
+    def train(self, *args: Any, **options: Any) -> Any:
+        """Trainer's; autocast brings adapters and their inputs to bfloat16, so PEFT need not cast them to and fro."""
+        with disable_input_dtype_casting(self.model, active=self.args.bf16):
+            return super().train(*args, **options)
+
+    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
+        """Trainer's, or the same as a CUDA graph."""
+        if not self.recipe.cuda_graphs:
+            return super().training_step(model, inputs, num_items_in_batch)
+        model.train()
+        batch = self._prepare_inputs(inputs)
+        if self._uses_target:
+            # Looked up here, since a graph would go on reading the first epoch's targets.
+            batch["target"] = self.e_step.target(batch, batch["letter_ids"])
+        self._graphs = self._graphs or StepGraphs(model, lambda b: self._part(model, b))
+        loss, _ = self._graphs.run(batch)
+        self._note(loss, batch)
+        return loss
+
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """The method's loss over one batch; see :func:`calibtune.losses.method_loss`."""
-        uses_target = self.recipe.method == "rcft" and self.recipe.lambda_ > 0
-        loss, letters = method_loss(model, inputs, self.recipe, self.e_step.target if uses_target else None)
-        self._losses.append(loss.detach())
-        self._rows.append(inputs["row"])
+        loss, letters = self._loss(model, inputs, self.e_step.target)
+        self._note(loss.detach(), inputs)
         return (loss, {"letters": letters}) if return_outputs else loss
+
+    def _part(self, model: Any, batch: dict[str, Any]) -> tuple[torch.Tensor, ...]:
+        """A batch's share of the step's loss, and its letters."""
+        loss, letters = self._loss(model, batch, lambda batch, _: batch["target"])
+        return loss / self.args.gradient_accumulation_steps, letters
+
+    @property
+    def _uses_target(self) -> bool:
+        return self.recipe.method == "rcft" and self.recipe.lambda_ > 0
+
+    def _loss(self, model: Any, batch: dict[str, Any], target: Target) -> tuple[torch.Tensor, ...]:
+        with self.accelerator.autocast():
+            return method_loss(model, batch, self.recipe, target if self._uses_target else None)
+
+    def _note(self, loss: torch.Tensor, batch: dict[str, Any]) -> None:
+        self._losses.append(loss)
+        self._rows.append(batch["row"])
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         """Trainer's gradient norm of one step; a loss or gradient that is not finite ends the run before the step.

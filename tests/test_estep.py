@@ -1,10 +1,12 @@
 import numpy as np
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
-from calibtune.estep import EStep, score_bins
+from calibtune.estep import EStep, score, score_bins
 from calibtune.recipe import make_recipe
 from calibtune.targets import target_probs
+from calibtune.tokens import TokenExample
 from harness_ext.binning import bin_table
 
 #: Confidences .96, .52 and .42 (three letters).
@@ -96,3 +98,26 @@ def test_what_is_saved_comes_back(tmp_path, kind):
     assert again.table.count.tolist() == TABLE.count.tolist()
     np.testing.assert_array_equal(again.table.accuracy, TABLE.accuracy)
     assert torch.equal(again.target(batch(), letters()), step.target(batch(), letters()))
+
+
+def test_what_all_prompts_begin_with_is_computed_once_and_changes_no_score(model, monkeypatch):
+    loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    system = tuple(range(270, 290))
+    questions = [(301,), (301, 302), (310, 311, 312), (7, 8, 9, 10, 11)]
+    examples = [TokenExample(system + own, (60, 61, 62), 0, i) for i, own in enumerate(questions)]
+    fed = []
+    with loaded.register_forward_pre_hook(
+        lambda _, args, options: fed.append((args[0] if args else options["input_ids"]).shape), with_kwargs=True
+    ):
+        together = score(loaded, examples, 0, 2)
+    assert fed == [(1, 20), (2, 5), (2, 2)]
+    alone = [score(loaded, [example], 0, 1)[0] for example in examples]
+    assert together == pytest.approx(np.array(alone), abs=1e-5)
+
+
+def test_a_prompt_that_is_the_beginning_of_all_others_keeps_a_token_of_its_own(model):
+    loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    system = tuple(range(270, 290))
+    examples = [TokenExample(prompt, (60, 61), 0, 0) for prompt in (system, (*system, 301))]
+    together = score(loaded, examples, 0, 2)
+    assert together == pytest.approx(np.array([score(loaded, [example], 0, 1)[0] for example in examples]), abs=1e-5)

@@ -1,0 +1,83 @@
+"""``--cuda-graphs``: the forward and backward pass of a batch launched as one, for small models.
+
+A step of a small model is thousands of kernels that run faster than they can be launched one by one. A CUDA graph
+records them once for each shape of batch; see https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from calibtune.losses import Batch
+
+#: Prompts are padded to a multiple of this, so that there are few shapes.
+BUCKET = 32
+#: Passes before a recording, in which libraries take their workspaces.
+WARM = 2
+
+Outputs = tuple[torch.Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A graph, the tensors that it reads and those that it writes."""
+
+    graph: torch.cuda.CUDAGraph
+    inputs: Batch
+    outputs: Outputs
+
+
+class StepGraphs:
+    """Forward and backward pass of batches, recorded at the first batch of each shape.
+
+    Args:
+        model: Its trainable parameters' gradients are added to, as ``backward`` does.
+        loss: Gives a batch's loss, whose gradient is taken, and what else is wanted; must not wait for the GPU.
+    """
+
+    def __init__(self, model: Any, loss: Callable[[Batch], Outputs]) -> None:
+        self.loss = loss
+        self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        # A graph writes to the places that it was recorded with, so the gradients stay where they are.
+        self.gradients = [torch.zeros_like(parameter) for parameter in self.parameters]
+        self.recordings: dict[tuple[torch.Size, ...], Recording] = {}
+
+    def run(self, batch: Batch) -> Outputs:
+        """Add a batch's gradients; what the loss gives, detached."""
+        if any(parameter.grad is None for parameter in self.parameters):
+            torch._foreach_zero_(self.gradients)
+            for parameter, gradient in zip(self.parameters, self.gradients, strict=True):
+                parameter.grad = gradient
+        shapes = tuple(batch[name].shape for name in sorted(batch))
+        if shapes not in self.recordings:
+            self.recordings[shapes] = self._record(batch)
+        recording = self.recordings[shapes]
+        for name, value in recording.inputs.items():
+            value.copy_(batch[name])
+        recording.graph.replay()
+        return tuple(output.clone() for output in recording.outputs)
+
+    def _record(self, batch: Batch) -> Recording:
+        inputs = {name: value.clone() for name, value in batch.items()}
+        before = [gradient.clone() for gradient in self.gradients]
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(WARM):
+                self._pass(inputs)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        pool = next((recording.graph.pool() for recording in self.recordings.values()), None)
+        with torch.cuda.graph(graph, pool=pool):
+            outputs = self._pass(inputs)
+        torch._foreach_copy_(self.gradients, before)
+        return Recording(graph, inputs, outputs)
+
+    def _pass(self, inputs: Batch) -> Outputs:
+        outputs = self.loss(inputs)
+        outputs[0].backward()
+        return tuple(output.detach() for output in outputs)

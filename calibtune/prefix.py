@@ -1,0 +1,48 @@
+"""Keys and values of what many prompts begin with, computed once and put before each."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from transformers import DynamicCache
+
+#: Prefixes shorter than this are not worth a forward pass of their own.
+SHORTEST_PREFIX = 16
+
+
+def common(first: tuple[int, ...], second: tuple[int, ...], spare: int = 1) -> int:
+    """Tokens that two prompts begin with, the last ``spare`` of each left aside.
+
+    Example:
+        >>> common((1, 2, 3, 4), (1, 2, 5, 6)), common((1, 2, 3), (1, 2, 3, 4))
+        (2, 2)
+    """
+    length = max(min(len(first), len(second)) - spare, 0)
+    return next((i for i in range(length) if first[i] != second[i]), length)
+
+
+def prefix_cache(forward: Callable[..., Any], tokens: tuple[int, ...], device: Any) -> DynamicCache | None:
+    """Keys and values of a prefix.
+
+    Args:
+        forward: The model's, taking ids of shape (1, T).
+        tokens: The prefix.
+        device: Where the model lies.
+
+    Returns:
+        None where the model keeps another kind of cache, which may not be repeatable.
+    """
+    with torch.no_grad():
+        output = forward(torch.tensor([tokens], device=device), use_cache=True, logits_to_keep=1)
+    cache = getattr(output, "past_key_values", None)
+    return cache if type(cache) is DynamicCache else None
+
+
+def repeated(cache: DynamicCache, rows: int) -> DynamicCache:
+    """A copy for as many prompts; a forward pass appends to what it is given."""
+    past = copy.deepcopy(cache)
+    past.batch_repeat_interleave(rows)
+    return past

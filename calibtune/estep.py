@@ -24,6 +24,8 @@ from harness_ext.binning import BinTable, FloatArray, IntArray, bin_index, bin_t
 from harness_ext.calibration import letter_log_softmax, top
 
 
+# Compiled layers would be compiled anew for each one's place in the prefix's cache.
+@torch.compiler.set_stance("force_eager")
 def score(model: Any, examples: Sequence[TokenExample], pad_id: int, batch_size: int) -> FloatArray:
     """Letter log-likelihoods of some questions under the present model, each scored once over all processes.
 

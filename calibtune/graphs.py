@@ -6,12 +6,16 @@ records them once for each shape of batch; see https://docs.pytorch.org/docs/sta
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from calibtune.errors import UserError
 from calibtune.losses import Batch
 
 #: Prompts are padded to a multiple of this, so that there are few shapes.
@@ -19,7 +23,25 @@ BUCKET = 32
 #: Passes before a recording, in which libraries take their workspaces.
 WARM = 2
 
+#: SDPA that is causal without a mask. While a graph is recorded transformers would make a mask, which keeps attention
+#: from the fast kernels and gave gradients that are not numbers (Qwen2.5 on an H200, torch 2.11).
+CAUSAL = "calibtune-causal-sdpa"
+AttentionInterface.register(CAUSAL, sdpa_attention_forward)
+
 Outputs = tuple[torch.Tensor, ...]
+
+
+@contextmanager
+def causal_attention(model: Any) -> Iterator[None]:
+    """Attention that is causal without a mask, where the model uses SDPA; prompts must be padded on the right."""
+    before = model.config._attn_implementation
+    if before == "sdpa":
+        model.set_attn_implementation(CAUSAL)
+    try:
+        yield
+    finally:
+        if before == "sdpa":
+            model.set_attn_implementation(before)
 
 
 @dataclass(frozen=True)
@@ -37,10 +59,19 @@ class StepGraphs:
     Args:
         model: Its trainable parameters' gradients are added to, as ``backward`` does.
         loss: Gives a batch's loss, whose gradient is taken, and what else is wanted; must not wait for the GPU.
+        longest: Tokens of the longest prompt.
+
+    Raises:
+        UserError: Attention of the model does not reach over the longest prompt.
     """
 
-    def __init__(self, model: Any, loss: Callable[[Batch], Outputs]) -> None:
-        self.loss = loss
+    def __init__(self, model: Any, loss: Callable[[Batch], Outputs], longest: int) -> None:
+        window = getattr(model.config.get_text_config(), "sliding_window", None)
+        if window is not None and window < longest:
+            raise UserError(
+                f"--cuda-graphs: the model attends over {window} tokens and a prompt has {longest}; leave it out"
+            )
+        self.model, self.loss = model, loss
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         # A graph writes to the places that it was recorded with, so the gradients stay where they are.
         self.gradients = [torch.zeros_like(parameter) for parameter in self.parameters]
@@ -64,16 +95,17 @@ class StepGraphs:
     def _record(self, batch: Batch) -> Recording:
         inputs = {name: value.clone() for name, value in batch.items()}
         before = [gradient.clone() for gradient in self.gradients]
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(WARM):
-                self._pass(inputs)
-        torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         pool = next((recording.graph.pool() for recording in self.recordings.values()), None)
-        with torch.cuda.graph(graph, pool=pool):
-            outputs = self._pass(inputs)
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with causal_attention(self.model):
+            with torch.cuda.stream(stream):
+                for _ in range(WARM):
+                    self._pass(inputs)
+            torch.cuda.current_stream().wait_stream(stream)
+            with torch.cuda.graph(graph, pool=pool):
+                outputs = self._pass(inputs)
         torch._foreach_copy_(self.gradients, before)
         return Recording(graph, inputs, outputs)
 

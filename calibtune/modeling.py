@@ -157,6 +157,14 @@ def add_adapter(model: Any, recipe: Recipe) -> Any:
         ) from error
 
 
+def compile_layers(model: Any) -> None:
+    """Compile each of a model's repeated layers in place: one of them compiled serves all."""
+    repeated = set(getattr(model, "_no_split_modules", None) or ())
+    for module in model.modules():
+        if type(module).__name__ in repeated:
+            module.compile(dynamic=True)
+
+
 def load_adapter(model: Any, folder: Path) -> Any:
     """A base model with a finished adapter on it, not trainable.
 

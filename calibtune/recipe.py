@@ -81,12 +81,17 @@ class Recipe:
     precision: Literal["bf16", "fp32"] = _option("bf16", "precision of the base model and of the forward pass")
     rank: int = _option(128, "rank of the adapter", "label-smoothing cft rcft")
     lora_alpha: float = _option(64, "the adapter is scaled by alpha / rank", "label-smoothing cft rcft")
-    lora_dropout: float = _option(0.05, "dropout before the adapter", "label-smoothing cft rcft")
+    lora_dropout: float = _option(
+        0.0, "dropout before the adapter (paper: 0.05); costs time and memory", "label-smoothing cft rcft"
+    )
     gradient_checkpointing: bool = _option(
         False, "recompute activations: less memory, more time", "label-smoothing cft rcft"
     )
     cuda_graphs: bool = _option(
         False, "launch each forward and backward pass as one: for small models on a GPU", "label-smoothing cft rcft"
+    )
+    compile: bool = _option(
+        False, "compile the model's layers: a minute at the start, faster steps after it", "label-smoothing cft rcft"
     )
     auto_batch: bool = _option(
         False, "halve the batch and accumulate where memory runs out", "label-smoothing cft rcft"
@@ -244,8 +249,8 @@ def _problems(recipe: Recipe, given: Mapping[str, Any]) -> list[str]:
         errors.append("--quantisation nf4 cannot be trained in full; use --tuning lora")
     if recipe.e_step_rows == "cross-fitted" and (recipe.e_step != "epoch" or recipe.tuning == "full"):
         errors.append("--e-step-rows cross-fitted needs --e-step epoch and --tuning lora")
-    if recipe.cuda_graphs and (recipe.gradient_checkpointing or recipe.e_step != "epoch"):
-        errors.append("--cuda-graphs needs --e-step epoch and no --gradient-checkpointing")
+    if recipe.cuda_graphs and (recipe.gradient_checkpointing or recipe.compile or recipe.e_step != "epoch"):
+        errors.append("--cuda-graphs needs --e-step epoch, and neither --gradient-checkpointing nor --compile")
     if recipe.method == "temperature" and recipe.held_out == 0:
         errors.append("--held-out is 0; a temperature needs held-out questions to be fitted on")
     if recipe.method == "rcft" and recipe.e_step_rows == "held-out" and recipe.held_out == 0:

@@ -100,9 +100,12 @@ class CalibrationTrainer(Trainer):
         if self._uses_target:
             # Looked up here, since a graph would go on reading the first epoch's targets.
             batch["target"] = self.e_step.target(batch, batch["letter_ids"])
-        self._graphs = self._graphs or StepGraphs(model, lambda b: self._part(model, b))
+        if self._graphs is None:
+            longest = max(len(row.input_ids) for row in self.questions.train.rows)
+            inner = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=True)
+            self._graphs = StepGraphs(inner, lambda batch: self._part(model, batch), longest)
         loss, _ = self._graphs.run(batch)
-        self._note(loss, batch)
+        self._note(loss * self.args.gradient_accumulation_steps, batch)
         return loss
 
     def compute_loss(

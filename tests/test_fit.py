@@ -51,6 +51,14 @@ def test_recomputing_activations_trains_the_same(model, tmp_path):
     assert same_weights(tmp_path / "kept", tmp_path / "again", rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
+def test_compiled_layers_train_the_same(model, tmp_path):
+    small_fit(model, tmp_path / "plain", "rcft", max_steps=3)
+    small_fit(model, tmp_path / "compiled", "rcft", max_steps=3, compile=True)
+    assert same_weights(tmp_path / "plain", tmp_path / "compiled", rtol=1e-3, atol=1e-5)
+    assert torch._dynamo.utils.counters["frames"]["ok"] > 0
+
+
 def test_seeds_give_other_adapters_and_one_seed_the_same(model, tmp_path):
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         small_fit(model, tmp_path / name, "cft", seed=seed, lora_dropout=0.05)

@@ -3,10 +3,12 @@
 import pytest
 import torch
 from fitting import small_fit, small_recipe
+from transformers import AutoModelForCausalLM, MistralConfig, MistralForCausalLM
 
 from calibtune import trainer
 from calibtune.errors import UserError
 from calibtune.fit import read_inputs
+from calibtune.graphs import StepGraphs, causal_attention
 from calibtune.trainer import CalibrationTrainer
 
 on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -46,3 +48,38 @@ def test_graphs_without_a_gpu_are_refused_before_anything_is_read(model):
 def test_graphs_with_what_cannot_be_recorded_are_refused(model, other):
     with pytest.raises(UserError, match="needs --e-step epoch, and neither --gradient-checkpointing nor --compile"):
         small_recipe(model, "rcft", cuda_graphs=True, **other)
+
+
+def masks_seen(monkeypatch, model, ids):
+    """Whether each layer's attention got a mask, and the logits, where transformers is told that a graph is recorded."""
+    seen = []
+    attention = torch.nn.functional.scaled_dot_product_attention
+
+    def noted(*args, **options):
+        seen.append(options.get("attn_mask") is not None)
+        return attention(*args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("transformers.utils.import_utils.is_cuda_stream_capturing", lambda: True)
+        patch.setattr(torch.nn.functional, "scaled_dot_product_attention", noted)
+        return seen, model(ids, use_cache=False).logits
+
+
+def test_no_mask_is_made_while_a_graph_is_recorded(model, monkeypatch):
+    loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    ids = torch.arange(300, 312)[None].repeat(2, 1)
+    usual, _ = masks_seen(monkeypatch, loaded, ids)
+    with causal_attention(loaded):
+        ours, logits = masks_seen(monkeypatch, loaded, ids)
+    assert usual == [True, True]
+    assert ours == [False, False]
+    assert torch.allclose(logits, loaded(ids, use_cache=False).logits, atol=1e-6)
+    assert loaded.config._attn_implementation == "sdpa"
+
+
+def test_a_model_that_attends_over_less_than_a_prompt_is_refused():
+    shape = {"vocab_size": 16, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1,
+             "num_attention_heads": 2, "num_key_value_heads": 1}  # fmt: skip
+    windowed = MistralForCausalLM(MistralConfig(**shape, sliding_window=4))
+    with pytest.raises(UserError, match="the model attends over 4 tokens and a prompt has 5"):
+        StepGraphs(windowed, lambda batch: (), longest=5)

@@ -113,6 +113,13 @@ def test_what_is_padded_and_what_pads_it_changes_nothing(model):
     assert found == pytest.approx([found[0]] * 4, abs=1e-6)
 
 
+def test_padding_further_than_needed_changes_nothing(model):
+    batches = [collate(EXAMPLES, 1), collate(EXAMPLES, 1, multiple=5)]
+    assert [batch["input_ids"].shape[1] for batch in batches] == [7, 10]
+    found = [method_loss(model, batch, recipe("rcft", **{"lambda": 0.0}))[0].item() for batch in batches]
+    assert found[0] == pytest.approx(found[1], abs=1e-6)
+
+
 def test_no_more_rows_of_logits_are_made_than_a_chunk_holds(model, monkeypatch):
     monkeypatch.setattr(losses, "CHUNK", 4)
     made = []

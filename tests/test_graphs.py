@@ -51,7 +51,7 @@ def test_graphs_with_what_cannot_be_recorded_are_refused(model, other):
 
 
 def masks_seen(monkeypatch, model, ids):
-    """Whether each layer's attention got a mask, and the logits, where transformers is told that a graph is recorded."""
+    """Whether each layer's attention got a mask, and the logits; transformers is told that a graph is recorded."""
     seen = []
     attention = torch.nn.functional.scaled_dot_product_attention
 

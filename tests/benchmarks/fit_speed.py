@@ -28,94 +28,19 @@ import torch
 import transformers
 import yaml
 from peft.helpers import disable_input_dtype_casting
+from speed_model import SHAPES, body_size, build, make_rows
 from speed_ways import LETTERS, Bench, Clock, Measured, adapted, compiled, mean_length, padded, plain_loss
-from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.integrations.liger import apply_liger_kernel
-from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from calibtune.estep import score
 from calibtune.losses import method_loss
-from calibtune.modeling import add_adapter, nf4
+from calibtune.modeling import add_adapter
 from calibtune.recipe import make_recipe
-from calibtune.tokens import TokenExample, collate
+from calibtune.tokens import collate
 
-FIELDS = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
-          "vocab_size")  # fmt: skip
-SHAPES = {
-    "8b": (4096, 14336, 32, 32, 8, 128256),
-    "1b": (2048, 8192, 16, 32, 8, 128256),
-    "0.5b": (896, 4864, 24, 14, 2, 151936),
-    "135m": (576, 1536, 30, 9, 3, 49152),
-    "tiny": (64, 128, 2, 4, 2, 512),
-}
 #: Bfloat16 matrix rate of an H100 or H200 by its data sheet, TFLOP/s.
 DATA_SHEET = 989
-#: Prompt lengths of mc_calib_indomain at some quantiles.
-QUANTILES = np.array([0, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1])
-LENGTHS = np.array([60, 70, 78, 91, 121, 292, 444, 712])
-#: Between two quantiles lengths grow by this power, which makes the mean 118, as measured.
-BEND = 1.65
 LIGER = {"rope": True, "rms_norm": True, "swiglu": True, "cross_entropy": False, "fused_linear_cross_entropy": False}
-#: Tokens at the beginning that all prompts share.
-SHARED = 28
-
-
-def make_rows(count: int, vocabulary: int, mean: float | None) -> list[TokenExample]:
-    """Random prompts with the task's lengths, scaled to a mean where one is given."""
-    rng = np.random.default_rng(0)
-    u = rng.permutation((np.arange(count) + 0.5) / count)
-    part = np.searchsorted(QUANTILES, u, side="right") - 1
-    place = (u - QUANTILES[part]) / (QUANTILES[part + 1] - QUANTILES[part])
-    lengths = LENGTHS[part] * (LENGTHS[part + 1] / LENGTHS[part]) ** (place**BEND)
-    lengths = np.rint(lengths * (mean / lengths.mean() if mean else 1)).astype(int)
-    shared = rng.integers(vocabulary, size=SHARED).tolist()
-    return [
-        TokenExample((*shared, *rng.integers(vocabulary, size=n - SHARED).tolist()), LETTERS, int(rng.integers(4)), i)
-        for i, n in enumerate(lengths)
-    ]
-
-
-def build(shape: str, quantisation: str, device: torch.device) -> Any:
-    """A Llama with random weights, made on the device."""
-    config = LlamaConfig(**dict(zip(FIELDS, SHAPES[shape], strict=True)), max_position_embeddings=4096)
-    torch.manual_seed(0)
-    with torch.device("meta" if quantisation == "nf4" else device):
-        base = LlamaForCausalLM._from_config(config, dtype=torch.bfloat16)
-    if quantisation == "nf4":
-        fill_nf4(base, device)
-    base.model.rotary_emb = LlamaRotaryEmbedding(config).to(device)  # frequencies in float32
-    return base.requires_grad_(False)
-
-
-def fill_nf4(base: Any, device: torch.device) -> None:
-    """Give a model on the meta device random weights, its body's linear layers in NF4, one at a time."""
-    import bitsandbytes as bnb
-    from transformers.integrations.bitsandbytes import replace_with_bnb_linear
-    from transformers.quantizers import AutoHfQuantizer
-    from transformers.utils.quantization_config import QuantizationMethod
-
-    quantised = nf4(torch.bfloat16)
-    replace_with_bnb_linear(base, modules_to_not_convert=["lm_head"], quantization_config=quantised)
-    for module in base.modules():
-        for name, old in list(module.named_parameters(recurse=False)):
-            value = torch.empty(old.shape, dtype=torch.bfloat16, device=device)
-            value = value.fill_(1) if old.dim() == 1 else value.normal_(std=0.02)
-            four_bit = isinstance(old, bnb.nn.Params4bit)
-            new = bnb.nn.Params4bit(value, requires_grad=False, **old.__dict__).to(device) if four_bit else value
-            setattr(module, name, new if four_bit else torch.nn.Parameter(new, requires_grad=False))
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False  # see calibtune.modeling.load_base
-    # What transformers and PEFT know a loaded 4-bit model by.
-    base.is_loaded_in_4bit = base.is_quantized = True
-    base.quantization_method = QuantizationMethod.BITS_AND_BYTES
-    base.hf_quantizer = AutoHfQuantizer.from_config(quantised)
-    base.config.quantization_config = quantised
-
-
-def body_size(shape: str) -> int:
-    """Parameters of the body's linear layers."""
-    width, mlp, layers, heads, kv_heads, _ = SHAPES[shape]
-    return layers * width * (2 * width + 2 * width // heads * kv_heads + 3 * mlp)
 
 
 def matrix_rate(device: torch.device) -> float:
@@ -159,30 +84,32 @@ def e_step(bench: Bench) -> Measured:
 
 
 def check(bench: Bench) -> Measured:
-    """Loss and gradient of calibtune's loss against the plain one: the same model, the same 16 rows, no dropout."""
-    recipe, rows, device = dataclasses.replace(bench.recipe, lora_dropout=0.0), bench.rows[:16], bench.device
-    q = torch.full((len(rows), len(LETTERS)), 1 / len(LETTERS), device=device)
-    batch = {name: value.to(device) for name, value in collate(rows, 0).items()}
+    """Losses of calibtune and a plain implementation on 8 batches of 16 rows, and one batch's gradients; no dropout."""
+    recipe, device, size = dataclasses.replace(bench.recipe, lora_dropout=0.0), bench.device, 16
+    q = torch.full((size, len(LETTERS)), 1 / len(LETTERS), device=device)
     target = (lambda _, letters: q) if recipe.method == "rcft" else None
-    found = []
+    losses: list[list[float]] = [[], []]
+    gradients: list[tuple[torch.Tensor, ...]] = [(), ()]
     with adapted(dataclasses.replace(bench, recipe=recipe), add_adapter) as model:
         weights = [p for p in model.parameters() if p.requires_grad]
         for name, weight in model.named_parameters():
             if "lora_B" in name:
                 torch.nn.init.normal_(weight, std=0.02)  # zero would hide the adapter's first matrix
-        for loss_of in (
-            lambda: method_loss(model, batch, recipe, target)[0],
-            lambda: plain_loss(model, padded(rows, device), recipe, q),
-        ):
-            with torch.autocast(device.type, torch.bfloat16):
-                loss = loss_of()
-            found.append((float(loss.detach()), torch.autograd.grad(loss, weights)))
-    (loss, gradients), (usual_loss, usual) = found
-    norm, usual_norm = (float(torch.nn.utils.get_total_norm(g)) for g in (gradients, usual))
-    apart = float(torch.nn.utils.get_total_norm([a - b for a, b in zip(gradients, usual, strict=True)]))
-    extra = {"loss_plain": usual_loss, "loss_apart": abs(loss / usual_loss - 1), "gradient_norm": norm}
-    extra |= {"gradient_norm_apart": abs(norm / usual_norm - 1), "gradient_apart": apart / usual_norm}
-    return Measured(len(rows), loss=loss, extra=extra)
+        for start in range(0, min(8 * size, len(bench.rows) - size + 1), size):
+            rows = bench.rows[start : start + size]
+            batch = {name: value.to(device) for name, value in collate(rows, 0).items()}
+            for i in (0, 1):
+                with torch.autocast(device.type, torch.bfloat16):
+                    plain = plain_loss(model, padded(rows, device), recipe, q) if i else None
+                    loss = method_loss(model, batch, recipe, target)[0] if plain is None else plain
+                losses[i].append(float(loss.detach()))
+                gradients[i] = torch.autograd.grad(loss, weights)
+    norms = [float(torch.nn.utils.get_total_norm(g)) for g in gradients]
+    apart = float(torch.nn.utils.get_total_norm([a - b for a, b in zip(*gradients, strict=True)]))
+    means = np.mean(losses, axis=1)
+    extra = {"loss_plain": means[1], "loss_apart": abs(means[0] / means[1] - 1), "gradient_norm": norms[0]}
+    extra |= {"gradient_norm_apart": abs(norms[0] / norms[1] - 1), "gradient_apart": apart / norms[1]}
+    return Measured(size, loss=float(means[0]), extra=extra)
 
 
 WAYS = speed_ways.TRAINING | {"score": scored, "estep": e_step, "check": check}

@@ -24,7 +24,8 @@ BUCKET = 32
 WARM = 2
 
 #: SDPA that is causal without a mask. While a graph is recorded transformers would make a mask, which keeps attention
-#: from the fast kernels and gave gradients that are not numbers (Qwen2.5 on an H200, torch 2.11).
+#: from the fast kernels; fits with such masks ended in gradients that are not numbers (Qwen2.5 on an H200, torch 2.11),
+#: for which the mask is the likely reason, not a proven one.
 CAUSAL = "calibtune-causal-sdpa"
 AttentionInterface.register(CAUSAL, sdpa_attention_forward)
 

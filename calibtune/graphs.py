@@ -6,12 +6,14 @@ records them once for each shape of batch; see https://docs.pytorch.org/docs/sta
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.nn.utils import get_total_norm
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
@@ -20,8 +22,12 @@ from calibtune.losses import Batch
 
 #: Prompts are padded to a multiple of this, so that there are few shapes.
 BUCKET = 32
+#: Relative distance of a recording's gradients from the plain pass's that bfloat16 and other kernels may cause.
+APART = 0.05
 #: Passes before a recording, in which libraries take their workspaces.
 WARM = 2
+
+logger = logging.getLogger(__name__)
 
 #: SDPA that is causal without a mask. While a graph is recorded transformers would make a mask, which keeps attention
 #: from the fast kernels; fits with such masks ended in gradients that are not numbers (Qwen2.5 on an H200, torch 2.11),
@@ -76,7 +82,8 @@ class StepGraphs:
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         # A graph writes to the places that it was recorded with, so the gradients stay where they are.
         self.gradients = [torch.zeros_like(parameter) for parameter in self.parameters]
-        self.recordings: dict[tuple[torch.Size, ...], Recording] = {}
+        #: By the batch's shapes; None where a recording gave other gradients than the plain pass, which is then taken.
+        self.recordings: dict[tuple[torch.Size, ...], Recording | None] = {}
 
     def run(self, batch: Batch) -> Outputs:
         """Add a batch's gradients; what the loss gives, detached."""
@@ -86,8 +93,10 @@ class StepGraphs:
                 parameter.grad = gradient
         shapes = tuple(batch[name].shape for name in sorted(batch))
         if shapes not in self.recordings:
-            self.recordings[shapes] = self._record(batch)
+            self.recordings[shapes] = self._checked(self._record(batch))
         recording = self.recordings[shapes]
+        if recording is None:
+            return self._pass(batch)
         for name, value in recording.inputs.items():
             value.copy_(batch[name])
         recording.graph.replay()
@@ -97,7 +106,7 @@ class StepGraphs:
         inputs = {name: value.clone() for name, value in batch.items()}
         before = [gradient.clone() for gradient in self.gradients]
         graph = torch.cuda.CUDAGraph()
-        pool = next((recording.graph.pool() for recording in self.recordings.values()), None)
+        pool = next((recording.graph.pool() for recording in self.recordings.values() if recording), None)
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with causal_attention(self.model):
@@ -109,6 +118,23 @@ class StepGraphs:
                 outputs = self._pass(inputs)
         torch._foreach_copy_(self.gradients, before)
         return Recording(graph, inputs, outputs)
+
+    def _checked(self, recording: Recording) -> Recording | None:
+        """The recording, or None where it does not give the plain pass's gradients."""
+        before = [gradient.clone() for gradient in self.gradients]
+        found = []
+        for run in (lambda: self._pass(recording.inputs), recording.graph.replay):
+            torch._foreach_zero_(self.gradients)
+            run()
+            found.append([gradient.clone() for gradient in self.gradients])
+        torch._foreach_copy_(self.gradients, before)
+        plain, replayed = found
+        apart = get_total_norm(torch._foreach_sub(replayed, plain)) / get_total_norm(plain)
+        if apart <= APART or all(not gradient.any() for gradient in plain):
+            return recording
+        shape = "x".join(map(str, recording.inputs["input_ids"].shape))
+        logger.warning("--cuda-graphs: a recording of %s tokens gave other gradients; they are not recorded", shape)
+        return None
 
     def _pass(self, inputs: Batch) -> Outputs:
         outputs = self.loss(inputs)

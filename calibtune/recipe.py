@@ -249,8 +249,11 @@ def _problems(recipe: Recipe, given: Mapping[str, Any]) -> list[str]:
         errors.append("--quantisation nf4 cannot be trained in full; use --tuning lora")
     if recipe.e_step_rows == "cross-fitted" and (recipe.e_step != "epoch" or recipe.tuning == "full"):
         errors.append("--e-step-rows cross-fitted needs --e-step epoch and --tuning lora")
-    if recipe.cuda_graphs and (recipe.gradient_checkpointing or recipe.compile or recipe.e_step != "epoch"):
-        errors.append("--cuda-graphs needs --e-step epoch, and neither --gradient-checkpointing nor --compile")
+    other = recipe.gradient_checkpointing or recipe.compile or recipe.e_step != "epoch" or recipe.lora_dropout > 0
+    if recipe.cuda_graphs and other:
+        errors.append(
+            "--cuda-graphs needs --e-step epoch, --lora-dropout 0, and neither --gradient-checkpointing nor --compile"
+        )
     if recipe.method == "temperature" and recipe.held_out == 0:
         errors.append("--held-out is 0; a temperature needs held-out questions to be fitted on")
     if recipe.method == "rcft" and recipe.e_step_rows == "held-out" and recipe.held_out == 0:

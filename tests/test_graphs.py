@@ -1,5 +1,7 @@
 """CUDA graphs against the same fits without them."""
 
+import math
+
 import pytest
 import torch
 from fitting import small_fit, small_recipe
@@ -8,7 +10,7 @@ from transformers import AutoModelForCausalLM, MistralConfig, MistralForCausalLM
 from calibtune import trainer
 from calibtune.errors import UserError
 from calibtune.fit import read_inputs
-from calibtune.graphs import StepGraphs, causal_attention
+from calibtune.graphs import Recording, StepGraphs, causal_attention
 from calibtune.trainer import CalibrationTrainer
 
 on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -44,9 +46,11 @@ def test_graphs_without_a_gpu_are_refused_before_anything_is_read(model):
         read_inputs(small_recipe(model, "cft", cuda_graphs=True))
 
 
-@pytest.mark.parametrize("other", [{"e_step": "running"}, {"gradient_checkpointing": True}, {"compile": True}])
+@pytest.mark.parametrize(
+    "other", [{"e_step": "running"}, {"gradient_checkpointing": True}, {"compile": True}, {"lora_dropout": 0.1}]
+)
 def test_graphs_with_what_cannot_be_recorded_are_refused(model, other):
-    with pytest.raises(UserError, match="needs --e-step epoch, and neither --gradient-checkpointing nor --compile"):
+    with pytest.raises(UserError, match="--cuda-graphs needs --e-step epoch, --lora-dropout 0, and neither"):
         small_recipe(model, "rcft", cuda_graphs=True, **other)
 
 
@@ -83,3 +87,31 @@ def test_a_model_that_attends_over_less_than_a_prompt_is_refused():
     windowed = MistralForCausalLM(MistralConfig(**shape, sliding_window=4))
     with pytest.raises(UserError, match="the model attends over 4 tokens and a prompt has 5"):
         StepGraphs(windowed, lambda batch: (), longest=5)
+
+
+class Replay:
+    """What stands for a recorded graph where there is no GPU."""
+
+    def __init__(self, replay):
+        self.replay = replay
+
+
+@pytest.mark.parametrize(("factor", "kept"), [(1.0, True), (1.04, True), (1.2, False), (0.0, False), (math.nan, False)])
+def test_a_recording_with_other_gradients_is_not_used(model, factor, kept, caplog):
+    loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    batch = {"input_ids": torch.arange(300, 310)[None]}
+    graphs = StepGraphs(loaded, lambda b: (loaded(b["input_ids"], use_cache=False).logits.pow(2).mean(),), longest=10)
+
+    def replay():
+        graphs._pass(batch)
+        torch._foreach_mul_(graphs.gradients, factor)
+
+    graphs._record = lambda b: Recording(Replay(replay), b, (torch.tensor(7.0),))
+    (loss,) = graphs.run(batch)
+    found = [gradient.clone() for gradient in graphs.gradients]
+    loaded.zero_grad()
+    loaded(batch["input_ids"], use_cache=False).logits.pow(2).mean().backward()
+    usual = [parameter.grad * (factor if kept else 1) for parameter in loaded.parameters()]
+    assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-7) for a, b in zip(found, usual, strict=True))
+    assert (float(loss) == 7) == kept
+    assert ("1x10 tokens gave other gradients" in caplog.text) != kept

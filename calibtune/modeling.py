@@ -158,11 +158,17 @@ def add_adapter(model: Any, recipe: Recipe) -> Any:
 
 
 def compile_layers(model: Any) -> None:
-    """Compile each of a model's repeated layers in place: one of them compiled serves all."""
-    repeated = set(getattr(model, "_no_split_modules", None) or ())
-    for module in model.modules():
-        if type(module).__name__ in repeated:
-            module.compile(dynamic=True)
+    """Compile each of a model's repeated layers in place: one of them compiled serves all.
+
+    Raises:
+        UserError: The model does not name its layers.
+    """
+    names = set(getattr(model, "_no_split_modules", None) or ())
+    layers = [module for module in model.modules() if type(module).__name__ in names]
+    if not layers:
+        raise UserError(f"--compile: a {type(model).__name__} does not name its repeated layers; leave it out")
+    for layer in layers:
+        layer.compile(dynamic=True)
 
 
 def load_adapter(model: Any, folder: Path) -> Any:

@@ -2,7 +2,9 @@ import pytest
 import torch
 from fitting import METHODS, adapter_weights, same_weights, small_fit, small_recipe
 
+from calibtune.errors import UserError
 from calibtune.fit import read_inputs
+from calibtune.modeling import compile_layers
 from calibtune.trainer import CalibrationTrainer
 
 pytestmark = pytest.mark.usefixtures("mirror")
@@ -57,6 +59,11 @@ def test_compiled_layers_train_the_same(model, tmp_path):
     small_fit(model, tmp_path / "compiled", "rcft", max_steps=3, compile=True)
     assert same_weights(tmp_path / "plain", tmp_path / "compiled", rtol=1e-3, atol=1e-5)
     assert torch._dynamo.utils.counters["frames"]["ok"] > 0
+
+
+def test_a_model_whose_layers_are_not_named_is_not_compiled():
+    with pytest.raises(UserError, match="--compile: a Linear does not name its repeated layers; leave it out"):
+        compile_layers(torch.nn.Linear(2, 2))
 
 
 def test_seeds_give_other_adapters_and_one_seed_the_same(model, tmp_path):

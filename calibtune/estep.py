@@ -23,6 +23,9 @@ from calibtune.tokens import TokenExample, collate
 from harness_ext.binning import BinTable, FloatArray, IntArray, bin_index, bin_table
 from harness_ext.calibration import letter_log_softmax, top
 
+#: Share of all tokens from which what prompts begin with is computed once.
+LEAST_SHARE = 0.2
+
 
 # Compiled layers would be compiled anew for each one's place in the prefix's cache.
 @torch.compiler.set_stance("force_eager")
@@ -65,12 +68,16 @@ def score(model: Any, examples: Sequence[TokenExample], pad_id: int, batch_size:
 
 
 def _shared(examples: Sequence[TokenExample]) -> int:
-    """Tokens that all prompts begin with, such as a chat template's system prompt; 0 where they are few."""
+    """Tokens that all prompts begin with, such as a chat template's system prompt; 0 where they are not worth it.
+
+    Their keys and values are kept for each prompt of a batch, which takes memory, so they must be a part of the work.
+    """
     prompts = [example.input_ids for example in examples]
     # What the first and the last in order have in common, all between them have.
     length = common(min(prompts), max(prompts), 0)
     length = min(length, min(map(len, prompts)) - 1)
-    return length if length >= SHORTEST_PREFIX and len(prompts) > 1 else 0
+    worth = length * len(prompts) >= LEAST_SHARE * sum(map(len, prompts))
+    return length if length >= SHORTEST_PREFIX and len(prompts) > 1 and worth else 0
 
 
 def score_bins(scores: FloatArray, gold: IntArray, bins: int) -> BinTable:

@@ -132,10 +132,10 @@ def _claim(recipe: Recipe, output: Path, resume: bool, overwrite: bool) -> None:
     """Take the output folder for this recipe."""
     values = recipe_values(recipe)
     if resume and (output / STARTED).is_file():
-        before = read_json(output / STARTED)
-        other = sorted(key for key in values if before.get(key) != values[key])
+        before = recipe_values(Recipe()) | read_json(output / STARTED)
+        other = sorted(key for key in values if before[key] != values[key])
         if other:
-            changes = ", ".join(f"{key} {before.get(key)!r} -> {values[key]!r}" for key in other)
+            changes = ", ".join(f"{key} {before[key]!r} -> {values[key]!r}" for key in other)
             raise UserError(f"--resume: {output} was started with another recipe ({changes}); give the same one")
         return
     refuse_existing(output, overwrite)

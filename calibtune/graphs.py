@@ -73,8 +73,10 @@ class StepGraphs:
     """
 
     def __init__(self, model: Any, loss: Callable[[Batch], Outputs], longest: int) -> None:
-        window = getattr(model.config.get_text_config(), "sliding_window", None)
-        if window is not None and window < longest:
+        config = model.config.get_text_config()
+        windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
+        window = min((length for length in windows if length), default=longest)
+        if window < longest:
             raise UserError(
                 f"--cuda-graphs: the model attends over {window} tokens and a prompt has {longest}; leave it out"
             )

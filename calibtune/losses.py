@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch.nn import functional
@@ -22,8 +23,6 @@ Target = Callable[[Batch, torch.Tensor], torch.Tensor]
 MODEL_INPUTS = ("input_ids", "attention_mask", "position_ids")
 #: Tokens whose logits are held at a time; each has as many as the vocabulary.
 CHUNK = 1024
-#: Keys of configurations whose models change the logits after their output layer: Gemma, Cohere, Granite and others.
-SCALED = ("final_logit_softcapping", "logit_scale", "logits_scaling", "output_multiplier", "lm_head_multiplier")
 
 
 def answer_logits(model: Any, batch: Batch, past: Any = None) -> torch.Tensor:
@@ -34,24 +33,26 @@ def answer_logits(model: Any, batch: Batch, past: Any = None) -> torch.Tensor:
     return forward(model, batch, past)[0]
 
 
-def forward(model: Any, batch: Batch, past: Any = None) -> tuple[torch.Tensor, torch.Tensor, torch.nn.Module]:
+def forward(
+    model: Any, batch: Batch, past: Any = None, everywhere: bool = False
+) -> tuple[torch.Tensor, torch.Tensor, torch.nn.Module]:
     """One forward pass whose output layer reads only the answer's place, where the model allows it.
 
     Args:
         model: Causal language model, wrapped or not.
         batch: See :func:`calibtune.tokens.collate`.
         past: Keys and values of what comes before the batch's tokens.
+        everywhere: Let the model itself make the logits at every token.
 
     Returns:
         Logits at the answer, shape (B, V), float32 at least; states at every token, shape (B, T, H); and what makes
-        logits of them.
+        logits of them, as the model does if :func:`head_is_last`.
     """
     inputs: dict[str, Any] = {name: batch[name] for name in MODEL_INPUTS if name in batch}
     inputs |= {"past_key_values": past, "use_cache": past is not None}
-    inner = getattr(model, "module", model)
-    head = inner.get_output_embeddings()
+    head = output_layer(model)
     rows = torch.arange(len(batch["answer"]), device=batch["answer"].device)
-    if not _is_last(head, inner):
+    if everywhere or head is None:
         logits = model(**inputs).logits
         return widen(logits[rows, batch["answer"]]), logits, torch.nn.Identity()
     states: list[torch.Tensor] = []
@@ -65,12 +66,31 @@ def forward(model: Any, batch: Batch, past: Any = None) -> tuple[torch.Tensor, t
     return widen(logits[:, 0]), states[0], head
 
 
-def _is_last(head: Any, model: Any) -> bool:
-    """Whether the logits are the output layer's own, not scaled or capped after it, as far as can be known."""
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    config = base.config.get_text_config()
+def output_layer(model: Any) -> torch.nn.Module | None:
+    """The layer that makes the logits, None where the model's code is not known to use it so."""
+    inner = getattr(model, "module", model)
+    base = inner.get_base_model() if hasattr(inner, "get_base_model") else inner
     known = type(base).__module__.startswith("transformers.models.")
-    return head is not None and known and not any(getattr(config, name, None) for name in SCALED)
+    head: torch.nn.Module | None = base.get_output_embeddings() if known else None
+    return head
+
+
+def head_is_last(model: Any, batch: Batch) -> bool:
+    """Whether the output layer's values are the logits; some models cap or scale them. Tried once with one question."""
+    head = output_layer(model)
+    if head is None:
+        return False
+    if head not in _is_last:
+        made: list[torch.Tensor] = []
+        inputs = {name: batch[name][:1] for name in MODEL_INPUTS if name in batch}
+        with torch.no_grad(), head.register_forward_hook(lambda *parts: made.append(parts[2])):
+            logits = model(**inputs, use_cache=False).logits
+        _is_last[head] = len(made) == 1 and torch.equal(widen(made[0]), widen(logits))
+    return _is_last[head]
+
+
+#: What was found of each output layer.
+_is_last: WeakKeyDictionary[torch.nn.Module, bool] = WeakKeyDictionary()
 
 
 def widen(values: torch.Tensor) -> torch.Tensor:
@@ -129,7 +149,8 @@ def calibration_loss(letters: torch.Tensor, target: torch.Tensor, kind: str = "m
 def question_loss(states: torch.Tensor, head: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     """Sum over the question's tokens after the first of minus their log-likelihood, and their number; both (B,).
 
-    Never holds more than ``CHUNK`` rows of logits: each chunk's are computed again in the backward pass.
+    Never makes more than ``CHUNK`` rows of logits, or of their float32 copies, at a time: each chunk's are computed
+    again in the backward pass.
 
     Args:
         states: At every token, shape (B, T, H).
@@ -139,13 +160,14 @@ def question_loss(states: torch.Tensor, head: torch.nn.Module, batch: Batch) -> 
     places = torch.arange(states.shape[1], device=states.device)
     last = batch["answer"][:, None]
     first = batch["attention_mask"].argmax(1, keepdim=True) if "attention_mask" in batch else torch.zeros_like(last)
-    predicts = ((places >= first) & (places < last))[:, :-1]
-    labels = batch["input_ids"][:, 1:].masked_fill(~predicts, -100)
+    predicts = (places >= first) & (places < last)
+    # Cut nowhere, since flattening a part of the states would copy them.
+    labels = batch["input_ids"].roll(-1, 1).masked_fill(~predicts, -100)
 
     def of_chunk(states: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         return functional.cross_entropy(widen(head(states)), labels, reduction="none")
 
-    chunks = zip(states[:, :-1].flatten(0, 1).split(CHUNK), labels.flatten().split(CHUNK), strict=True)
+    chunks = zip(states.flatten(0, 1).split(CHUNK), labels.flatten().split(CHUNK), strict=True)
     values = torch.cat(
         [checkpoint(of_chunk, *chunk, use_reentrant=False, preserve_rng_state=False) for chunk in chunks]
     )
@@ -181,9 +203,10 @@ def method_loss(model: Any, batch: Batch, recipe: Recipe, target: Target | None 
     Returns:
         The scalar loss, and the letters' log-likelihoods (B, K), detached.
     """
-    logits, states, head = forward(model, batch)
+    supervised = recipe.method == "rcft" and recipe.sft
+    logits, states, head = forward(model, batch, everywhere=supervised and not head_is_last(model, batch))
     letters = letter_log_likelihoods(logits, batch["letter_ids"])
-    if recipe.method == "rcft" and recipe.sft:
+    if supervised:
         question, count = question_loss(states, head, batch)
         values = sft2_loss(cft_loss(letters, batch["gold"]), question, count, recipe.letter_weight)
     else:

@@ -8,7 +8,10 @@ from typing import Any
 
 import torch
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+#: Layers of a cache that can be repeated.
+LAYERS = (DynamicLayer, DynamicSlidingWindowLayer)
 #: Prefixes shorter than this are not worth a forward pass of their own.
 SHORTEST_PREFIX = 16
 
@@ -37,8 +40,11 @@ def prefix_cache(forward: Callable[..., Any], tokens: tuple[int, ...], device: A
     """
     with torch.no_grad():
         output = forward(torch.tensor([tokens], device=device), use_cache=True, logits_to_keep=1)
-    cache = getattr(output, "past_key_values", None)
-    return cache if type(cache) is DynamicCache else None
+    cache: Any = getattr(output, "past_key_values", None)
+    # Hybrid models keep other layers, which cannot be repeated, in the same class of cache.
+    if type(cache) is not DynamicCache or any(type(layer) not in LAYERS for layer in cache.layers):
+        return None
+    return cache
 
 
 def repeated(cache: DynamicCache, rows: int) -> DynamicCache:

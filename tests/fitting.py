@@ -66,6 +66,7 @@ def other_architecture(name, folder):
         "Mistral": lambda: transformers.MistralConfig(sliding_window=64, **small),
         "Gemma2": lambda: transformers.Gemma2Config(head_dim=8, sliding_window=64, **small),
         "Olmo2": lambda: transformers.Olmo2Config(**small),
+        "Lfm2": lambda: transformers.Lfm2Config(layer_types=["conv", "full_attention"], **small),
         "GPT2": lambda: transformers.GPT2Config(
             vocab_size=len(tokenizer), n_embd=32, n_layer=2, n_head=4, n_positions=512
         ),

@@ -34,7 +34,7 @@ def test_log_likelihoods_equal_the_stock_backends(model, options):
     assert len(ours) > 80
 
 
-@pytest.mark.parametrize("name", ["Mistral", "Gemma2", "GPT2", "Mamba"])
+@pytest.mark.parametrize("name", ["Mistral", "Gemma2", "GPT2", "Mamba", "Lfm2"])
 def test_sliding_windows_and_other_caches_give_the_stock_backends_numbers(tmp_path, name):
     folder = str(other_architecture(name, tmp_path / "model"))
     stock, ours = (loglikelihoods(lm(pretrained=folder, **OPTIONS), num_fewshot=2) for lm in (HFLM, PrefixLM))

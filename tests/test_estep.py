@@ -3,7 +3,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from calibtune.estep import EStep, score, score_bins
+from calibtune.estep import EStep, _shared, score, score_bins
+from calibtune.modeling import add_adapter
 from calibtune.recipe import make_recipe
 from calibtune.targets import target_probs
 from calibtune.tokens import TokenExample
@@ -113,6 +114,28 @@ def test_what_all_prompts_begin_with_is_computed_once_and_changes_no_score(model
     assert fed == [(1, 20), (2, 5), (2, 2)]
     alone = [score(loaded, [example], 0, 1)[0] for example in examples]
     assert together == pytest.approx(np.array(alone), abs=1e-5)
+
+
+def test_a_prefix_that_is_little_of_the_work_is_not_kept_for_each_prompt(model):
+    system, rest = tuple(range(270, 290)), tuple(range(100, 190))
+    examples = [TokenExample((*system, i, *rest), (60, 61), 0, i) for i in range(3)]
+    assert _shared(examples) == 0
+    assert _shared([TokenExample((*system, i, *rest[:70]), (60, 61), 0, i) for i in range(3)]) == 20
+
+
+def test_scoring_has_no_dropout_and_compiles_nothing(model):
+    loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    tuned = add_adapter(loaded, make_recipe({"method": "cft", "model": "m", "tasks": "t", "lora_dropout": 0.5}, {}))
+    for name, weight in tuned.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight)
+    examples = [TokenExample((270 + i, 271, 272), (60, 61), 0, i) for i in range(3)]
+
+    def fails(*_):
+        raise AssertionError("compiled")
+
+    loaded.model.layers[0].compile(backend=fails)
+    assert np.array_equal(score(tuned.train(), examples, 0, 2), score(tuned.eval(), examples, 0, 2))
 
 
 def test_a_prompt_that_is_the_beginning_of_all_others_keeps_a_token_of_its_own(model):

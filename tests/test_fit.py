@@ -1,10 +1,13 @@
 import pytest
 import torch
 from fitting import METHODS, adapter_weights, same_weights, small_fit, small_recipe
+from peft.tuners.tuners_utils import BaseTunerLayer
 
+from calibtune import trainer
 from calibtune.errors import UserError
 from calibtune.fit import read_inputs
-from calibtune.modeling import compile_layers
+from calibtune.graphs import BUCKET, StepGraphs
+from calibtune.modeling import add_adapter, compile_layers
 from calibtune.trainer import CalibrationTrainer
 
 pytestmark = pytest.mark.usefixtures("mirror")
@@ -59,6 +62,61 @@ def test_compiled_layers_train_the_same(model, tmp_path):
     small_fit(model, tmp_path / "compiled", "rcft", max_steps=3, compile=True)
     assert same_weights(tmp_path / "plain", tmp_path / "compiled", rtol=1e-3, atol=1e-5)
     assert torch._dynamo.utils.counters["frames"]["ok"] > 0
+
+
+def test_each_repeated_layer_is_compiled(model, monkeypatch):
+    from transformers import AutoModelForCausalLM
+
+    compiled = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **options: compiled.append((self, options)))
+    loaded = add_adapter(AutoModelForCausalLM.from_pretrained(model), small_recipe(model, "cft"))
+    compile_layers(loaded)
+    assert compiled == [(layer, {"dynamic": True}) for layer in loaded.get_base_model().model.layers]
+
+
+@pytest.mark.parametrize(("precision", "casts"), [("bf16", False), ("fp32", True)])
+def test_peft_casts_inputs_only_where_autocast_does_not(model, tmp_path, precision, casts, monkeypatch):
+    seen, trainers = set(), []
+    loss = CalibrationTrainer.compute_loss
+
+    def noted(self, *args, **options):
+        trainers.append(self)
+        seen.update(casting(self.model))
+        return loss(self, *args, **options)
+
+    def casting(tuned):
+        return {layer.cast_input_dtype_enabled for layer in tuned.modules() if isinstance(layer, BaseTunerLayer)}
+
+    monkeypatch.setattr(CalibrationTrainer, "compute_loss", noted)
+    small_fit(model, tmp_path / "out", "cft", precision=precision, max_steps=1)
+    assert seen == {casts}
+    assert casting(trainers[0].model) == {True}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_step_that_graphs_record_is_the_plain_one(model, tmp_path, method, monkeypatch):
+    class Unrecorded(StepGraphs):
+        def run(self, batch):
+            assert batch["input_ids"].shape[1] % BUCKET == 0
+            return self._pass(batch)
+
+    seen = []
+    norm = CalibrationTrainer._get_grad_norm
+
+    def noted(self, *args, **options):
+        losses = float(sum(self._losses))
+        seen.append((losses, float(norm(self, *args, **options))))
+        return torch.tensor(seen[-1][1])
+
+    monkeypatch.setattr(trainer, "StepGraphs", Unrecorded)
+    monkeypatch.setattr("calibtune.fit.check_installed", lambda recipe: None)
+    monkeypatch.setattr(CalibrationTrainer, "_get_grad_norm", noted)
+    options = {"batch_size": 2, "gradient_accumulation": 2, "epochs": 2}
+    small_fit(model, tmp_path / "plain", method, **options)
+    plain = list(seen)
+    small_fit(model, tmp_path / "graphs", method, cuda_graphs=True, **options)
+    assert torch.allclose(torch.tensor(seen[len(plain) :]), torch.tensor(plain), rtol=1e-3)
+    assert same_weights(tmp_path / "plain", tmp_path / "graphs", rtol=1e-3, atol=1e-5)
 
 
 def test_a_model_whose_layers_are_not_named_is_not_compiled():

@@ -139,6 +139,13 @@ def test_a_full_disk_is_one_sentence_and_nothing_claims_to_be_whole(model, tmp_p
     assert not (tmp_path / "out" / "calibtune.json").exists()
 
 
+def test_a_model_whose_cache_cannot_be_repeated_is_scored_and_trained(tmp_path):
+    base = other_architecture("Lfm2", tmp_path / "base")
+    tuned = small_fit(base, tmp_path / "tuned", "rcft", max_steps=1)
+    scaled = small_fit(base, tmp_path / "t", "temperature")
+    assert tuned.before["nll"] == pytest.approx(scaled.before["nll"], abs=1e-6)
+
+
 @pytest.mark.parametrize("name", ["Qwen2", "Mistral", "Gemma2", "Olmo2", "GPT2"])
 def test_other_architectures_are_trained_and_served(tmp_path, name):
     from calibtune.merge import bake, merge

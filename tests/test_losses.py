@@ -111,6 +111,18 @@ def test_what_is_padded_and_what_pads_it_changes_nothing(model):
     assert found == pytest.approx([found[0]] * 4, abs=1e-6)
 
 
+@pytest.mark.parametrize("last", [True, False])
+def test_a_softmax_is_taken_in_float32_of_bfloat16_logits(last, monkeypatch):
+    model, batch = Bigrams().bfloat16(), collate(EXAMPLES, pad_id=1)
+    monkeypatch.setattr(losses, "output_layer", lambda m: m.output if last else None)
+    exact = Bigrams()
+    exact.table.data = model.table.data.double()
+    options = {"lambda": 0.0, "letter_weight": "sum"}
+    found = method_loss(model, batch, recipe("rcft", **options))[0]
+    assert found.dtype == torch.float32
+    assert found.item() == pytest.approx(method_loss(exact, batch, recipe("rcft", **options))[0].item(), rel=1e-5)
+
+
 def test_padding_further_than_needed_changes_nothing(model):
     batches = [collate(EXAMPLES, 1), collate(EXAMPLES, 1, multiple=5)]
     assert [batch["input_ids"].shape[1] for batch in batches] == [7, 10]
@@ -120,11 +132,12 @@ def test_padding_further_than_needed_changes_nothing(model):
 
 def test_no_more_rows_of_logits_are_made_than_a_chunk_holds(model, monkeypatch):
     monkeypatch.setattr(losses, "CHUNK", 4)
+    assert losses.head_is_last(model, collate(EXAMPLES, 1))
     made = []
     with model.get_output_embeddings().register_forward_hook(lambda *parts: made.append(parts[2].shape[:-1].numel())):
         method_loss(model, collate(EXAMPLES, 1), recipe("rcft", **{"lambda": 0.0}))[0].backward()
     assert max(made) == 4
-    assert sum(made) == 3 + 2 * 3 * 6  # the answers once; all other places forward, and again on the way back
+    assert sum(made) == 3 + 2 * 3 * 7  # the answers once; all places forward, and again on the way back
 
 
 def test_the_right_side_needs_no_mask():
@@ -138,10 +151,6 @@ class Bigrams(torch.nn.Module):
         super().__init__()
         self.table = torch.nn.Parameter(torch.randn(512, 512, dtype=torch.float64, generator=torch.manual_seed(0)))
         self.output = torch.nn.Identity()
-        self.config = SimpleNamespace(get_text_config=SimpleNamespace)
-
-    def get_output_embeddings(self):
-        return self.output
 
     def forward(self, input_ids, **_):
         return SimpleNamespace(logits=self.output(self.table[input_ids]))
@@ -151,8 +160,8 @@ class Bigrams(torch.nn.Module):
 @pytest.mark.parametrize(("method", "options"), CASES)
 def test_gradients_equal_finite_differences(method, options, last, monkeypatch):
     monkeypatch.setattr(losses, "CHUNK", 5)
-    monkeypatch.setattr(losses, "_is_last", lambda *_: last)
     model, batch = Bigrams(), collate(EXAMPLES, pad_id=1)
+    monkeypatch.setattr(losses, "output_layer", lambda _: model.output if last else None)
     target = (lambda batch, letters: TARGET[batch["row"], : letters.shape[1]]) if method == "rcft" else None
 
     def loss():

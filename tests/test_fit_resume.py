@@ -1,9 +1,10 @@
 import pytest
-from fitting import same_weights, small_fit
+from fitting import same_weights, small_fit, small_recipe
 
-from calibtune.artefact import MANIFEST
+from calibtune.artefact import MANIFEST, recipe_values
 from calibtune.errors import UserError
-from calibtune.fit import CHECKPOINTS, STARTED
+from calibtune.files import write_json
+from calibtune.fit import CHECKPOINTS, STARTED, _claim
 from calibtune.trainer import WHOLE, CalibrationTrainer, last_checkpoint
 
 pytestmark = pytest.mark.usefixtures("mirror")
@@ -64,3 +65,12 @@ def test_resuming_a_finished_fit_changes_nothing(model, tmp_path):
     before = (tmp_path / "out" / MANIFEST).read_bytes()
     assert small_fit(model, tmp_path / "out", "cft", max_steps=1, resume=True) == first
     assert (tmp_path / "out" / MANIFEST).read_bytes() == before
+
+
+def test_a_fit_that_was_begun_before_an_option_existed_is_resumed(model, tmp_path):
+    recipe = small_recipe(model, "cft")
+    before = {key: value for key, value in recipe_values(recipe).items() if key not in ("compile", "cuda_graphs")}
+    write_json(tmp_path / STARTED, before)
+    _claim(recipe, tmp_path, resume=True, overwrite=False)
+    with pytest.raises(UserError, match="compile False -> True"):
+        _claim(small_recipe(model, "cft", compile=True), tmp_path, resume=True, overwrite=False)

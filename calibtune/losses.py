@@ -83,7 +83,13 @@ def head_is_last(model: Any, batch: Batch) -> bool:
     if head not in _is_last:
         made: list[torch.Tensor] = []
         inputs = {name: batch[name][:1] for name in MODEL_INPUTS if name in batch}
-        with torch.no_grad(), head.register_forward_hook(lambda *parts: made.append(parts[2])):
+        devices = [inputs["input_ids"].device] if inputs["input_ids"].is_cuda else []
+        # Dropout must draw the same numbers as in a resumed fit, which tries at another step.
+        with (
+            torch.no_grad(),
+            torch.random.fork_rng(devices),
+            head.register_forward_hook(lambda *parts: made.append(parts[2])),
+        ):
             logits = model(**inputs, use_cache=False).logits
         _is_last[head] = len(made) == 1 and torch.equal(widen(made[0]), widen(logits))
     return _is_last[head]

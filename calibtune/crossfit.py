@@ -18,7 +18,7 @@ from transformers import set_seed
 from calibtune.dataset import TrainingSet
 from calibtune.estep import score_bins
 from calibtune.files import read_json, write_json
-from calibtune.modeling import add_adapter, compile_layers
+from calibtune.modeling import add_adapter
 from calibtune.recipe import Recipe
 from calibtune.tokens import tokenise
 from calibtune.trainer import CalibrationTrainer, Questions, training_arguments
@@ -69,8 +69,6 @@ def _score_fold(
     )
     set_seed(recipe.seed)
     tuned = add_adapter(model, recipe)
-    if recipe.compile:
-        compile_layers(tuned)
     trainer = CalibrationTrainer(tuned, arguments, recipe, Questions(train, held_out, questions.pad_id))
     trainer.train()
     trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)

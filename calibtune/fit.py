@@ -23,7 +23,6 @@ from calibtune.measures import harness_measures
 from calibtune.modeling import (
     add_adapter,
     check_installed,
-    compile_layers,
     context_length,
     load_adapter,
     load_base,
@@ -226,8 +225,6 @@ def _train(inputs: Inputs, output: Path, resume: bool) -> Artefact:
     tables = cross_fitted_tables(model, questions, recipe, output / CHECKPOINTS) if cross_fitted else None
     set_seed(recipe.seed)
     model = add_adapter(model, recipe)
-    if recipe.compile:
-        compile_layers(model)
     if recipe.auto_batch:
         recipe = fitting(model, questions, recipe, arguments.world_size)
         arguments = training_arguments(recipe, output / CHECKPOINTS)

@@ -135,9 +135,18 @@ def check_installed(recipe: Recipe) -> None:
 
 
 def add_adapter(model: Any, recipe: Recipe) -> Any:
-    """Make a model trainable as the recipe says: a new adapter on all linear layers, or all of its weights."""
-    if recipe.tuning == "full":
-        return model.requires_grad_(True)
+    """Make a model trainable as the recipe says: an adapter on all linear layers or all weights; compiled if asked for.
+
+    Raises:
+        UserError: PEFT can put no adapter on its layers, or it does not name the layers to compile.
+    """
+    model = model.requires_grad_(True) if recipe.tuning == "full" else _with_adapter(model, recipe)
+    if recipe.compile:
+        compile_layers(model)
+    return model
+
+
+def _with_adapter(model: Any, recipe: Recipe) -> Any:
     from peft import LoraConfig, get_peft_model
 
     if recipe.gradient_checkpointing:

@@ -14,19 +14,19 @@ speed="python3 $repo/tests/benchmarks/fit_speed.py --seconds 6 --rows 1200 --jso
 
 table() { # three seeds of each method
   (cd "$hub" && OMP_NUM_THREADS=2 python3 "$repo/tests/benchmarks/tuning_table.py" run --model "$model" --output "$out/table" \
-    --parallel 6 --eval-extra "--batch-size 8" --configs "${CONFIGS:-cft;rcft;label-smoothing;rcft as in the paper;base}")
+    --parallel 7 --eval-extra "--batch-size 8" --configs "${CONFIGS:-cft;rcft;label-smoothing;rcft as in the paper;base}")
 }
 test_() { (cd "$repo" && python3 -m pytest -q -p no:cacheprovider -m accelerator tests); }
 big() { # 8B, QLoRA, then a bfloat16 base
-  $speed --quantisation nf4 --ways check,authors,ours,estep,trl --batch-sizes 32
-  $speed --quantisation nf4 --ways ours+compile,score --batch-sizes 32
-  $speed --quantisation nf4 --ways ours --methods rcft --batch-sizes 2
-  $speed --ways check,ours,ours+compile,score --batch-sizes 32
+  $speed --quantisation nf4 --ways check,authors,ours,estep,trl,score,ours+compile,estep+compile,score+compile --batch-sizes 32
+  $speed --quantisation nf4 --ways ours --methods rcft --batch-sizes 2 --rows 200
+  $speed --methods cft --ways check,ours,score,ours+compile,score+compile,score+liger,ours+liger --batch-sizes 32
+  $speed --quantisation nf4 --ways trl,ours --methods cft --batch-sizes 16,64
 }
 small() { # bound by kernel launches
   for shape in 0.5b 135m; do
     $speed --shape $shape --ways plain,ours --batch-sizes 16 --steps 60
-    $speed --shape $shape --ways ours --batch-sizes 16 --steps 400 --seconds 20 --recipe-extra cuda_graphs=true
+    $speed --shape $shape --ways ours --batch-sizes 16 --steps 300 --seconds 20 --recipe-extra cuda_graphs=true
   done
 }
 scoring() { # hf-prefix against the stock backend

@@ -27,8 +27,8 @@ from harness_ext.calibration import letter_log_softmax, top
 LEAST_SHARE = 0.2
 
 
-# Layers differ in their number, which says where a cache keeps their keys; taken as constant, each is compiled anew.
-@torch._dynamo.config.patch(allow_unspec_int_on_nn_module=True)
+# Compiled layers would be compiled anew for each one's place in the prefix's cache.
+@torch.compiler.set_stance("force_eager")
 def score(model: Any, examples: Sequence[TokenExample], pad_id: int, batch_size: int) -> FloatArray:
     """Letter log-likelihoods of some questions under the present model, each scored once over all processes.
 

@@ -23,6 +23,7 @@ from calibtune.measures import harness_measures
 from calibtune.modeling import (
     add_adapter,
     check_installed,
+    check_kernels,
     context_length,
     load_adapter,
     load_base,
@@ -66,6 +67,7 @@ def read_inputs(recipe: Recipe) -> Inputs:
     """
     check_installed(recipe)
     config = load_config(recipe)
+    check_kernels(recipe, config)
     tokenizer = load_tokenizer(recipe)
     encoder = Encoder(tokenizer)
     tasks = load_tasks(recipe.tasks, recipe.include_path)

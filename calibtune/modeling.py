@@ -112,6 +112,22 @@ def found_device() -> str:
     return PartialState().device.type
 
 
+def check_kernels(recipe: Recipe, config: Any) -> None:
+    """Refuse ``--liger-kernel`` for a model that Liger has no kernels for; transformers would leave it as it is.
+
+    Raises:
+        UserError: With the model's type.
+    """
+    if not recipe.liger_kernel:
+        return
+    from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
+
+    if config.model_type not in MODEL_TYPE_TO_APPLY_LIGER_FN:
+        raise UserError(
+            f"--liger-kernel: Liger has no kernels for a {config.model_type} ({recipe.model}); leave it out"
+        )
+
+
 def check_installed(recipe: Recipe) -> None:
     """Refuse a recipe that asks for what this machine does not have.
 
@@ -126,8 +142,11 @@ def check_installed(recipe: Recipe) -> None:
             raise UserError(f"--device {recipe.device} cannot be used here: {reason:.120}; leave it out") from error
     if recipe.cuda_graphs and (device(recipe).type != "cuda" or PartialState().num_processes > 1):
         raise UserError("--cuda-graphs needs one process on an NVIDIA or AMD GPU; leave it out")
+    if recipe.liger_kernel and device(recipe).type == "cpu":
+        raise UserError("--liger-kernel needs a GPU, and this fit would run on the CPU; leave it out")
     needed = {"peft", "accelerate"} if recipe.method != "temperature" else set()
     needed |= {"bitsandbytes"} if recipe.quantisation == "nf4" else set()
+    needed |= {"liger_kernel"} if recipe.liger_kernel else set()
     needed |= {recipe.report_to} - {"none"}
     missing = sorted(name for name in needed if importlib.util.find_spec(name) is None)
     if missing:

@@ -38,7 +38,7 @@ def prefix_cache(forward: Callable[..., Any], tokens: tuple[int, ...], device: A
     Returns:
         None where the model keeps another kind of cache, which may not be repeatable.
     """
-    with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+    with torch.no_grad():
         output = forward(torch.tensor([tokens], device=device), use_cache=True, logits_to_keep=1)
     cache: Any = getattr(output, "past_key_values", None)
     # Hybrid models keep other layers, which cannot be repeated, in the same class of cache.
@@ -51,6 +51,4 @@ def repeated(cache: DynamicCache, rows: int) -> DynamicCache:
     """A copy for as many prompts; a forward pass appends to what it is given."""
     past = copy.deepcopy(cache)
     past.batch_repeat_interleave(rows)
-    # Compiled layers call it as it is; followed into, it would be compiled anew for each layer's place.
-    past.update = torch.compiler.disable(past.update)  # type: ignore[method-assign]
     return past

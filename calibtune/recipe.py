@@ -87,6 +87,10 @@ class Recipe:
     gradient_checkpointing: bool = _option(
         False, "recompute activations: less memory, more time", "label-smoothing cft rcft"
     )
+    liger_kernel: bool = _option(
+        False, "Liger's kernels for norms, rotary embedding and MLP: faster and less memory, on a GPU",
+        "label-smoothing cft rcft"
+    )  # fmt: skip
     cuda_graphs: bool = _option(
         False, "launch each forward and backward pass as one: for small models on a GPU", "label-smoothing cft rcft"
     )

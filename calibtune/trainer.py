@@ -29,6 +29,8 @@ from harness_ext.binning import BinTable
 
 #: Written into a checkpoint last; a folder without it was cut off and is not resumed from.
 WHOLE = "whole.json"
+#: Of ``--liger-kernel``; the losses are our own.
+LIGER = {"cross_entropy": False, "fused_linear_cross_entropy": False}
 
 
 @dataclass(frozen=True)
@@ -271,6 +273,8 @@ def training_arguments(recipe: Recipe, folder: Path) -> TrainingArguments:
         logging_steps=10,
         logging_nan_inf_filter=False,
         save_total_limit=2,
+        use_liger_kernel=recipe.liger_kernel,
+        liger_kernel_config=LIGER,
         **options,
         remove_unused_columns=False,
         ddp_find_unused_parameters=False,

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM
 
 from calibtune.estep import EStep, _shared, score, score_bins
 from calibtune.modeling import add_adapter
@@ -123,41 +123,19 @@ def test_a_prefix_that_is_little_of_the_work_is_not_kept_for_each_prompt(model):
     assert _shared([TokenExample((*system, i, *rest[:70]), (60, 61), 0, i) for i in range(3)]) == 20
 
 
-def test_scoring_has_no_dropout(model):
+def test_scoring_has_no_dropout_and_compiles_nothing(model):
     loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
     tuned = add_adapter(loaded, make_recipe({"method": "cft", "model": "m", "tasks": "t", "lora_dropout": 0.5}, {}))
     for name, weight in tuned.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(weight)
     examples = [TokenExample((270 + i, 271, 272), (60, 61), 0, i) for i in range(3)]
+
+    def fails(*_):
+        raise AssertionError("compiled")
+
+    loaded.model.layers[0].compile(backend=fails)
     assert np.array_equal(score(tuned.train(), examples, 0, 2), score(tuned.eval(), examples, 0, 2))
-
-
-@pytest.mark.parametrize("layers", [2, 12])
-def test_layers_that_are_compiled_are_scored_by_one_compilation(layers):
-    torch._dynamo.reset()
-    torch.manual_seed(0)
-    sizes = {
-        "hidden_size": 16,
-        "intermediate_size": 32,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "vocab_size": 64,
-    }
-    loaded = LlamaForCausalLM(LlamaConfig(num_hidden_layers=layers, **sizes))
-    examples = [TokenExample((*range(20), *range(30, 33 + i)), (60, 61), 0, i) for i in range(6)]
-    assert _shared(examples)
-    plain = score(loaded, examples, 0, 2)
-    graphs = []
-
-    def noted(graph, _):
-        graphs.append(graph)
-        return graph.forward
-
-    for layer in loaded.model.layers:
-        layer.compile(backend=noted, dynamic=True)
-    assert score(loaded, examples, 0, 2) == pytest.approx(plain, abs=1e-5)
-    assert 1 <= len(graphs) <= 6
 
 
 def test_a_prompt_that_is_the_beginning_of_all_others_keeps_a_token_of_its_own(model):

@@ -37,10 +37,10 @@ from calibtune.losses import method_loss
 from calibtune.modeling import add_adapter
 from calibtune.recipe import make_recipe
 from calibtune.tokens import collate
+from calibtune.trainer import LIGER
 
 #: Bfloat16 matrix rate of an H100 or H200 by its data sheet, TFLOP/s.
 DATA_SHEET = 989
-LIGER = {"rope": True, "rms_norm": True, "swiglu": True, "cross_entropy": False, "fused_linear_cross_entropy": False}
 
 
 def matrix_rate(device: torch.device) -> float:

@@ -103,7 +103,8 @@ def draw_pool(pools: Mapping[str, Sequence[dict[str, Any]]], train: int, test: i
         test: Documents to test on, at most; both shrink in proportion where there are fewer rows.
 
     Returns:
-        ``train`` and ``test``, each in the order of the draw over all sources, with the document's ``source``.
+        ``train`` and ``test``, each mixed over all sources, so that the first of them are a fair sample, with the
+        document's ``source``.
     """
     shares = equal_shares({name: len(pool) for name, pool in pools.items()}, train + test)
     splits: dict[str, Documents] = {"train": [], "test": []}
@@ -116,7 +117,8 @@ def draw_pool(pools: Mapping[str, Sequence[dict[str, Any]]], train: int, test: i
         drawn = [{**doc, "source": name} for doc in pool[: shares[name]]]
         splits["train"] += drawn[: cut - before]
         splits["test"] += drawn[cut - before :]
-    return {name: sorted(split, key=rank) for name, split in splits.items()}
+    # By another draw: in the first one's order a source with fewer rows would come after one with more.
+    return {name: sorted(split, key=lambda doc: rank(doc, SEED + 1)) for name, split in splits.items()}
 
 
 @functools.lru_cache(maxsize=1)

@@ -37,6 +37,14 @@ def test_each_source_has_the_same_share_of_train_and_test():
     assert not {d["question"] for d in drawn["train"]} & {d["question"] for d in drawn["test"]}
 
 
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_the_first_questions_are_a_fair_sample_of_all_sources(split):
+    pools = {name: splits.distinct(pool(name, size), set()) for name, size in {"a": 200, "b": 2000}.items()}
+    drawn = splits.draw_pool(pools, 200, 200)[split]
+    # 30 are expected; a fair draw is outside 15 to 45 once in 10,000.
+    assert 15 < sum(doc["source"] == "a" for doc in drawn[:60]) < 45
+
+
 def test_fewer_rows_than_wanted_shrink_both_splits_in_proportion():
     drawn = splits.draw_pool({"a": pool("a", 5), "b": pool("b", 5)}, 3000, 2000)
     assert (len(drawn["train"]), len(drawn["test"])) == (6, 4)

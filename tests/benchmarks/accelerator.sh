@@ -17,11 +17,14 @@ table() { # three seeds of each method
     --parallel 7 --eval-extra "--batch-size 8" --configs "${CONFIGS:-cft;rcft;label-smoothing;rcft as in the paper;base}")
 }
 test_() { (cd "$repo" && python3 -m pytest -q -p no:cacheprovider -m accelerator tests); }
-big() { # 8B, QLoRA, then a bfloat16 base
-  $speed --quantisation nf4 --ways check,authors,ours,estep,trl,score,ours+compile,estep+compile,score+compile --batch-sizes 32
+big() { # 8B, QLoRA, then a bfloat16 base; what is compiled or patched by Liger comes after what is not
+  $speed --quantisation nf4 --ways check,authors,ours,estep,ours+liger,estep+liger,score+liger --batch-sizes 32
+  $speed --quantisation nf4 --ways ours+liger --batch-sizes 16,64
+  $speed --quantisation nf4 --ways ours --batch-sizes 16,32 --steps 60 --seconds 20 --recipe-extra cuda_graphs=true,liger_kernel=true
+  $speed --quantisation nf4 --ways trl,ours --methods cft --batch-sizes 8,16
   $speed --quantisation nf4 --ways ours --methods rcft --batch-sizes 2 --rows 200
-  $speed --methods cft --ways check,ours,score,ours+compile,score+compile,score+liger,ours+liger --batch-sizes 32
-  $speed --quantisation nf4 --ways trl,ours --methods cft --batch-sizes 16,64
+  $speed --methods cft --ways check,ours,score,score+liger,ours+liger --batch-sizes 32
+  $speed --quantisation nf4 --ways ours+compile --batch-sizes 32 --seconds 15
 }
 small() { # bound by kernel launches
   for shape in 0.5b 135m; do

@@ -15,10 +15,14 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+
+from calibtune.measures import harness_measures
+from calibtune.samples import find_samples, read_samples
 
 #: Metrics of the table and what they are multiplied by.
 SHOWN = (("acc", 100), ("conf_ece_10", 1), ("cw_ece_10", 1), ("nll", 1), ("held_out_nll", 1))
@@ -86,15 +90,28 @@ def collect(output: Path) -> list[dict]:
         manifest = json.loads((adapter if adapter.exists() else t).read_text())
         temperature = json.loads(t.read_text())["temperature"]["temperature"]
         (results,) = (done.parent / "eval").rglob("results_*.json")
+        shared = {"config": name, "seed": int(seed), "T": temperature, "seconds": manifest["seconds"],
+                  "peak_gib": manifest["peak_memory_gib"],
+                  "held_out_nll": manifest["after" if adapter.exists() else "before"]["nll"]}  # fmt: skip
         for task, numbers in json.loads(results.read_text())["results"].items():
             for pipeline in ("none", "scaled"):
                 values = {k.split(",")[0]: v for k, v in numbers.items() if k.endswith("," + pipeline)}
-                rows.append(
-                    {"config": name, "seed": int(seed), "task": task.removesuffix("_scaled"), "T": temperature,
-                     "pipeline": pipeline, "seconds": manifest["seconds"], "peak_gib": manifest["peak_memory_gib"],
-                     "held_out_nll": manifest["after" if adapter.exists() else "before"]["nll"], **values}
-                )  # fmt: skip
+                rows.append({**shared, "task": task.removesuffix("_scaled"), "pipeline": pipeline, **values})
+        rows += [{**shared, **values} for values in by_source(results.parent, temperature)]
     return rows
+
+
+def by_source(folder: Path, temperature: float) -> Iterator[dict]:
+    """The numbers of each data set that a pooled task draws from, recomputed from the samples."""
+    for path in find_samples(folder):
+        rows = read_samples(path)
+        sources = np.array([doc.get("source", "") for doc in rows.docs])
+        for source in sorted(set(sources) - {""}):
+            kept = sources == source
+            for pipeline, t in (("none", 1.0), ("scaled", temperature)):
+                task = f"{rows.task.removesuffix('_scaled')}: {source}"
+                yield {"task": task, "pipeline": pipeline,
+                       **harness_measures(rows.loglikelihoods[kept], rows.gold[kept], t)}  # fmt: skip
 
 
 def table(rows: list[dict]) -> str:

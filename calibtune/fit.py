@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from calibtune.artefact import MANIFEST, Artefact, read_artefact, recipe_values, versions
+from calibtune.epochs import overtrained
 from calibtune.errors import UserError, WorkFailed
 from calibtune.estep import score
 from calibtune.examples import Encoder, Examples, LetterExample, document_hash, load_examples, load_tasks
@@ -238,6 +239,8 @@ def _train(inputs: Inputs, output: Path, resume: bool) -> Artefact:
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     model = trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
     after = _measures(model, inputs)
+    if after and is_first_process() and (advice := overtrained(trainer.nll_before, after["nll"])):
+        print(advice, flush=True)
     trainer.save_model(str(output))
     if trainer.is_world_process_zero():
         inputs.tokenizer.save_pretrained(output)

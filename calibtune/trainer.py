@@ -17,6 +17,7 @@ from tqdm import tqdm
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from calibtune.dataset import GroupedOrder, TrainingSet
+from calibtune.epochs import epoch_table
 from calibtune.errors import UserError, WorkFailed
 from calibtune.estep import EStep, score, score_bins
 from calibtune.files import write_text
@@ -67,6 +68,8 @@ class CalibrationTrainer(Trainer):
         self.recipe, self.questions, self.tables = recipe, questions, tables
         #: Scores of the held-out questions before each epoch of this run, shape (N, K) each.
         self.history: list[np.ndarray] = []
+        #: Their NLL before each epoch of this run.
+        self.nll_before: dict[int, float] = {}
         self.e_step = EStep(recipe)
         self._losses: list[torch.Tensor] = []
         self._rows: list[torch.Tensor] = []
@@ -208,6 +211,7 @@ class CalibrationTrainer(Trainer):
         """Print the E-step's table of the held-out questions and log their numbers."""
         gold = np.array([row.gold for row in self.questions.held_out])
         numbers = harness_measures(scores, gold, bins=(self.recipe.bins,))
+        self.nll_before[epoch] = numbers["nll"]
         if self.recipe.report_to != "none":
             self.log({f"held_out_{name}": value for name, value in numbers.items()})
         if self.is_world_process_zero():
@@ -231,21 +235,6 @@ class EpochTable(TrainerCallback):
             self.trainer.questions.train.set_epoch(epoch)
         else:
             self.trainer.begin_epoch(epoch)
-
-
-def epoch_table(epoch: int, table: Any, numbers: dict[str, float], bins: int) -> str:
-    """The held-out questions before an epoch, as text: one line a bin that has any, and a summary."""
-    lines = [f"before epoch {epoch + 1}, held-out questions:", "  bin           count  accuracy  confidence"]
-    for m in np.flatnonzero(table.count):
-        lines.append(
-            f"  [{m / bins:.2f}, {(m + 1) / bins:.2f}{']' if m == bins - 1 else ')'} {table.count[m]:7d}"
-            f"  {table.accuracy[m]:8.3f}  {table.confidence[m]:10.3f}"
-        )
-    lines.append(
-        f"  accuracy {numbers['acc']:.3f}, conf-ECE {numbers[f'conf_ece_{bins}']:.4f}, NLL {numbers['nll']:.4f}, "
-        f"letter mass {numbers['letter_mass']:.3f}"
-    )
-    return "\n".join(lines)
 
 
 def step_size(args: TrainingArguments) -> int:

@@ -4,6 +4,7 @@ from fitting import METHODS, adapter_weights, same_weights, small_fit, small_rec
 from peft.tuners.tuners_utils import BaseTunerLayer
 
 from calibtune import trainer
+from calibtune.epochs import overtrained
 from calibtune.errors import UserError
 from calibtune.fit import read_inputs
 from calibtune.graphs import BUCKET, StepGraphs
@@ -207,3 +208,24 @@ def test_a_limit_renders_only_the_questions_drawn(model, monkeypatch):
     inputs = read_inputs(small_recipe(model, "cft", limit=8))
     assert len(rendered) == 8
     assert (len(inputs.examples.train), len(inputs.held_out)) == (6, 2)
+
+
+def test_a_fit_that_ends_worse_than_an_earlier_epoch_says_so(model, tmp_path, capsys):
+    artefact = small_fit(model, tmp_path / "far", "cft", epochs=2, learning_rate=0.3)
+    assert artefact.after["nll"] > artefact.before["nll"] + 0.02
+    assert "a lower --learning-rate may end better" in capsys.readouterr().out
+    small_fit(model, tmp_path / "near", "cft", learning_rate=1e-6)
+    assert "may end better" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("before", "said"),
+    [
+        ({0: 1.0, 1: 1.2}, "was 1.000 before training and is 1.500 now: a"),
+        ({0: 1.6, 1: 1.2}, "was 1.200 after 1 epoch and is 1.500 now: --epochs 1 or a"),
+        ({0: 1.6, 1: 1.49}, None),
+        ({}, None),
+    ],
+)
+def test_the_epoch_with_the_lowest_held_out_nll_is_named(before, said):
+    assert overtrained(before, 1.5) == (said and f"held-out NLL {said} lower --learning-rate may end better")

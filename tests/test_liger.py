@@ -12,7 +12,7 @@ import pytest
 import torch
 from fitting import same_weights, small_recipe
 
-from calibtune import modeling
+from calibtune import fit, modeling
 from calibtune.errors import UserError
 from calibtune.fit import read_inputs
 from calibtune.trainer import training_arguments
@@ -71,15 +71,16 @@ def test_a_missing_liger_is_said_with_what_to_install(model, monkeypatch):
         modeling.check_installed(small_recipe(model, "cft", liger_kernel=True))
 
 
-def test_a_model_that_liger_does_not_know_is_refused(model, monkeypatch):
+def test_a_model_that_liger_does_not_know_is_refused(model, mirror, monkeypatch):
     kernels = SimpleNamespace(MODEL_TYPE_TO_APPLY_LIGER_FN={"llama": print})
     for name in ("liger_kernel", "liger_kernel.transformers"):
         monkeypatch.setitem(sys.modules, name, SimpleNamespace())
     monkeypatch.setitem(sys.modules, "liger_kernel.transformers.monkey_patch", kernels)
-    recipe = small_recipe(model, "cft", liger_kernel=True)
-    modeling.check_kernels(recipe, SimpleNamespace(model_type="llama"))
-    with pytest.raises(UserError, match=r"--liger-kernel: Liger has no kernels for a gpt2 .*; leave it out"):
-        modeling.check_kernels(recipe, SimpleNamespace(model_type="gpt2"))
+    monkeypatch.setattr(fit, "check_installed", lambda recipe: None)
+    read_inputs(small_recipe(model, "cft", liger_kernel=True))
+    kernels.MODEL_TYPE_TO_APPLY_LIGER_FN.clear()
+    with pytest.raises(UserError, match=r"--liger-kernel: Liger has no kernels for a llama .*; leave it out"):
+        read_inputs(small_recipe(model, "cft", liger_kernel=True))
 
 
 def test_only_ligers_losses_are_left_out(model, tmp_path):

@@ -25,6 +25,8 @@ from harness_ext.calibration import letter_log_softmax, top
 
 #: Share of all tokens from which what prompts begin with is computed once.
 LEAST_SHARE = 0.2
+#: A batch ends where a prompt is shorter than this share of its longest, if the batch is so full already.
+ALIKE, FULL_ENOUGH = 0.8, 0.3
 
 
 # Compiled layers would be compiled anew for each one's place in the prefix's cache.
@@ -36,7 +38,7 @@ def score(model: Any, examples: Sequence[TokenExample], pad_id: int, batch_size:
         model: Causal language model, wrapped or not; left in evaluation mode.
         examples: N questions.
         pad_id: Token to pad with.
-        batch_size: Questions in a forward pass.
+        batch_size: Questions of average length in a forward pass.
 
     Returns:
         Shape (N, K), float64, NaN where a question has fewer letters; the same on every process.
@@ -48,8 +50,7 @@ def score(model: Any, examples: Sequence[TokenExample], pad_id: int, batch_size:
     cache = prefix_cache(model, shared, device) if shared else None
     if cache is not None:
         examples = [replace(example, input_ids=example.input_ids[len(shared) :]) for example in examples]
-    order = sorted(range(len(examples)), key=lambda i: len(examples[i].input_ids), reverse=True)
-    batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    batches = even_batches([len(example.input_ids) for example in examples], batch_size)
     # Sharded models need as many forward passes on every process; what is scored twice is written twice.
     batches += batches[-1:] * (-len(batches) % state.num_processes)
     mine = batches[state.process_index :: state.num_processes]
@@ -65,6 +66,32 @@ def score(model: Any, examples: Sequence[TokenExample], pad_id: int, batch_size:
     for row, values in gather_object(found):
         scores[row, : len(values)] = values
     return scores
+
+
+def even_batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
+    """Batches of about the same number of tokens with little padding, the longest prompts first.
+
+    Args:
+        lengths: Tokens of each prompt.
+        batch_size: Prompts of average length whose tokens a batch may have, padding counted; one prompt at least.
+
+    Returns:
+        The prompts' numbers, each once.
+
+    Example:
+        >>> even_batches([30, 29, 10, 10, 9, 9], batch_size=3)
+        [[0], [1], [2, 3, 4, 5]]
+    """
+    most = batch_size * sum(lengths) / max(len(lengths), 1)
+    batches: list[list[int]] = []
+    for i in sorted(range(len(lengths)), key=lambda i: lengths[i], reverse=True):
+        longest = lengths[batches[-1][0]] if batches else 0
+        tokens = longest * len(batches[-1]) if batches else 0
+        unlike = lengths[i] < ALIKE * longest and tokens >= FULL_ENOUGH * most
+        if not batches or tokens + longest > most or unlike:
+            batches.append([])
+        batches[-1].append(i)
+    return batches
 
 
 def _shared(examples: Sequence[TokenExample]) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
@@ -18,6 +19,7 @@ from transformers import (
 
 from calibtune.errors import UserError
 from calibtune.files import read_json
+from calibtune.lora import fuse
 from calibtune.recipe import Recipe
 
 #: Where configurations keep the context's length, as the harness looks for it.
@@ -154,7 +156,7 @@ def check_installed(recipe: Recipe) -> None:
 
 
 def add_adapter(model: Any, recipe: Recipe) -> Any:
-    """Make a model trainable as the recipe says: an adapter on all linear layers or all weights; compiled if asked for.
+    """Make a model trainable as the recipe says: an adapter on all linear layers, fused on a GPU, or all weights.
 
     Raises:
         UserError: PEFT can put no adapter on its layers, or it does not name the layers to compile.
@@ -162,7 +164,14 @@ def add_adapter(model: Any, recipe: Recipe) -> Any:
     model = model.requires_grad_(True) if recipe.tuning == "full" else _with_adapter(model, recipe)
     if recipe.compile:
         compile_layers(model)
+    elif device(recipe).type == "cuda" and not is_sharded():
+        fuse(model)
     return model
+
+
+def is_sharded() -> bool:
+    """Whether accelerate was told to split the weights among processes, which takes them out of their layers."""
+    return any(parse_flag_from_env(f"ACCELERATE_USE_{name}") for name in ("FSDP", "DEEPSPEED"))
 
 
 def _with_adapter(model: Any, recipe: Recipe) -> Any:

@@ -5,9 +5,10 @@ a chat template, and its shared beginning. Prints a line a way; ``--json`` appen
 
   python tests/benchmarks/fit_speed.py --shape 8b --ways check,plain,ours,authors,trl,score,estep --json speed.jsonl
 
-``+compile`` compiles each decoder layer, ``+liger`` puts Liger kernels into the base model: these stay, so such ways
-come last. Examples a second are real prompt tokens a second over the mean prompt's tokens: batches grouped by length
-differ in cost, so the median step's rate, printed beside it, is that of a batch with the median length.
+``+compile`` compiles each decoder layer, ``+peft`` leaves the adapter's layers to PEFT, ``+liger`` puts Liger kernels
+into the base model: these stay, so such ways come last. Examples a second are real prompt tokens a second over the mean
+prompt's tokens: batches grouped by length differ in cost, so the median step's rate, printed beside it, is that of a
+batch with the median length.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import speed_ways
@@ -84,13 +86,14 @@ def e_step(bench: Bench) -> Measured:
 
 
 def check(bench: Bench) -> Measured:
-    """Losses of calibtune and a plain implementation on 8 batches of 16 rows, and one batch's gradients; no dropout."""
+    """Losses of calibtune and of plain PEFT on 8 batches of 16 rows, and one batch's gradients; no dropout."""
     recipe, device, size = dataclasses.replace(bench.recipe, lora_dropout=0.0), bench.device, 16
     q = torch.full((size, len(LETTERS)), 1 / len(LETTERS), device=device)
     target = (lambda _, letters: q) if recipe.method == "rcft" else None
     losses: list[list[float]] = [[], []]
     gradients: list[tuple[torch.Tensor, ...]] = [(), ()]
     with adapted(dataclasses.replace(bench, recipe=recipe), add_adapter) as model:
+        own_forwards = {module: vars(module).pop("forward") for module in model.modules() if "forward" in vars(module)}
         weights = [p for p in model.parameters() if p.requires_grad]
         for name, weight in model.named_parameters():
             if "lora_B" in name:
@@ -99,6 +102,11 @@ def check(bench: Bench) -> Measured:
             rows = bench.rows[start : start + size]
             batch = {name: value.to(device) for name, value in collate(rows, 0).items()}
             for i in (0, 1):
+                for module, forward in own_forwards.items():
+                    if i:
+                        del module.forward  # PEFT's is the class's
+                    else:
+                        module.forward = forward
                 with torch.autocast(device.type, torch.bfloat16):
                     plain = plain_loss(model, padded(rows, device), recipe, q) if i else None
                     loss = method_loss(model, batch, recipe, target)[0] if plain is None else plain
@@ -128,16 +136,19 @@ def runs(args: argparse.Namespace) -> Iterator[tuple[str, str, int]]:
 def measure(base: Any, args: argparse.Namespace, run: tuple[str, str, int]) -> dict[str, Any]:
     """One measurement's numbers."""
     (name, *options), method, batch = run[0].split("+"), *run[1:]
-    flags = {"method": method, "batch_size": batch, "max_steps": args.steps, "quantisation": args.quantisation}
+    flags = {"method": method, "batch_size": batch, "quantisation": args.quantisation}
     recipe = make_recipe({"model": args.shape, "tasks": "none", "device": args.device, **flags}, args.recipe_extra)
     if "liger" in options:
         apply_liger_kernel(base, LIGER)
         base.has_liger = True
-    count = max(args.rows, args.steps * batch * recipe.gradient_accumulation)
+    steps = args.steps or args.rows // (batch * recipe.gradient_accumulation)
+    recipe = dataclasses.replace(recipe, max_steps=steps)
+    count = max(args.rows, steps * batch * recipe.gradient_accumulation)
     rows = make_rows(count, SHAPES[args.shape][-1], 150 if args.mean_150 else None)
     warm = max(args.warm, 6) if "compile" in options else args.warm
-    bench = Bench(base, rows, recipe, args.steps, args.seconds, warm, args.rates)
-    with compiled(base) if "compile" in options else nullcontext():
+    bench = Bench(base, rows, recipe, steps, args.seconds, warm, args.rates)
+    unfused = patch("calibtune.modeling.fuse", lambda model: 0) if "peft" in options else nullcontext()
+    with compiled(base) if "compile" in options else nullcontext(), unfused:
         found = WAYS[name](bench)
     return numbers(found, mean_length(rows), args)
 
@@ -189,10 +200,12 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="8b")
     parser.add_argument("--quantisation", choices=("none", "nf4"), default="none")
-    parser.add_argument("--ways", type=words, default=["plain", "ours"], help=f"of {', '.join(WAYS)}; +compile, +liger")
+    parser.add_argument(
+        "--ways", type=words, default=["plain", "ours"], help=f"of {', '.join(WAYS)}; +compile, +liger, +peft"
+    )
     parser.add_argument("--methods", type=words, default=["cft", "rcft"])
     parser.add_argument("--batch-sizes", type=lambda text: [int(word) for word in words(text)], default=[16])
-    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--steps", type=int, default=30, help="0: one epoch of the rows, so that the longest are seen")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="end a way after so many, not counting "
                         "the E-step; three steps are measured in any case")  # fmt: skip
     parser.add_argument("--warm", type=int, default=3, help="steps not measured; 6 at least with +compile")
@@ -203,7 +216,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
     args.recipe_extra = {key: yaml.safe_load(value) for key, value in (pair.split("=") for pair in args.recipe_extra)}
-    if unknown := [way for way in args.ways if not {"compile", "liger", *WAYS} >= set(way.split("+"))]:
+    if unknown := [way for way in args.ways if not {"compile", "liger", "peft", *WAYS} >= set(way.split("+"))]:
         parser.error(f"unknown ways: {', '.join(unknown)}")
     return args
 

@@ -1,0 +1,158 @@
+"""The fused linear layer of an adapter against PEFT's own."""
+
+import pytest
+import torch
+from fitting import METHODS, other_architecture, same_weights, small_fit, small_recipe
+from peft import LoraConfig, get_peft_model
+from tiny import save_tiny
+from transformers import AutoModelForCausalLM
+
+from calibtune import fit as fit_module
+from calibtune import modeling
+from calibtune.lora import LoraLinear, fuse
+from calibtune.modeling import nf4
+
+IDS = torch.randint(200, (3, 11), generator=torch.Generator().manual_seed(0))
+
+
+def adapted(folder, quantised=False, dtype=torch.float32, **options):
+    """A model with an adapter whose second matrix is not zero."""
+    four_bit = {"quantization_config": nf4(dtype)} if quantised else {}
+    base = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, device_map={"": "cpu"}, **four_bit)
+    base.requires_grad_(False)
+    for module in base.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False  # see calibtune.modeling.load_base
+        if isinstance(module, torch.nn.Linear) and module.bias is not None:
+            torch.nn.init.normal_(module.bias, generator=torch.Generator().manual_seed(2))
+    torch.manual_seed(1)
+    model = get_peft_model(
+        base, LoraConfig(r=4, lora_alpha=12, target_modules="all-linear", task_type="CAUSAL_LM", **options)
+    )
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.1)
+    return model
+
+
+def logits_and_gradients(model, autocast=False):
+    """Logits, and all gradients of their loss in one vector."""
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        output = model(input_ids=IDS, labels=IDS, use_cache=False)
+    model.zero_grad()
+    output.loss.backward()
+    return output.logits.detach(), torch.cat([w.grad.flatten() for w in model.parameters() if w.requires_grad])
+
+
+def apart(found, expected):
+    return float((found - expected).detach().norm() / expected.detach().norm())
+
+
+@pytest.mark.parametrize("quantised", [False, True], ids=["fp32", "nf4"])
+@pytest.mark.parametrize("name", ["Llama", "Qwen2"])
+def test_the_fused_layer_has_pefts_logits_and_gradients(tmp_path, name, quantised):
+    folder = save_tiny(tmp_path, hidden=64) if name == "Llama" else other_architecture(name, tmp_path)
+    plain = logits_and_gradients(adapted(folder, quantised))
+    model = adapted(folder, quantised)
+    assert fuse(model) == 14
+    fused = logits_and_gradients(model)
+    assert apart(fused[0], plain[0]) < 1e-6
+    assert apart(fused[1], plain[1]) < 1e-5
+
+
+def test_under_autocast_the_fused_layer_is_as_near_to_float32_as_pefts(model):
+    exact = logits_and_gradients(adapted(model))[1]
+    plain, fused = adapted(model, dtype=torch.bfloat16), adapted(model, dtype=torch.bfloat16)
+    fuse(fused)
+    errors = [apart(logits_and_gradients(each, autocast=True)[1], exact) for each in (plain, fused)]
+    assert errors[1] < 1.2 * errors[0] < 0.1
+
+
+def test_the_gradients_are_those_of_finite_differences():
+    torch.manual_seed(0)
+    base = torch.nn.Linear(5, 3).double().requires_grad_(False)
+    x, a, b = (torch.randn(*shape, dtype=torch.float64, requires_grad=True) for shape in ((2, 4, 5), (2, 5), (3, 2)))
+    assert torch.autograd.gradcheck(lambda x, a, b: LoraLinear.apply(x, a, b, base, 1.7), (x, a, b))
+
+
+def test_checkpointed_layers_have_the_same_gradients(model):
+    plain, fused = adapted(model), adapted(model)
+    fuse(fused)
+    fused.enable_input_require_grads()
+    fused.train().gradient_checkpointing_enable({"use_reentrant": False})
+    assert apart(logits_and_gradients(fused)[1], logits_and_gradients(plain)[1]) < 1e-5
+
+
+@pytest.mark.filterwarnings("ignore:.lora_bias=True. was passed")
+@pytest.mark.parametrize("options", [{"lora_dropout": 0.1}, {"use_dora": True}, {"lora_bias": True}])
+def test_what_is_not_plain_lora_stays_pefts(model, options):
+    assert fuse(adapted(model, **options)) == 0
+
+
+def test_layers_of_another_kind_stay_pefts(tmp_path):
+    assert fuse(adapted(other_architecture("GPT2", tmp_path), fan_in_fan_out=True)) == 0
+
+
+def test_a_switched_off_or_merged_adapter_is_left_to_peft(model):
+    fused, plain = adapted(model), adapted(model)
+    fuse(fused)
+    with fused.disable_adapter(), plain.disable_adapter():
+        assert torch.equal(fused(IDS).logits, plain(IDS).logits)
+    with_adapter = fused(IDS).logits
+    fused.merge_adapter()
+    assert apart(fused(IDS).logits, with_adapter) < 1e-5
+    fused.unmerge_adapter()
+    assert apart(fused(IDS).logits, with_adapter) < 1e-5
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_fit_with_fused_layers_ends_in_the_adapter_of_one_without(model, tmp_path, mirror, monkeypatch, method):
+    plain = small_fit(model, tmp_path / "plain", method)
+    counts = []
+
+    def fused(base, recipe):
+        tuned = modeling.add_adapter(base, recipe)
+        counts.append(fuse(tuned))
+        return tuned
+
+    monkeypatch.setattr(fit_module, "add_adapter", fused)
+    found = small_fit(model, tmp_path / "fused", method)
+    assert counts == [14]
+    assert same_weights(tmp_path / "plain", tmp_path / "fused", rtol=1e-3, atol=1e-5)
+    assert found.after == pytest.approx(plain.after, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "environment", "is_fused"),
+    [
+        ("cuda", {}, {}, True),
+        ("cuda", {"compile": True}, {}, False),
+        ("cuda", {}, {"ACCELERATE_USE_FSDP": "true"}, False),
+        ("cuda", {}, {"ACCELERATE_USE_DEEPSPEED": "true"}, False),
+        ("cpu", {}, {}, False),
+    ],
+)
+def test_adapters_are_fused_on_a_gpu_unless_compiled_or_sharded(
+    model, monkeypatch, kind, changes, environment, is_fused
+):
+    base = AutoModelForCausalLM.from_pretrained(model)
+    monkeypatch.setattr(modeling, "device", lambda recipe: torch.device(kind))
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    tuned = modeling.add_adapter(base, small_recipe(model, "cft", **changes))
+    assert any("forward" in vars(module) for module in tuned.modules()) == is_fused
+
+
+@pytest.mark.accelerator
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("quantisation", ["none", "nf4"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_on_a_gpu_fused_layers_score_and_train_as_pefts(tmp_path, mirror, monkeypatch, precision, quantisation):
+    options = {"device": "cuda", "precision": precision, "quantisation": quantisation, "learning_rate": 1e-4}
+    folder = save_tiny(tmp_path / "model", hidden=64)
+    fused = small_fit(folder, tmp_path / "fused", "rcft", **options)
+    monkeypatch.setattr(modeling, "fuse", lambda model: 0)
+    plain = small_fit(folder, tmp_path / "plain", "rcft", **options)
+    tolerance = {"rtol": 1e-3, "atol": 1e-5} if precision == "fp32" else {"rtol": 0.1, "atol": 1e-4}
+    assert same_weights(tmp_path / "plain", tmp_path / "fused", **tolerance)
+    assert fused.after["nll"] == pytest.approx(plain.after["nll"], rel=1e-5 if precision == "fp32" else 1e-2)

@@ -1,17 +1,25 @@
-"""``--auto-batch``: the largest part of a step that fits the memory, by trying the longest questions."""
+"""How many tokens one pass of a step takes, and ``--auto-batch``: the largest batch that fits the memory."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
+from calibtune.dataset import Questions
 from calibtune.errors import WorkFailed
 from calibtune.losses import method_loss
+from calibtune.modeling import is_sharded
 from calibtune.recipe import Recipe
-from calibtune.tokens import collate
-from calibtune.trainer import Questions
+from calibtune.tokens import TokenExample, collate, parts
+
+
+def most_tokens(rows: Sequence[TokenExample], batch_size: int) -> float:
+    """Tokens that one forward and backward pass may have: twice an average batch's."""
+    return 2 * batch_size * sum(len(row.input_ids) for row in rows) / max(len(rows), 1)
 
 
 def fitting(model: Any, questions: Questions, recipe: Recipe, processes: int) -> Recipe:
@@ -32,7 +40,9 @@ def fitting(model: Any, questions: Questions, recipe: Recipe, processes: int) ->
     step = recipe.batch_size * recipe.gradient_accumulation
     longest = sorted(questions.train.rows, key=lambda row: len(row.input_ids), reverse=True)
     for size in (size for size in range(step, 0, -1) if step % size == 0):
-        if _fits(model, collate((longest * size)[:size], questions.pad_id), recipe):
+        batch = collate((longest * size)[:size], questions.pad_id)
+        cut = parts(batch, math.inf if is_sharded() else most_tokens(longest, size))
+        if _fits(model, max(cut, key=lambda part: part["input_ids"].numel()), recipe):
             print(f"--auto-batch: {size} questions in a forward pass, {step // size} accumulated", flush=True)
             return dataclasses.replace(recipe, batch_size=size, gradient_accumulation=step // size)
     raise WorkFailed(

@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 from transformers import set_seed
 
-from calibtune.dataset import TrainingSet
+from calibtune.dataset import Questions, TrainingSet
 from calibtune.estep import score_bins
 from calibtune.files import read_json, write_json
 from calibtune.modeling import add_adapter
 from calibtune.recipe import Recipe
 from calibtune.tokens import tokenise
-from calibtune.trainer import CalibrationTrainer, Questions, training_arguments
+from calibtune.trainer import CalibrationTrainer, training_arguments
 from harness_ext.binning import BinTable
 
 FOLDS = 2

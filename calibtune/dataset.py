@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from torch.utils.data import Dataset, Sampler
@@ -59,6 +60,15 @@ class TrainingSet(Dataset):
     def __getitem__(self, index: int) -> TokenExample:
         """One question as it is in this epoch."""
         return self.rows[index]
+
+
+@dataclass(frozen=True)
+class Questions:
+    """A fit's questions as tokens."""
+
+    train: TrainingSet
+    held_out: tuple[TokenExample, ...]
+    pad_id: int
 
 
 def option_order(seed: int, epoch: int, doc_hash: str, letters: int) -> list[int]:

@@ -19,14 +19,12 @@ from calibtune.losses import Batch, answer_logits, letter_log_likelihoods
 from calibtune.prefix import SHORTEST_PREFIX, common, prefix_cache, repeated
 from calibtune.recipe import Recipe
 from calibtune.targets import bin_accuracy, target_probs
-from calibtune.tokens import TokenExample, collate
+from calibtune.tokens import TokenExample, collate, even_batches
 from harness_ext.binning import BinTable, FloatArray, IntArray, bin_index, bin_table
 from harness_ext.calibration import letter_log_softmax, top
 
 #: Share of all tokens from which what prompts begin with is computed once.
 LEAST_SHARE = 0.2
-#: A batch ends where a prompt is shorter than this share of its longest, if the batch is so full already.
-ALIKE, FULL_ENOUGH = 0.8, 0.3
 
 
 # Compiled layers would be compiled anew for each one's place in the prefix's cache.
@@ -50,7 +48,8 @@ def score(model: Any, examples: Sequence[TokenExample], pad_id: int, batch_size:
     cache = prefix_cache(model, shared, device) if shared else None
     if cache is not None:
         examples = [replace(example, input_ids=example.input_ids[len(shared) :]) for example in examples]
-    batches = even_batches([len(example.input_ids) for example in examples], batch_size)
+    lengths = [len(example.input_ids) for example in examples]
+    batches = even_batches(lengths, batch_size * sum(lengths) / len(lengths))
     # Sharded models need as many forward passes on every process; what is scored twice is written twice.
     batches += batches[-1:] * (-len(batches) % state.num_processes)
     mine = batches[state.process_index :: state.num_processes]
@@ -66,32 +65,6 @@ def score(model: Any, examples: Sequence[TokenExample], pad_id: int, batch_size:
     for row, values in gather_object(found):
         scores[row, : len(values)] = values
     return scores
-
-
-def even_batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
-    """Batches of about the same number of tokens with little padding, the longest prompts first.
-
-    Args:
-        lengths: Tokens of each prompt.
-        batch_size: Prompts of average length whose tokens a batch may have, padding counted; one prompt at least.
-
-    Returns:
-        The prompts' numbers, each once.
-
-    Example:
-        >>> even_batches([30, 29, 10, 10, 9, 9], batch_size=3)
-        [[0], [1], [2, 3, 4, 5]]
-    """
-    most = batch_size * sum(lengths) / max(len(lengths), 1)
-    batches: list[list[int]] = []
-    for i in sorted(range(len(lengths)), key=lambda i: lengths[i], reverse=True):
-        longest = lengths[batches[-1][0]] if batches else 0
-        tokens = longest * len(batches[-1]) if batches else 0
-        unlike = lengths[i] < ALIKE * longest and tokens >= FULL_ENOUGH * most
-        if not batches or tokens + longest > most or unlike:
-            batches.append([])
-        batches[-1].append(i)
-    return batches
 
 
 def _shared(examples: Sequence[TokenExample]) -> int:

@@ -214,8 +214,8 @@ def _train(inputs: Inputs, output: Path, resume: bool) -> Artefact:
 
     from calibtune.batch import fitting
     from calibtune.crossfit import cross_fitted_tables
-    from calibtune.dataset import TrainingSet
-    from calibtune.trainer import CalibrationTrainer, Questions, last_checkpoint, training_arguments
+    from calibtune.dataset import Questions, TrainingSet
+    from calibtune.trainer import CalibrationTrainer, last_checkpoint, training_arguments
 
     started = time.perf_counter()
     recipe = inputs.recipe

@@ -61,7 +61,7 @@ class Recording:
 
 
 class StepGraphs:
-    """Forward and backward pass of batches, recorded at the first batch of each shape.
+    """Forward and backward pass of batches, recorded at the second batch of each shape.
 
     Args:
         model: Its trainable parameters' gradients are added to, as ``backward`` does.
@@ -86,6 +86,8 @@ class StepGraphs:
         self.gradients = [torch.zeros_like(parameter) for parameter in self.parameters]
         #: By the batch's shapes; None where a recording gave other gradients than the plain pass, which is then taken.
         self.recordings: dict[tuple[torch.Size, ...], Recording | None] = {}
+        #: Shapes met once so far.
+        self.met: set[tuple[torch.Size, ...]] = set()
 
     def run(self, batch: Batch) -> Outputs:
         """Add a batch's gradients; what the loss gives, detached."""
@@ -94,6 +96,9 @@ class StepGraphs:
             for parameter, gradient in zip(self.parameters, self.gradients, strict=True):
                 parameter.grad = gradient
         shapes = tuple(batch[name].shape for name in sorted(batch))
+        if shapes not in self.met:
+            self.met.add(shapes)  # the longest prompts' may not come again
+            return self._pass(batch)
         if shapes not in self.recordings:
             self.recordings[shapes] = self._checked(self._record(batch))
         recording = self.recordings[shapes]

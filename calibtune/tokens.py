@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     import torch
 
 
+#: A batch ends where a prompt is shorter than this share of its longest, if the batch is so full already.
+ALIKE, FULL_ENOUGH = 0.8, 0.3
+
+
 @dataclass(frozen=True)
 class TokenExample:
     """One question as token ids."""
@@ -128,3 +132,55 @@ def answer_positions(mask: torch.Tensor) -> torch.Tensor:
 
     places = torch.arange(mask.shape[1], device=mask.device)
     return (mask * places).argmax(dim=1)
+
+
+def even_batches(lengths: Sequence[int], most: float) -> list[list[int]]:
+    """Batches of about the same number of tokens with little padding, the longest prompts first.
+
+    Args:
+        lengths: Tokens of each prompt.
+        most: Tokens that a batch may have, padding counted; one prompt may have more.
+
+    Returns:
+        The prompts' numbers, each once.
+
+    Example:
+        >>> even_batches([30, 29, 10, 10, 9, 9], most=50)
+        [[0], [1], [2, 3, 4, 5]]
+    """
+    batches: list[list[int]] = []
+    for i in sorted(range(len(lengths)), key=lambda i: lengths[i], reverse=True):
+        longest = lengths[batches[-1][0]] if batches else 0
+        tokens = longest * len(batches[-1]) if batches else 0
+        unlike = lengths[i] < ALIKE * longest and tokens >= FULL_ENOUGH * most
+        if not batches or tokens + longest > most or unlike:
+            batches.append([])
+        batches[-1].append(i)
+    return batches
+
+
+def parts(batch: dict[str, Any], most: float, multiple: int = 1) -> list[dict[str, Any]]:
+    """A batch cut into parts that take no more memory than their tokens allow.
+
+    A few prompts are several times as long as most, and a batch of them would decide how much memory a fit takes.
+
+    Args:
+        batch: Of :func:`collate`, padded on the right.
+        most: Tokens that a part may have, padding counted; one prompt may have more.
+        multiple: T of each part is made one of it.
+
+    Returns:
+        One batch or several, each with its ``share`` of the questions, a scalar: their mean losses, so weighted, sum to
+        the whole batch's mean loss.
+    """
+    import torch
+
+    lengths = (batch["answer"] + 1).tolist()
+    cut = [list(range(len(lengths)))] if batch["input_ids"].numel() <= most else even_batches(lengths, most)
+    found = []
+    for rows in cut:
+        part = batch if len(cut) == 1 else {name: value[rows] for name, value in batch.items()}
+        width = -(-max(lengths[row] for row in rows) // multiple) * multiple
+        share = torch.tensor(len(rows) / len(lengths), device=batch["answer"].device)
+        found.append({**part, "input_ids": part["input_ids"][:, :width], "share": share})
+    return found

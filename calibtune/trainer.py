@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from peft.helpers import disable_input_dtype_casting
 from tqdm import tqdm
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from calibtune.dataset import GroupedOrder, TrainingSet
+from calibtune.batch import most_tokens
+from calibtune.dataset import GroupedOrder, Questions
 from calibtune.epochs import epoch_table
 from calibtune.errors import UserError, WorkFailed
 from calibtune.estep import EStep, score, score_bins
@@ -24,23 +26,15 @@ from calibtune.files import write_text
 from calibtune.graphs import BUCKET, StepGraphs
 from calibtune.losses import Target, method_loss
 from calibtune.measures import harness_measures
+from calibtune.modeling import is_sharded
 from calibtune.recipe import Recipe
-from calibtune.tokens import TokenExample, collate
+from calibtune.tokens import TokenExample, collate, parts
 from harness_ext.binning import BinTable
 
 #: Written into a checkpoint last; a folder without it was cut off and is not resumed from.
 WHOLE = "whole.json"
 #: Of ``--liger-kernel``; the losses are our own.
 LIGER = {"cross_entropy": False, "fused_linear_cross_entropy": False}
-
-
-@dataclass(frozen=True)
-class Questions:
-    """A fit's questions as tokens."""
-
-    train: TrainingSet
-    held_out: tuple[TokenExample, ...]
-    pad_id: int
 
 
 class CalibrationTrainer(Trainer):
@@ -74,11 +68,14 @@ class CalibrationTrainer(Trainer):
         self._losses: list[torch.Tensor] = []
         self._rows: list[torch.Tensor] = []
         self._graphs: StepGraphs | None = None
+        self._multiple = BUCKET if recipe.cuda_graphs else 1
+        # Sharded models need as many forward passes on every process.
+        self._most_tokens = math.inf if is_sharded() else most_tokens(questions.train.rows, recipe.batch_size)
         super().__init__(
             model=model,
             args=args,
             train_dataset=questions.train,
-            data_collator=lambda batch: collate(batch, questions.pad_id, multiple=BUCKET if recipe.cuda_graphs else 1),
+            data_collator=lambda batch: collate(batch, questions.pad_id, multiple=self._multiple),
             callbacks=[EpochTable(self)],
         )
 
@@ -97,9 +94,17 @@ class CalibrationTrainer(Trainer):
             return super().train(*args, **options)
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
-        """Trainer's, or the same as a CUDA graph."""
-        if not self.recipe.cuda_graphs:
-            return super().training_step(model, inputs, num_items_in_batch)
+        """Trainer's for each part of the batch (see :func:`calibtune.tokens.parts`), or the same as CUDA graphs."""
+        cut = parts(inputs, self._most_tokens, self._multiple)
+        losses = []
+        for part in cut:
+            # Processes may have different numbers of parts, so gradients are exchanged with the last one only.
+            with nullcontext() if part is cut[-1] else self.accelerator.no_sync(model):
+                run = self._graph_step if self.recipe.cuda_graphs else super().training_step
+                losses.append(run(model, part, num_items_in_batch))
+        return torch.stack(losses).sum()
+
+    def _graph_step(self, model: Any, inputs: dict[str, Any], _: Any) -> torch.Tensor:
         if not model.training:  # visits thousands of modules, which takes as long as a small model's replay
             model.train()
         batch = self._prepare_inputs(inputs)
@@ -137,7 +142,8 @@ class CalibrationTrainer(Trainer):
 
     def _loss(self, model: Any, batch: dict[str, Any], target: Target) -> tuple[torch.Tensor, ...]:
         with self.accelerator.autocast():
-            return method_loss(model, batch, self.recipe, target if self._uses_target else None)
+            loss, letters = method_loss(model, batch, self.recipe, target if self._uses_target else None)
+        return loss * batch.get("share", 1.0), letters
 
     def _note(self, loss: torch.Tensor, batch: dict[str, Any]) -> None:
         self._losses.append(loss)

@@ -1,11 +1,9 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
-from calibtune.estep import EStep, _shared, even_batches, score, score_bins
+from calibtune.estep import EStep, _shared, score, score_bins
 from calibtune.modeling import add_adapter
 from calibtune.recipe import make_recipe
 from calibtune.targets import target_probs
@@ -116,21 +114,6 @@ def test_what_all_prompts_begin_with_is_computed_once_and_changes_no_score(model
     assert fed == [(1, 20), (1, 5), (2, 3), (1, 1)]
     alone = [score(loaded, [example], 0, 1)[0] for example in examples]
     assert together == pytest.approx(np.array(alone), abs=1e-5)
-
-
-@given(st.lists(st.integers(1, 700), max_size=60), st.integers(1, 12))
-def test_batches_hold_each_prompt_once_and_no_more_tokens_than_asked_for(lengths, size):
-    batches = even_batches(lengths, size)
-    assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
-    for batch in batches:
-        tokens = len(batch) * max(lengths[i] for i in batch)
-        assert len(batch) == 1 or tokens <= size * sum(lengths) / len(lengths)
-
-
-def test_a_few_long_prompts_do_not_lengthen_the_batches_of_the_short_ones():
-    lengths = [600, 500, 90, *range(40, 80)] * 10
-    padded = sum(len(batch) * max(lengths[i] for i in batch) for batch in even_batches(lengths, 64))
-    assert padded < 1.15 * sum(lengths)
 
 
 def test_a_prefix_that_is_little_of_the_work_is_not_kept_for_each_prompt(model):

@@ -76,6 +76,14 @@ def test_a_recipe_is_overridden_by_flags_and_all_mistakes_come_at_once(tmp_path,
     assert recipe.letter_weight == "sum"
 
 
+@pytest.mark.parametrize(("method", "epochs"), [("cft", 2), ("label-smoothing", 2), ("rcft", 3)])
+def test_epochs_not_given_are_the_methods_own(method, epochs):
+    values = {"method": method, "model": "m", "tasks": "t"}
+    assert make_recipe(values, {}).epochs == epochs
+    assert make_recipe({**values, "method": "rcft"}, {"method": method}).epochs == epochs
+    assert make_recipe({**values, "epochs": 5}, {}).epochs == 5
+
+
 @pytest.mark.parametrize("path", sorted(RECIPES.rglob("*.yaml")), ids=lambda path: path.stem)
 def test_each_recipe_opens_with_the_command_that_runs_it(path):
     command = path.read_text().splitlines()[0]

@@ -57,6 +57,40 @@ def test_two_processes_train_like_one_with_the_same_step(model, tmp_path, mirror
     assert second["after"] == pytest.approx(first["after"], abs=1e-3)
 
 
+#: The command, with steps cut into parts of few tokens; each process writes down how many there were.
+IN_PARTS = """
+import os, sys
+from calibtune import trainer
+from calibtune.__main__ import main
+cut, counts = trainer.parts, []
+trainer.most_tokens = lambda rows, batch_size: 2 * sorted(len(row.input_ids) for row in rows)[len(rows) // 2]
+
+def counted(*args):
+    counts.append(len(found := cut(*args)))
+    return found
+
+trainer.parts = counted
+code = main(sys.argv[1:])
+with open(f"parts-{os.environ.get('RANK', 0)}", "w") as file:
+    print(*counts, file=file)
+sys.exit(code)
+"""
+
+
+@pytest.mark.slow
+def test_processes_with_different_numbers_of_parts_train_like_one(model, tmp_path, mirror):
+    script = tmp_path / "script.py"
+    script.write_text(IN_PARTS)
+    one = ["-m", "calibtune", *words(model, tmp_path / "one", "cft", batch_size=4)]
+    two = ["-m", "torch.distributed.run", "--nproc_per_node", 2, "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0",
+           script, *words(model, tmp_path / "two", "cft", batch_size=2)]  # fmt: skip
+    for arguments in (one, two):
+        assert shell(arguments, mirror).wait(300) == 0
+    first, second = ((mirror / f"parts-{rank}").read_text().split() for rank in (0, 1))
+    assert first != second
+    assert same_weights(tmp_path / "one", tmp_path / "two", rtol=1e-3, atol=1e-5)
+
+
 @pytest.mark.slow
 def test_interrupting_gives_exit_code_130(model, tmp_path, mirror):
     # Background jobs, such as CI's, hand on a SIGINT that is ignored; a terminal's do not.

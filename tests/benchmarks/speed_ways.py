@@ -18,10 +18,11 @@ from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerFast, TrainerCallback
 
+from calibtune.dataset import Questions
 from calibtune.modeling import add_adapter, compile_layers
 from calibtune.recipe import Recipe
 from calibtune.tokens import TokenExample
-from calibtune.trainer import CalibrationTrainer, Questions, training_arguments
+from calibtune.trainer import CalibrationTrainer, training_arguments
 
 LETTERS = (32, 33, 34, 35)
 #: Fewest steps that are measured before a limit of seconds ends a way.

@@ -30,9 +30,9 @@ SHOWN = (("acc", 100), ("conf_ece_10", 1), ("cw_ece_10", 1), ("nll", 1), ("held_
 CONFIGS: dict[str, str | None] = {
     "base": None,
     "label-smoothing": "--method label-smoothing",
-    "label-smoothing, 2 epochs": "--method label-smoothing --epochs 2",
+    "label-smoothing, 3 epochs": "--method label-smoothing --epochs 3",
     "cft": "--method cft",
-    "cft, 2 epochs": "--method cft --epochs 2",
+    "cft, 3 epochs": "--method cft --epochs 3",
     "cft, learning rate 5e-5": "--method cft --learning-rate 5e-5",
     "cft, learning rate 2e-5": "--method cft --learning-rate 2e-5",
     "cft in one order of options": "--method cft --no-shuffle-options",

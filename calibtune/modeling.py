@@ -21,6 +21,7 @@ from calibtune.errors import UserError
 from calibtune.files import read_json
 from calibtune.lora import fuse
 from calibtune.recipe import Recipe
+from calibtune.sharding import check_sharding
 
 #: Where configurations keep the context's length, as the harness looks for it.
 LENGTHS = ("n_positions", "max_position_embeddings", "n_ctx")
@@ -109,6 +110,11 @@ def device(recipe: Recipe) -> torch.device:
     return torch.device(recipe.device) if recipe.device else PartialState().device
 
 
+def on_cpu(recipe: Recipe) -> bool:
+    """Whether the fit runs on the CPU; accelerate must be told so, else processes there do not find each other."""
+    return recipe.device == "cpu" or (recipe.device is None and not torch.accelerator.is_available())
+
+
 def found_device() -> str:
     """This process's accelerator, or "cpu"; the hf backend's own default is CUDA even where there is none."""
     return PartialState().device.type
@@ -146,6 +152,7 @@ def check_installed(recipe: Recipe) -> None:
         raise UserError("--cuda-graphs needs one process on an NVIDIA or AMD GPU; leave it out")
     if recipe.liger_kernel and device(recipe).type == "cpu":
         raise UserError("--liger-kernel needs a GPU, and this fit would run on the CPU; leave it out")
+    check_sharding(recipe)
     needed = {"peft", "accelerate"} if recipe.method != "temperature" else set()
     needed |= {"bitsandbytes"} if recipe.quantisation == "nf4" else set()
     needed |= {"liger_kernel"} if recipe.liger_kernel else set()

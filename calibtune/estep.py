@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import PartialState
-from accelerate.utils import gather_object
+from accelerate.utils import DistributedType, gather_object
 from tqdm import tqdm
 
 from calibtune.files import replacing, write_text
@@ -23,6 +23,8 @@ from calibtune.tokens import TokenExample, collate
 from harness_ext.binning import BinTable, FloatArray, IntArray, bin_index, bin_table
 from harness_ext.calibration import letter_log_softmax, top
 
+#: What splits a model over the processes.
+SPLIT = (DistributedType.FSDP, DistributedType.DEEPSPEED)
 #: Share of all tokens from which what prompts begin with is computed once.
 LEAST_SHARE = 0.2
 #: A batch ends where a prompt is shorter than this share of its longest, if the batch is so full already.
@@ -44,7 +46,8 @@ def score(model: Any, examples: Sequence[TokenExample], pad_id: int, batch_size:
         Shape (N, K), float64, NaN where a question has fewer letters; the same on every process.
     """
     state = PartialState()
-    device = next(model.parameters()).device
+    # Weights that FSDP or DeepSpeed keeps on the CPU are used on the accelerator all the same.
+    device = state.device if state.distributed_type in SPLIT else next(model.parameters()).device
     model.eval()
     shared = examples[0].input_ids[: _shared(examples)]
     cache = prefix_cache(model, shared, device) if shared else None

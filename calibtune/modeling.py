@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import parse_flag_from_env
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
@@ -21,7 +20,7 @@ from calibtune.errors import UserError
 from calibtune.files import read_json
 from calibtune.lora import fuse
 from calibtune.recipe import Recipe
-from calibtune.sharding import check_sharding
+from calibtune.sharding import check_sharding, is_sharded
 
 #: Where configurations keep the context's length, as the harness looks for it.
 LENGTHS = ("n_positions", "max_position_embeddings", "n_ctx")
@@ -174,11 +173,6 @@ def add_adapter(model: Any, recipe: Recipe) -> Any:
     elif device(recipe).type == "cuda" and not is_sharded():
         fuse(model)
     return model
-
-
-def is_sharded() -> bool:
-    """Whether accelerate was told to split the weights among processes, which takes them out of their layers."""
-    return any(parse_flag_from_env(f"ACCELERATE_USE_{name}") for name in ("FSDP", "DEEPSPEED"))
 
 
 def _with_adapter(model: Any, recipe: Recipe) -> Any:

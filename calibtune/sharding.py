@@ -16,19 +16,27 @@ from calibtune.errors import UserError, WorkFailed
 from calibtune.recipe import Recipe
 
 
+def is_sharded() -> bool:
+    """Whether accelerate was told to split the weights among processes, which takes them out of their layers."""
+    return _launched_with("FSDP") or _launched_with("DEEPSPEED")
+
+
+def _launched_with(name: str) -> bool:
+    return bool(parse_flag_from_env(f"ACCELERATE_USE_{name}"))
+
+
 def check_sharding(recipe: Recipe) -> None:
     """Refuse what cannot be done with a model that is split.
 
     Raises:
         UserError: FSDP's old version would split it, or the recipe fits several adapters on it in turn.
     """
-    fsdp, deepspeed = (parse_flag_from_env(f"ACCELERATE_USE_{name}") for name in ("FSDP", "DEEPSPEED"))
-    if fsdp and os.environ.get("FSDP_VERSION", "1") == "1":
+    if _launched_with("FSDP") and os.environ.get("FSDP_VERSION", "1") == "1":
         # PEFT 0.21 saves adapters without their weights there, and no error says so.
         raise UserError(
             "FSDP's version 1 is not supported; set fsdp_version: 2 in accelerate's configuration (--fsdp_version 2)"
         )
-    if (fsdp or deepspeed) and recipe.e_step_rows == "cross-fitted":
+    if is_sharded() and recipe.e_step_rows == "cross-fitted":
         raise UserError(
             "--e-step-rows cross-fitted cannot be had with FSDP or DeepSpeed; give --e-step-rows held-out, or run "
             "it with torchrun alone"

@@ -12,8 +12,8 @@ import torch
 from calibtune.dataset import Questions
 from calibtune.errors import WorkFailed
 from calibtune.losses import method_loss
-from calibtune.modeling import is_sharded
 from calibtune.recipe import Recipe
+from calibtune.sharding import is_sharded
 from calibtune.tokens import TokenExample, collate, parts
 
 

@@ -215,6 +215,7 @@ def _train(inputs: Inputs, output: Path, resume: bool) -> Artefact:
     from calibtune.batch import fitting
     from calibtune.crossfit import cross_fitted_tables
     from calibtune.dataset import Questions, TrainingSet
+    from calibtune.sharding import save_whole, whole
     from calibtune.trainer import CalibrationTrainer, last_checkpoint, training_arguments
 
     started = time.perf_counter()
@@ -223,13 +224,15 @@ def _train(inputs: Inputs, output: Path, resume: bool) -> Artefact:
     data = TrainingSet(inputs.examples.train, inputs.encoder, inputs.max_length, recipe.seed, recipe.shuffle_options)
     questions = Questions(data, inputs.held_out, inputs.tokenizer.pad_token_id)
     model = load_base(recipe)
-    before = _measures(model, inputs)
+    with whole(model):
+        before = _measures(model, inputs)
     cross_fitted = recipe.method == "rcft" and recipe.e_step_rows == "cross-fitted"
     tables = cross_fitted_tables(model, questions, recipe, output / CHECKPOINTS) if cross_fitted else None
     set_seed(recipe.seed)
     model = add_adapter(model, recipe)
     if recipe.auto_batch:
-        recipe = fitting(model, questions, recipe, arguments.world_size)
+        with whole(model):
+            recipe = fitting(model, questions, recipe, arguments.world_size)
         arguments = training_arguments(recipe, output / CHECKPOINTS)
     trainer = CalibrationTrainer(model, arguments, recipe, questions, tables)
     checkpoint = last_checkpoint(output / CHECKPOINTS) if resume else None
@@ -241,10 +244,7 @@ def _train(inputs: Inputs, output: Path, resume: bool) -> Artefact:
     after = _measures(model, inputs)
     if after and is_first_process() and (advice := overtrained(trainer.nll_before, after["nll"])):
         print(advice, flush=True)
-    trainer.save_model(str(output))
-    if trainer.is_world_process_zero():
-        inputs.tokenizer.save_pretrained(output)
-    trainer.accelerator.wait_for_everyone()
+    save_whole(trainer, inputs.tokenizer, output)
     kind = "model" if recipe.tuning == "full" else "adapter"
     documents = {"train": _hashes(inputs.examples.train), "held_out": _hashes(inputs.examples.held_out)}
     return _finish(recipe, output, kind, (before, after), started, documents, inputs.revision)

@@ -15,6 +15,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from calibtune.recipe import Recipe
+from calibtune.sharding import is_split
 
 Batch = dict[str, torch.Tensor]
 #: Gives q (B, K) for a batch and its letters' log-likelihoods: 0 where a letter is absent, all NaN where L_ECE is off.
@@ -78,7 +79,7 @@ def output_layer(model: Any) -> torch.nn.Module | None:
 def head_is_last(model: Any, batch: Batch) -> bool:
     """Whether the output layer's values are the logits; some models cap or scale them. Tried once with one question."""
     head = output_layer(model)
-    if head is None:
+    if head is None or is_split(model, head):
         return False
     if head not in _is_last:
         made: list[torch.Tensor] = []

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import parse_flag_from_env
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
@@ -21,6 +20,7 @@ from calibtune.errors import UserError
 from calibtune.files import read_json
 from calibtune.lora import fuse
 from calibtune.recipe import Recipe
+from calibtune.sharding import check_sharding, is_sharded
 
 #: Where configurations keep the context's length, as the harness looks for it.
 LENGTHS = ("n_positions", "max_position_embeddings", "n_ctx")
@@ -109,6 +109,11 @@ def device(recipe: Recipe) -> torch.device:
     return torch.device(recipe.device) if recipe.device else PartialState().device
 
 
+def on_cpu(recipe: Recipe) -> bool:
+    """Whether the fit runs on the CPU; accelerate must be told so, else processes there do not find each other."""
+    return recipe.device == "cpu" or (recipe.device is None and not torch.accelerator.is_available())
+
+
 def found_device() -> str:
     """This process's accelerator, or "cpu"; the hf backend's own default is CUDA even where there is none."""
     return PartialState().device.type
@@ -146,6 +151,7 @@ def check_installed(recipe: Recipe) -> None:
         raise UserError("--cuda-graphs needs one process on an NVIDIA or AMD GPU; leave it out")
     if recipe.liger_kernel and device(recipe).type == "cpu":
         raise UserError("--liger-kernel needs a GPU, and this fit would run on the CPU; leave it out")
+    check_sharding(recipe)
     needed = {"peft", "accelerate"} if recipe.method != "temperature" else set()
     needed |= {"bitsandbytes"} if recipe.quantisation == "nf4" else set()
     needed |= {"liger_kernel"} if recipe.liger_kernel else set()
@@ -167,11 +173,6 @@ def add_adapter(model: Any, recipe: Recipe) -> Any:
     elif device(recipe).type == "cuda" and not is_sharded():
         fuse(model)
     return model
-
-
-def is_sharded() -> bool:
-    """Whether accelerate was told to split the weights among processes, which takes them out of their layers."""
-    return any(parse_flag_from_env(f"ACCELERATE_USE_{name}") for name in ("FSDP", "DEEPSPEED"))
 
 
 def _with_adapter(model: Any, recipe: Recipe) -> Any:

@@ -26,8 +26,9 @@ from calibtune.files import write_text
 from calibtune.graphs import BUCKET, StepGraphs
 from calibtune.losses import Target, method_loss
 from calibtune.measures import harness_measures
-from calibtune.modeling import is_sharded
+from calibtune.modeling import on_cpu
 from calibtune.recipe import Recipe
+from calibtune.sharding import is_sharded
 from calibtune.tokens import TokenExample, collate, parts
 from harness_ext.binning import BinTable
 
@@ -89,8 +90,11 @@ class CalibrationTrainer(Trainer):
         return order
 
     def train(self, *args: Any, **options: Any) -> Any:
-        """Trainer's; autocast brings adapters and their inputs to bfloat16, so PEFT need not cast them to and fro."""
-        with disable_input_dtype_casting(self.model, active=self.args.bf16):
+        """Trainer's; autocast brings adapters and their inputs to bfloat16, so PEFT need not cast them to and fro.
+
+        DeepSpeed goes without autocast.
+        """
+        with disable_input_dtype_casting(self.model, active=self.args.bf16 and not self.is_deepspeed_enabled):
             return super().train(*args, **options)
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
@@ -267,7 +271,7 @@ def training_arguments(recipe: Recipe, folder: Path) -> TrainingArguments:
         weight_decay=recipe.weight_decay,
         max_grad_norm=recipe.max_grad_norm,
         bf16=recipe.precision == "bf16",
-        use_cpu=recipe.device == "cpu",
+        use_cpu=on_cpu(recipe),
         seed=recipe.seed,
         report_to=recipe.report_to,
         logging_steps=10,

@@ -107,6 +107,10 @@ def test_a_recording_with_other_gradients_is_not_used(model, factor, kept, caplo
         torch._foreach_mul_(graphs.gradients, factor)
 
     graphs._record = lambda b: Recording(Replay(replay), b, (torch.tensor(7.0),))
+    (first,) = graphs.run(batch)
+    assert float(first) != 7  # a shape's first batch is not recorded, since no other may have it
+    assert not graphs.recordings
+    loaded.zero_grad()
     (loss,) = graphs.run(batch)
     found = [gradient.clone() for gradient in graphs.gradients]
     loaded.zero_grad()

@@ -23,6 +23,8 @@ from calibtune.tokens import TokenExample, collate, even_batches
 from harness_ext.binning import BinTable, FloatArray, IntArray, bin_index, bin_table
 from harness_ext.calibration import letter_log_softmax, top
 
+#: Scoring keeps no activations, so it takes so many times larger batches than training does.
+LARGER = 8
 #: Share of all tokens from which what prompts begin with is computed once.
 LEAST_SHARE = 0.2
 
@@ -36,7 +38,7 @@ def score(model: Any, examples: Sequence[TokenExample], pad_id: int, batch_size:
         model: Causal language model, wrapped or not; left in evaluation mode.
         examples: N questions.
         pad_id: Token to pad with.
-        batch_size: Questions of average length in a forward pass.
+        batch_size: In training; a forward pass takes the tokens of ``LARGER`` times so many average questions.
 
     Returns:
         Shape (N, K), float64, NaN where a question has fewer letters; the same on every process.
@@ -49,7 +51,7 @@ def score(model: Any, examples: Sequence[TokenExample], pad_id: int, batch_size:
     if cache is not None:
         examples = [replace(example, input_ids=example.input_ids[len(shared) :]) for example in examples]
     lengths = [len(example.input_ids) for example in examples]
-    batches = even_batches(lengths, batch_size * sum(lengths) / len(lengths))
+    batches = even_batches(lengths, LARGER * batch_size * sum(lengths) / len(lengths))
     # Sharded models need as many forward passes on every process; what is scored twice is written twice.
     batches += batches[-1:] * (-len(batches) % state.num_processes)
     mine = batches[state.process_index :: state.num_processes]

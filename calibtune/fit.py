@@ -170,7 +170,7 @@ def _temperature(inputs: Inputs, output: Path) -> Artefact:
     model = load_base(recipe)
     if recipe.artifact is not None:
         model = load_adapter(model, Path(recipe.artifact))
-    scores = score(model, inputs.held_out, inputs.tokenizer.pad_token_id, 4 * recipe.batch_size)
+    scores = score(model, inputs.held_out, inputs.tokenizer.pad_token_id, recipe.batch_size)
     found = _write_temperature(recipe, output, scores, inputs.gold)
     measures = tuple(harness_measures(scores, inputs.gold, t) for t in (1.0, found["temperature"]))
     documents = {"train": sorted(trained_on(recipe)), "held_out": _hashes(inputs.examples.held_out)}
@@ -253,7 +253,7 @@ def _train(inputs: Inputs, output: Path, resume: bool) -> Artefact:
 def _measures(model: Any, inputs: Inputs) -> dict[str, float]:
     if not inputs.held_out:
         return {}
-    scores = score(model, inputs.held_out, inputs.tokenizer.pad_token_id, 4 * inputs.recipe.batch_size)
+    scores = score(model, inputs.held_out, inputs.tokenizer.pad_token_id, inputs.recipe.batch_size)
     return harness_measures(scores, inputs.gold)
 
 

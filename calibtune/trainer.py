@@ -189,8 +189,7 @@ class CalibrationTrainer(Trainer):
         return self._score(self.questions.held_out)
 
     def _score(self, examples: Sequence[TokenExample]) -> np.ndarray:
-        # Scoring keeps no activations, so it takes larger batches than training does.
-        return score(self.model_wrapped, examples, self.questions.pad_id, 4 * self.args.per_device_train_batch_size)
+        return score(self.model_wrapped, examples, self.questions.pad_id, self.args.per_device_train_batch_size)
 
     def begin_epoch(self, epoch: int) -> None:
         """Put the questions into the epoch's form, take its E-step, and show the held-out questions' table."""

@@ -110,8 +110,8 @@ def test_what_all_prompts_begin_with_is_computed_once_and_changes_no_score(model
     with loaded.register_forward_pre_hook(
         lambda _, args, options: fed.append((args[0] if args else options["input_ids"]).shape), with_kwargs=True
     ):
-        together = score(loaded, examples, 0, 4)
-    assert fed == [(1, 20), (1, 5), (2, 3), (1, 1)]
+        together = score(loaded, examples, 0, 1)
+    assert fed == [(1, 20), (2, 5), (2, 2)]
     alone = [score(loaded, [example], 0, 1)[0] for example in examples]
     assert together == pytest.approx(np.array(alone), abs=1e-5)
 

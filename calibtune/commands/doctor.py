@@ -67,7 +67,6 @@ def _check_model(args):  # type: ignore[no-untyped-def]
             prompts = Prompts(task, encoder, args.apply_chat_template)
             examples = [prompts.example(doc) for doc in list(task.eval_docs)[:SCORED]]
             model = model or load_base(recipe)
-            scores = score(
-                model, tokenise(examples, encoder, context_length(config, tokenizer)), tokenizer.pad_token_id, 8
-            )
+            questions = tokenise(examples, encoder, context_length(config, tokenizer))
+            scores = score(model, questions, tokenizer.pad_token_id, batch_size=1)
             yield check_mass(task.task_name, scores, args.apply_chat_template)

@@ -34,7 +34,7 @@ from speed_model import SHAPES, body_size, build, make_rows
 from speed_ways import LETTERS, Bench, Clock, Measured, adapted, compiled, mean_length, padded, plain_loss
 from transformers.integrations.liger import apply_liger_kernel
 
-from calibtune.estep import score
+from calibtune.estep import LARGER, score
 from calibtune.losses import method_loss
 from calibtune.modeling import add_adapter
 from calibtune.recipe import make_recipe
@@ -60,11 +60,12 @@ def matrix_rate(device: torch.device) -> float:
 
 
 def scored(bench: Bench) -> Measured:
-    """Letter scoring of all rows by the base model, at four times the batch size."""
-    rows, size, clock = bench.rows, 4 * bench.recipe.batch_size, Clock(dataclasses.replace(bench, warm=1))
+    """Letter scoring of all rows by the base model, in the batches that a fit of this batch size scores in."""
+    rows, size, clock = bench.rows, bench.recipe.batch_size, Clock(dataclasses.replace(bench, warm=1))
     by_length = sorted(rows, key=lambda row: len(row.input_ids))
     clock.mark()
-    score(bench.base, by_length[:size] + by_length[-size:] + by_length[: size // 2], 0, size)
+    several = LARGER * size
+    score(bench.base, by_length[:several] + by_length[-several:], 0, size)
     clock.mark()
     score(bench.base, rows, 0, size)
     clock.mark()

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from calibtune import fit as fit_module
 from calibtune import modeling
-from calibtune.lora import LoraLinear, fuse
+from calibtune.lora import LoraLinear, base_weight, fuse, unpack_scales
 from calibtune.modeling import nf4
 
 IDS = torch.randint(200, (3, 11), generator=torch.Generator().manual_seed(0))
@@ -58,6 +58,18 @@ def test_the_fused_layer_has_pefts_logits_and_gradients(tmp_path, name, quantise
     fused = logits_and_gradients(model)
     assert apart(fused[0], plain[0]) < 1e-6
     assert apart(fused[1], plain[1]) < 1e-5
+
+
+def test_scales_unpacked_once_leave_the_weights_as_they_were(tmp_path):
+    (layer,) = [module for name, module in adapted(save_tiny(tmp_path, hidden=64), quantised=True).named_modules()
+                if name.endswith("0.mlp.down_proj.base_layer")]  # fmt: skip
+    before = base_weight(layer, torch.float32)
+    assert layer.weight.quant_state.nested
+    unpack_scales(layer)
+    assert not layer.weight.quant_state.nested
+    assert torch.equal(base_weight(layer, torch.float32), before)
+    unpack_scales(layer)  # once is enough
+    assert torch.equal(base_weight(layer, torch.float32), before)
 
 
 def test_under_autocast_the_fused_layer_is_as_near_to_float32_as_pefts(model):

@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
-from fitting import small_fit, small_recipe
+from fitting import METHODS, same_weights, small_fit, small_recipe
 from transformers import AutoModelForCausalLM, MistralConfig, MistralForCausalLM
 
-from calibtune import trainer
+from calibtune import fit, trainer
 from calibtune.errors import UserError
 from calibtune.fit import read_inputs
 from calibtune.graphs import Recording, StepGraphs, causal_attention
@@ -119,3 +119,34 @@ def test_a_recording_with_other_gradients_is_not_used(model, factor, kept, caplo
     assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-7) for a, b in zip(found, usual, strict=True))
     assert (float(loss) == 7) == kept
     assert ("1x10 tokens gave other gradients" in caplog.text) != kept
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_recorded_parts_of_steps_train_what_plain_steps_train(model, tmp_path, mirror, monkeypatch, method):
+    replays = []
+
+    def record(graphs, batch):
+        inputs = {name: value.clone() for name, value in batch.items()}
+        before = [gradient.clone() for gradient in graphs.gradients]
+        outputs = graphs._pass(inputs)
+        torch._foreach_copy_(graphs.gradients, before)
+
+        def replay():
+            replays.append(inputs["input_ids"].shape)
+            for output, value in zip(outputs, graphs._pass(inputs), strict=True):
+                output.copy_(value)
+
+        return Recording(Replay(replay), inputs, outputs)
+
+    monkeypatch.setattr(StepGraphs, "_record", record)
+    monkeypatch.setattr(fit, "check_installed", lambda recipe: None)
+    monkeypatch.setattr(trainer, "BUCKET", 16)
+    monkeypatch.setattr(trainer, "most_tokens", lambda rows, batch_size: 100)
+    options = {"learning_rate": 1e-3, "epochs": 2, "gradient_accumulation": 2}
+    plain = small_fit(model, tmp_path / "plain", method, **options)
+    assert not replays
+    found = small_fit(model, tmp_path / "graphs", method, cuda_graphs=True, **options)
+    assert len(replays) > len(set(replays)) > 1
+    assert all(rows * width <= 112 and width % 16 == 0 for rows, width in replays)
+    assert same_weights(tmp_path / "plain", tmp_path / "graphs", rtol=1e-3, atol=1e-5)
+    assert found.after == pytest.approx(plain.after, rel=1e-4)

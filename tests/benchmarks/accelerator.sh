@@ -3,7 +3,7 @@
 #
 #   tests/benchmarks/accelerator.sh MODEL HUB OUT      MODEL: Qwen2.5-Coder-0.5B-Instruct, as ../shared/tools/real_model.py makes it
 #                                                      HUB: the data mirror, ../shared/data/hub
-# Part by part (`tests/benchmarks/accelerator.sh MODEL HUB OUT table`): table, test, big, small, scoring. The table takes 80 GiB of
+# Part by part (`tests/benchmarks/accelerator.sh MODEL HUB OUT table`): table, test, big, small, scoring. The table takes up to 139 GiB of
 # the GPU's memory; started again it goes on where it stopped.
 set -uo pipefail
 repo=$(cd "$(dirname "$0")/../.." && pwd)
@@ -14,7 +14,7 @@ speed="python3 $repo/tests/benchmarks/fit_speed.py --steps 0 --json $out/speed.j
 
 table() { # three seeds of each method
   (cd "$hub" && OMP_NUM_THREADS=2 python3 "$repo/tests/benchmarks/tuning_table.py" run --model "$model" --output "$out/table" \
-    --parallel 7 --eval-extra "--batch-size 16" --configs "${CONFIGS:-cft;rcft;label-smoothing;rcft as in the paper;base}")
+    --parallel 6 --eval-extra "--batch-size 16" --configs "${CONFIGS:-cft;rcft;label-smoothing;rcft as in the paper;base}")
 }
 test_() { (cd "$repo" && python3 -m pytest -q -p no:cacheprovider -m accelerator tests); }
 big() { # 8B, QLoRA, then a bfloat16 base; what is compiled or patched by Liger comes after what is not

@@ -7,9 +7,12 @@ import sys
 import numpy as np
 import pytest
 from harness import TASKS, FakeLM, evaluate
+from lm_eval.api.model import TemplateLM
+from lm_eval.models.huggingface import HFLM
 from tiny import save_tiny
 
 from harness_ext import calibration
+from harness_ext.encoding import _is_cut
 from harness_ext.errors import ScoringError
 
 HUB = TASKS.parents[1] / "shared" / "data" / "hub"
@@ -168,6 +171,16 @@ def test_cut_prompts_are_counted_before_the_first_forward_pass(mirror, tmp_path,
     with pytest.raises(ScoringError, match=r"mc_calib_arc: (\d+) of 24 prompts are longer than the model's 80 tokens"):
         evaluate(["mc_calib_arc"], model)
     assert asked == []
+
+
+@pytest.mark.parametrize(("name", "most"), [("HFLM", 11), ("VLLM", 9), ("SGLangLM", 10)])
+def test_each_backend_is_known_to_take_as_many_tokens_as_it_does(name, most):
+    # Read off each one's _loglikelihood_tokens; vLLM was seen to cut here. Two cannot be imported without an engine.
+    backend = HFLM if name == "HFLM" else type(name, (TemplateLM,), {})
+    stand_in = type("Short", (backend,), {"max_length": 10, "backend": "causal"})
+    stand_in.__abstractmethods__ = frozenset()
+    model = object.__new__(stand_in)
+    assert [_is_cut(model, total - 1, 1) for total in (most, most + 1)] == [False, True]
 
 
 def test_cut_prompts_can_be_accepted_and_are_reported(mirror, tmp_path, caplog):

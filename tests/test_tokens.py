@@ -3,7 +3,7 @@
 import pytest
 import torch
 from fitting import METHODS, same_weights, small_fit
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from calibtune import trainer
@@ -16,6 +16,7 @@ def batch_of(lengths, multiple=1):
     return collate(rows, 0, multiple=multiple)
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(1, 700), max_size=60), st.integers(1, 3000))
 def test_batches_hold_each_prompt_once_and_no_more_tokens_than_asked_for(lengths, most):
     batches = even_batches(lengths, most)
@@ -31,6 +32,7 @@ def test_a_few_long_prompts_do_not_lengthen_the_batches_of_the_short_ones():
     assert padded < 1.15 * sum(lengths)
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=12), st.integers(1, 200), st.sampled_from([1, 8]))
 def test_parts_hold_a_batchs_questions_once_with_no_more_padding_than_needed(lengths, most, multiple):
     batch = batch_of(lengths, multiple)
@@ -137,6 +139,7 @@ def test_a_pass_has_up_to_twice_an_average_batchs_tokens():
     assert most_tokens([row(4), row(8)], 16) == 2 * 16 * 6
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=30), st.integers(1, 8), st.randoms())
 def test_auto_batch_tries_no_less_than_what_any_step_has(lengths, size, random):
     rows = [row(length) for length in lengths]

@@ -14,7 +14,7 @@ from calibtune.errors import WorkFailed
 from calibtune.losses import method_loss
 from calibtune.recipe import Recipe
 from calibtune.sharding import is_sharded
-from calibtune.tokens import TokenExample, collate, parts
+from calibtune.tokens import TokenExample, collate
 
 
 def most_tokens(rows: Sequence[TokenExample], batch_size: int) -> float:
@@ -22,12 +22,25 @@ def most_tokens(rows: Sequence[TokenExample], batch_size: int) -> float:
     return 2 * batch_size * sum(len(row.input_ids) for row in rows) / max(len(rows), 1)
 
 
+def largest_part(rows: Sequence[TokenExample], batch_size: int, most: float) -> list[TokenExample]:
+    """The part of a step with the most tokens that there can be, of one question several times.
+
+    The longest questions need not make it: two of them may be too many for a part, and of shorter ones several fill it.
+    """
+
+    def repeated(row: TokenExample) -> int:
+        return int(max(1, min(batch_size, most // len(row.input_ids))))
+
+    row = max(rows, key=lambda row: repeated(row) * len(row.input_ids))
+    return [row] * repeated(row)
+
+
 def fitting(model: Any, questions: Questions, recipe: Recipe, processes: int) -> Recipe:
     """The recipe with another split of the same step into batch size and accumulated parts.
 
     Args:
         model: The model to train, on its device.
-        questions: Its longest ones are tried.
+        questions: The most tokens that a part of a step may have of them are tried.
         recipe: Its batch size times accumulation is kept.
         processes: Over which the step is spread; each tries for itself, so all must have the same memory.
 
@@ -40,9 +53,8 @@ def fitting(model: Any, questions: Questions, recipe: Recipe, processes: int) ->
     step = recipe.batch_size * recipe.gradient_accumulation
     longest = sorted(questions.train.rows, key=lambda row: len(row.input_ids), reverse=True)
     for size in (size for size in range(step, 0, -1) if step % size == 0):
-        batch = collate((longest * size)[:size], questions.pad_id)
-        cut = parts(batch, math.inf if is_sharded() else most_tokens(longest, size))
-        if _fits(model, max(cut, key=lambda part: part["input_ids"].numel()), recipe):
+        part = largest_part(longest, size, math.inf if is_sharded() else most_tokens(longest, size))
+        if _fits(model, collate(part, questions.pad_id), recipe):
             print(f"--auto-batch: {size} questions in a forward pass, {step // size} accumulated", flush=True)
             return dataclasses.replace(recipe, batch_size=size, gradient_accumulation=step // size)
     raise WorkFailed(

@@ -31,7 +31,7 @@ class LoraLinear(torch.autograd.Function):
         out = functional.linear(flat, base_weight(base, x.dtype), bias).addmm_(low, b.T, alpha=scaling)
         ctx.save_for_backward(flat, low, a, b)
         ctx.base, ctx.scaling = base, scaling
-        return out.view(*x.shape[:-1], -1)
+        return out.view(*x.shape[:-1], out.shape[-1])
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
@@ -42,7 +42,7 @@ class LoraLinear(torch.autograd.Function):
         to_low = (gradient @ b).mul_(ctx.scaling)
         to_x = None
         if ctx.needs_input_grad[0]:
-            to_x = (gradient @ base_weight(ctx.base, gradient.dtype)).addmm_(to_low, a).view(*shape[:-1], -1)
+            to_x = (gradient @ base_weight(ctx.base, gradient.dtype)).addmm_(to_low, a).view(*shape[:-1], a.shape[1])
         return to_x, to_low.T @ flat, gradient.T @ low.mul(ctx.scaling), None, None
 
 
@@ -103,4 +103,6 @@ def _forward(layer: Any, plain: Any, x: torch.Tensor, *args: Any, **options: Any
     autocast = torch.is_autocast_enabled(x.device.type)
     dtype = torch.get_autocast_dtype(x.device.type) if autocast else x.dtype
     a, b = layer.lora_A[name].weight, layer.lora_B[name].weight
+    if not autocast and a.dtype != dtype:
+        return plain(x)  # PEFT computes a float32 adapter in float32, as wherever a finished one is evaluated
     return LoraLinear.apply(x.to(dtype), a.to(dtype), b.to(dtype), layer.base_layer, layer.scaling[name])

@@ -175,12 +175,12 @@ def parts(batch: dict[str, Any], most: float, multiple: int = 1) -> list[dict[st
     """
     import torch
 
-    lengths = (batch["answer"] + 1).tolist()
+    lengths = [-(-length // multiple) * multiple for length in (batch["answer"] + 1).tolist()]
     cut = [list(range(len(lengths)))] if batch["input_ids"].numel() <= most else even_batches(lengths, most)
     found = []
     for rows in cut:
         part = batch if len(cut) == 1 else {name: value[rows] for name, value in batch.items()}
-        width = -(-max(lengths[row] for row in rows) // multiple) * multiple
+        width = max(lengths[row] for row in rows)
         share = torch.tensor(len(rows) / len(lengths), device=batch["answer"].device)
         found.append({**part, "input_ids": part["input_ids"][:, :width], "share": share})
     return found

@@ -3,6 +3,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from calibtune import estep
 from calibtune.estep import EStep, _shared, score, score_bins
 from calibtune.modeling import add_adapter
 from calibtune.recipe import make_recipe
@@ -144,3 +145,14 @@ def test_a_prompt_that_is_the_beginning_of_all_others_keeps_a_token_of_its_own(m
     examples = [TokenExample(prompt, (60, 61), 0, 0) for prompt in (system, (*system, 301))]
     together = score(loaded, examples, 0, 2)
     assert together == pytest.approx(np.array([score(loaded, [example], 0, 1)[0] for example in examples]), abs=1e-5)
+
+
+def test_a_shared_beginning_is_kept_for_no_more_questions_than_a_batch_has_on_average(model, monkeypatch):
+    head, loaded = tuple(range(100, 140)), AutoModelForCausalLM.from_pretrained(model)
+    lengths = [2] * 40 + [60] * 10
+    examples = [TokenExample(head + tuple(range(200 + i, 200 + i + n)), (60, 61), 0, i) for i, n in enumerate(lengths)]
+    rows, repeated = [], estep.repeated
+    monkeypatch.setattr(estep, "repeated", lambda cache, count: rows.append(count) or repeated(cache, count))
+    score(loaded, examples, 0, 1)
+    assert sum(rows) == 50
+    assert max(rows) == estep.LARGER

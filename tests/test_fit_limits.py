@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -112,6 +114,23 @@ def test_auto_batch_splits_the_step_until_it_fits(model, tmp_path, monkeypatch, 
     assert "2 questions in a forward pass, 3 accumulated" in capsys.readouterr().out
     small_fit(model, tmp_path / "plain", "cft", batch_size=6)
     assert same_weights(tmp_path / "auto", tmp_path / "plain", rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("sharded", "tried"), [(False, [(3, 25), (1, 40), (1, 40)]), (True, [(4, 40), (2, 40), (1, 40)])]
+)
+def test_auto_batch_tries_the_part_of_a_step_with_most_tokens(model, monkeypatch, sharded, tried):
+    from calibtune import batch
+    from calibtune.dataset import Questions
+    from calibtune.tokens import TokenExample
+
+    shapes = []
+    monkeypatch.setattr(batch, "_fits", lambda m, inputs, recipe: shapes.append(tuple(inputs["input_ids"].shape)))
+    monkeypatch.setattr(batch, "is_sharded", lambda: sharded)
+    rows = [TokenExample((1,) * length, (60, 61), 0, 0) for length in (5, 25, 40, *[5] * 9)]
+    with pytest.raises(WorkFailed, match="not even one question of 40 tokens"):
+        batch.fitting(None, Questions(SimpleNamespace(rows=rows), (), 0), small_recipe(model, "cft"), 1)
+    assert shapes == tried
 
 
 def test_out_of_memory_says_which_batch_size_to_try(model, tmp_path, monkeypatch):

@@ -78,12 +78,15 @@ sys.exit(code)
 
 
 @pytest.mark.slow
-def test_processes_with_different_numbers_of_parts_train_like_one(model, tmp_path, mirror):
+@pytest.mark.parametrize(
+    ("method", "changes"), [("cft", {}), ("rcft", {"gradient_accumulation": 2, "epochs": 2, "e_step": "running"})]
+)
+def test_processes_with_different_numbers_of_parts_train_like_one(model, tmp_path, mirror, method, changes):
     script = tmp_path / "script.py"
     script.write_text(IN_PARTS)
-    one = ["-m", "calibtune", *words(model, tmp_path / "one", "cft", batch_size=4)]
+    one = ["-m", "calibtune", *words(model, tmp_path / "one", method, batch_size=4, **changes)]
     two = ["-m", "torch.distributed.run", "--nproc_per_node", 2, "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0",
-           script, *words(model, tmp_path / "two", "cft", batch_size=2)]  # fmt: skip
+           script, *words(model, tmp_path / "two", method, batch_size=2, **changes)]  # fmt: skip
     for arguments in (one, two):
         assert shell(arguments, mirror).wait(300) == 0
     first, second = ((mirror / f"parts-{rank}").read_text().split() for rank in (0, 1))

@@ -123,7 +123,14 @@ def test_a_recording_with_other_gradients_is_not_used(model, factor, kept, caplo
 
 @pytest.mark.parametrize("method", METHODS)
 def test_recorded_parts_of_steps_train_what_plain_steps_train(model, tmp_path, mirror, monkeypatch, method):
-    replays = []
+    replays, losses = [], []
+    norm = CalibrationTrainer._get_grad_norm
+
+    def noted(self, *args, **options):
+        losses.append(float(sum(self._losses)))
+        return norm(self, *args, **options)
+
+    monkeypatch.setattr(CalibrationTrainer, "_get_grad_norm", noted)
 
     def record(graphs, batch):
         inputs = {name: value.clone() for name, value in batch.items()}
@@ -141,12 +148,14 @@ def test_recorded_parts_of_steps_train_what_plain_steps_train(model, tmp_path, m
     monkeypatch.setattr(StepGraphs, "_record", record)
     monkeypatch.setattr(fit, "check_installed", lambda recipe: None)
     monkeypatch.setattr(trainer, "BUCKET", 16)
-    monkeypatch.setattr(trainer, "most_tokens", lambda rows, batch_size: 100)
+    monkeypatch.setattr(trainer, "most_tokens", lambda rows, batch_size: 340)
     options = {"learning_rate": 1e-3, "epochs": 2, "gradient_accumulation": 2}
     plain = small_fit(model, tmp_path / "plain", method, **options)
     assert not replays
     found = small_fit(model, tmp_path / "graphs", method, cuda_graphs=True, **options)
     assert len(replays) > len(set(replays)) > 1
-    assert all(rows * width <= 112 and width % 16 == 0 for rows, width in replays)
+    assert all(rows * width <= 340 and width % 16 == 0 for rows, width in replays)
+    assert {rows for rows, _ in replays} == {1, 3}  # parts with other numbers of questions
+    assert losses[len(losses) // 2 :] == pytest.approx(losses[: len(losses) // 2], rel=1e-3)
     assert same_weights(tmp_path / "plain", tmp_path / "graphs", rtol=1e-3, atol=1e-5)
     assert found.after == pytest.approx(plain.after, rel=1e-4)

@@ -4,12 +4,13 @@ import pytest
 import torch
 from fitting import METHODS, other_architecture, same_weights, small_fit, small_recipe
 from peft import LoraConfig, get_peft_model
+from peft.tuners.lora import LoraLayer
 from tiny import save_tiny
 from transformers import AutoModelForCausalLM
 
+from calibtune import crossfit, modeling
 from calibtune import fit as fit_module
-from calibtune import modeling
-from calibtune.lora import LoraLinear, base_weight, fuse, unpack_scales
+from calibtune.lora import LoraLinear, _is_plain, base_weight, fuse, unpack_scales
 from calibtune.modeling import nf4
 
 IDS = torch.randint(200, (3, 11), generator=torch.Generator().manual_seed(0))
@@ -55,6 +56,12 @@ def test_the_fused_layer_has_pefts_logits_and_gradients(tmp_path, name, quantise
     plain = logits_and_gradients(adapted(folder, quantised))
     model = adapted(folder, quantised)
     assert fuse(model) == 14
+    states = [
+        getattr(layer.base_layer.weight, "quant_state", None)
+        for layer in model.modules()
+        if hasattr(layer, "base_layer")
+    ]
+    assert not any(state is not None and state.nested for state in states)
     fused = logits_and_gradients(model)
     assert apart(fused[0], plain[0]) < 1e-6
     assert apart(fused[1], plain[1]) < 1e-5
@@ -80,6 +87,25 @@ def test_under_autocast_the_fused_layer_is_as_near_to_float32_as_pefts(model):
     assert errors[1] < 1.2 * errors[0] < 0.1
 
 
+def test_without_autocast_a_bfloat16_base_scores_as_peft_does(model):
+    # As a fit measures its end, and as the harness evaluates it.
+    plain, fused = adapted(model, dtype=torch.bfloat16), adapted(model, dtype=torch.bfloat16)
+    fuse(fused)
+    assert torch.equal(fused(IDS).logits, plain(IDS).logits)
+
+
+def test_no_rows_at_all_give_none(model):
+    # A mixture's expert that no token is sent to.
+    fused = adapted(model)
+    fuse(fused)
+    layer = fused.base_model.model.model.layers[0].mlp.down_proj
+    x = torch.zeros(0, layer.in_features, requires_grad=True)
+    out = layer(x)
+    out.sum().backward()
+    assert out.shape == (0, layer.out_features)
+    assert x.grad.shape == x.shape
+
+
 def test_the_gradients_are_those_of_finite_differences():
     torch.manual_seed(0)
     base = torch.nn.Linear(5, 3).double().requires_grad_(False)
@@ -99,6 +125,26 @@ def test_checkpointed_layers_have_the_same_gradients(model):
 @pytest.mark.parametrize("options", [{"lora_dropout": 0.1}, {"use_dora": True}, {"lora_bias": True}])
 def test_what_is_not_plain_lora_stays_pefts(model, options):
     assert fuse(adapted(model, **options)) == 0
+
+
+def test_two_adapters_at_once_and_trained_bases_stay_pefts(model):
+    two = adapted(model)
+    two.add_adapter("other", LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM"))
+    two.set_adapter("other")
+    layers = [layer for layer in two.modules() if isinstance(layer, LoraLayer)]
+    assert [_is_plain(layer) for layer in layers].count(True) == 2  # elsewhere the active one has no weights
+    two.base_model.set_adapter(["default", "other"])
+    assert fuse(two) == 0
+    trained = adapted(model)
+    trained.base_model.model.model.layers[0].mlp.down_proj.base_layer.weight.requires_grad_(True)
+    assert fuse(trained) == 13
+
+
+def test_rows_with_adapters_of_their_own_are_left_to_peft(model):
+    fused, plain = adapted(model).eval(), adapted(model).eval()
+    fuse(fused)
+    names = ["__base__", "default", "__base__"]
+    assert torch.equal(*(each(input_ids=IDS, adapter_names=names).logits for each in (fused, plain)))
 
 
 def test_layers_of_another_kind_stay_pefts(tmp_path):
@@ -132,6 +178,24 @@ def test_a_fit_with_fused_layers_ends_in_the_adapter_of_one_without(model, tmp_p
     assert counts == [14]
     assert same_weights(tmp_path / "plain", tmp_path / "fused", rtol=1e-3, atol=1e-5)
     assert found.after == pytest.approx(plain.after, rel=1e-4)
+
+
+def test_cross_fitted_folds_with_fused_layers_leave_nothing_behind(tmp_path, mirror, monkeypatch):
+    folder = save_tiny(tmp_path / "model", hidden=64)
+    options = {"e_step_rows": "cross-fitted", "quantisation": "nf4", "learning_rate": 1e-3}
+    small_fit(folder, tmp_path / "plain", "rcft", **options)
+    counts = []
+
+    def fused(base, recipe):
+        left = [module for module in base.modules() if "forward" in vars(module) or isinstance(module, LoraLayer)]
+        counts.append((len(left), fuse(tuned := modeling.add_adapter(base, recipe))))
+        return tuned
+
+    monkeypatch.setattr(fit_module, "add_adapter", fused)
+    monkeypatch.setattr(crossfit, "add_adapter", fused)
+    small_fit(folder, tmp_path / "fused", "rcft", **options)
+    assert counts == [(0, 14)] * 3
+    assert same_weights(tmp_path / "plain", tmp_path / "fused", rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -3,10 +3,11 @@
 import pytest
 import torch
 from fitting import METHODS, same_weights, small_fit
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from calibtune import trainer
+from calibtune.batch import largest_part, most_tokens
 from calibtune.tokens import TokenExample, collate, even_batches, parts
 
 
@@ -15,6 +16,7 @@ def batch_of(lengths, multiple=1):
     return collate(rows, 0, multiple=multiple)
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(1, 700), max_size=60), st.integers(1, 3000))
 def test_batches_hold_each_prompt_once_and_no_more_tokens_than_asked_for(lengths, most):
     batches = even_batches(lengths, most)
@@ -30,14 +32,17 @@ def test_a_few_long_prompts_do_not_lengthen_the_batches_of_the_short_ones():
     assert padded < 1.15 * sum(lengths)
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=12), st.integers(1, 200), st.sampled_from([1, 8]))
 def test_parts_hold_a_batchs_questions_once_with_no_more_padding_than_needed(lengths, most, multiple):
     batch = batch_of(lengths, multiple)
     found = parts(batch, most, multiple)
+    assert all(len(part["row"]) == 1 or part["input_ids"].numel() <= most for part in found)
     assert sum(float(part["share"]) for part in found) == pytest.approx(1)
     assert sorted(row for part in found for row in part["row"].tolist()) == list(range(len(lengths)))
     for part in found:
         rows, width = part["row"].tolist(), part["input_ids"].shape[1]
+        assert float(part["share"]) == pytest.approx(len(rows) / len(lengths))
         assert width == -(-max(lengths[row] for row in rows) // multiple) * multiple
         assert torch.equal(part["input_ids"], batch["input_ids"][rows, :width])
         assert torch.equal(part["letter_ids"], batch["letter_ids"][rows])
@@ -54,19 +59,27 @@ def test_a_batch_within_its_tokens_is_one_part():
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_step_in_parts_trains_as_in_one_piece(model, tmp_path, mirror, monkeypatch, method):
-    counts = []
+    sizes, losses = [], []
+    step = trainer.CalibrationTrainer.training_step
 
     def counted(*args):
-        counts.append(len(found := parts(*args)))
+        found = parts(*args)
+        sizes.append([len(part["row"]) for part in found])
         return found
 
+    def noted(*args, **options):
+        losses.append(float(loss := step(*args, **options)))
+        return loss
+
     monkeypatch.setattr(trainer, "parts", counted)
+    monkeypatch.setattr(trainer.CalibrationTrainer, "training_step", noted)
     whole = small_fit(model, tmp_path / "whole", method, learning_rate=1e-3, gradient_accumulation=2)
-    assert set(counts) == {1}
-    counts.clear()
-    monkeypatch.setattr(trainer, "most_tokens", lambda rows, batch_size: 60)
+    assert sizes == [[4]] * 4
+    # Parts with other numbers of questions each.
+    monkeypatch.setattr(trainer, "most_tokens", lambda rows, batch_size: 300)
     cut = small_fit(model, tmp_path / "parts", method, learning_rate=1e-3, gradient_accumulation=2)
-    assert min(counts) >= 2
+    assert sizes[4:] == [[3, 1]] * 4
+    assert losses[4:] == pytest.approx(losses[:4], rel=1e-4)
     assert same_weights(tmp_path / "whole", tmp_path / "parts", rtol=1e-3, atol=1e-5)
     assert cut.after == pytest.approx(whole.after, rel=1e-4)
 
@@ -77,3 +90,61 @@ def test_a_sharded_models_step_is_never_cut(model, tmp_path, mirror, monkeypatch
     monkeypatch.setattr(trainer, "is_sharded", lambda: True)
     small_fit(model, tmp_path / "out", "cft", max_steps=1)
     assert cuts == [float("inf")]
+
+
+def test_a_loss_that_is_not_finite_names_the_questions_of_all_parts(model, tmp_path, mirror, monkeypatch):
+    from calibtune.errors import WorkFailed
+
+    original, seen = trainer.method_loss, []
+
+    def explodes(model, batch, *args):
+        loss, letters = original(model, batch, *args)
+        seen.append(batch["row"].tolist())
+        return (loss * torch.nan if len(seen) == 1 else loss), letters
+
+    monkeypatch.setattr(trainer, "method_loss", explodes)
+    monkeypatch.setattr(trainer, "most_tokens", lambda rows, batch_size: 60)
+    with pytest.raises(WorkFailed) as failed:
+        small_fit(model, tmp_path / "out", "cft", gradient_accumulation=2)
+    rows = sorted(row for part in seen for row in part)
+    assert len(rows) == 8
+    assert f"the loss is nan and the gradient norm nan, on training questions {rows} (" in str(failed.value)
+
+
+@pytest.mark.parametrize("e_step", ["epoch", "running"])
+def test_a_fit_in_parts_resumes_in_mid_epoch_bit_for_bit(model, tmp_path, mirror, monkeypatch, e_step):
+    options = {"epochs": 2, "save_every": 1, "lora_dropout": 0.05, "e_step": e_step}
+    monkeypatch.setattr(trainer, "most_tokens", lambda rows, batch_size: 60)
+    small_fit(model, tmp_path / "whole", "rcft", **options)
+    step = trainer.CalibrationTrainer.training_step
+
+    def dies(self, *args, **kwargs):
+        if self.state.global_step == 6:
+            raise KeyboardInterrupt
+        return step(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer.CalibrationTrainer, "training_step", dies)
+        with pytest.raises(KeyboardInterrupt):
+            small_fit(model, tmp_path / "cut", "rcft", **options)
+    small_fit(model, tmp_path / "cut", "rcft", resume=True, **options)
+    assert same_weights(tmp_path / "whole", tmp_path / "cut")
+
+
+def row(length):
+    return TokenExample(tuple(range(1, length + 1)), (60, 61), 0, 0)
+
+
+def test_a_pass_has_up_to_twice_an_average_batchs_tokens():
+    assert most_tokens([row(4), row(8)], 16) == 2 * 16 * 6
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=30), st.integers(1, 8), st.randoms())
+def test_auto_batch_tries_no_less_than_what_any_step_has(lengths, size, random):
+    rows = [row(length) for length in lengths]
+    for most in (most_tokens(rows, size), float("inf")):
+        tried = collate(largest_part(rows, size, most), 0)["input_ids"].numel()
+        for _ in range(5):
+            step = random.sample(rows, min(size, len(rows)))
+            assert all(part["input_ids"].numel() <= tried for part in parts(collate(step, 0), most))

@@ -38,8 +38,7 @@ def score(model: Any, examples: Sequence[TokenExample], pad_id: int, batch_size:
         model: Causal language model, wrapped or not; left in evaluation mode.
         examples: N questions.
         pad_id: Token to pad with.
-        batch_size: In training; a forward pass takes the tokens of ``LARGER`` times so many average questions, and no
-            more questions than that where they share a beginning.
+        batch_size: In training; a forward pass takes the tokens of ``LARGER`` times so many average questions.
 
     Returns:
         Shape (N, K), float64, NaN where a question has fewer letters; the same on every process.
@@ -47,15 +46,13 @@ def score(model: Any, examples: Sequence[TokenExample], pad_id: int, batch_size:
     state = PartialState()
     device = next(model.parameters()).device
     model.eval()
+    # By whole prompts: what they begin with is kept for each, however short the rest is.
+    lengths = [len(example.input_ids) for example in examples]
+    batches = even_batches(lengths, LARGER * batch_size * sum(lengths) / len(lengths))
     shared = examples[0].input_ids[: _shared(examples)]
     cache = prefix_cache(model, shared, device) if shared else None
     if cache is not None:
         examples = [replace(example, input_ids=example.input_ids[len(shared) :]) for example in examples]
-    lengths = [len(example.input_ids) for example in examples]
-    batches = even_batches(lengths, LARGER * batch_size * sum(lengths) / len(lengths))
-    if cache is not None:  # it is repeated for each row, however short what follows is
-        most = LARGER * batch_size
-        batches = [numbers[i : i + most] for numbers in batches for i in range(0, len(numbers), most)]
     # Sharded models need as many forward passes on every process; what is scored twice is written twice.
     batches += batches[-1:] * (-len(batches) % state.num_processes)
     mine = batches[state.process_index :: state.num_processes]

@@ -97,7 +97,7 @@ def _is_plain(layer: Any) -> bool:
 
 
 def _forward(layer: Any, plain: Any, x: torch.Tensor, *args: Any, **options: Any) -> torch.Tensor:
-    if layer.disable_adapters or layer.merged or args or options:
+    if layer.disable_adapters or layer.merged or args or options or len(layer.active_adapters) != 1:
         return plain(x, *args, **options)
     (name,) = layer.active_adapters
     autocast = torch.is_autocast_enabled(x.device.type)

@@ -133,7 +133,10 @@ def test_two_adapters_at_once_and_trained_bases_stay_pefts(model):
     two.set_adapter("other")
     layers = [layer for layer in two.modules() if isinstance(layer, LoraLayer)]
     assert [_is_plain(layer) for layer in layers].count(True) == 2  # elsewhere the active one has no weights
+    two.set_adapter("default")
+    assert fuse(two) == 14
     two.base_model.set_adapter(["default", "other"])
+    assert two(IDS).logits.isfinite().all()  # also where the second came later
     assert fuse(two) == 0
     trained = adapted(model)
     trained.base_model.model.model.layers[0].mlp.down_proj.base_layer.weight.requires_grad_(True)

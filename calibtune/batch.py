@@ -29,7 +29,7 @@ def largest_part(rows: Sequence[TokenExample], batch_size: int, most: float) -> 
     """
 
     def repeated(row: TokenExample) -> int:
-        return int(max(1, min(batch_size, most // len(row.input_ids))))
+        return int(max(1, min(batch_size, most / len(row.input_ids))))
 
     row = max(rows, key=lambda row: repeated(row) * len(row.input_ids))
     return [row] * repeated(row)
@@ -51,15 +51,15 @@ def fitting(model: Any, questions: Questions, recipe: Recipe, processes: int) ->
         WorkFailed: Not even one question fits.
     """
     step = recipe.batch_size * recipe.gradient_accumulation
-    longest = sorted(questions.train.rows, key=lambda row: len(row.input_ids), reverse=True)
+    rows = questions.train.rows
     for size in (size for size in range(step, 0, -1) if step % size == 0):
-        part = largest_part(longest, size, math.inf if is_sharded() else most_tokens(longest, size))
+        part = largest_part(rows, size, math.inf if is_sharded() else most_tokens(rows, size))
         if _fits(model, collate(part, questions.pad_id), recipe):
             print(f"--auto-batch: {size} questions in a forward pass, {step // size} accumulated", flush=True)
             return dataclasses.replace(recipe, batch_size=size, gradient_accumulation=step // size)
     raise WorkFailed(
-        f"not even one question of {len(longest[0].input_ids)} tokens fits the memory; use --gradient-checkpointing, "
-        "--quantisation nf4 or a smaller model"
+        f"not even one question of {max(len(row.input_ids) for row in rows)} tokens fits the memory; use "
+        "--gradient-checkpointing, --quantisation nf4 or a smaller model"
     )
 
 
@@ -67,13 +67,18 @@ def _fits(model: Any, batch: dict[str, torch.Tensor], recipe: Recipe) -> bool:
     device = next(model.parameters()).device
     batch = {name: value.to(device) for name, value in batch.items()}
     model.train()
+    held = []
     try:
+        # What a step finds taken: AdamW's two moments, and the gradients of the parts before.
+        for weight in model.parameters():
+            held += [torch.empty_like(weight) for _ in range(3)] if weight.requires_grad else []
         with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
             loss, _ = method_loss(model, batch, recipe, lambda b, letters: letters.softmax(-1))
         loss.backward()
     except torch.OutOfMemoryError:
         return False
     finally:
+        held.clear()
         model.zero_grad(set_to_none=True)
         if device.type == "cuda":
             torch.cuda.empty_cache()

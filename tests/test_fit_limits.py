@@ -3,7 +3,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from fitting import other_architecture, same_weights, small_fit, small_recipe
+from fitting import adapter_weights, other_architecture, same_weights, small_fit, small_recipe
 from tiny import save_tiny
 
 from calibtune.errors import UserError, WorkFailed
@@ -131,6 +131,22 @@ def test_auto_batch_tries_the_part_of_a_step_with_most_tokens(model, monkeypatch
     with pytest.raises(WorkFailed, match="not even one question of 40 tokens"):
         batch.fitting(None, Questions(SimpleNamespace(rows=rows), (), 0), small_recipe(model, "cft"), 1)
     assert shapes == tried
+
+
+def test_auto_batch_leaves_room_for_what_a_step_finds_taken(model, tmp_path, monkeypatch):
+    from calibtune import batch
+
+    taken, empty_like, fits = [], torch.empty_like, batch._fits
+
+    def tried(*args):
+        with monkeypatch.context() as patch:
+            patch.setattr(torch, "empty_like", lambda weight: taken.append(weight.numel()) or empty_like(weight))
+            return fits(*args)
+
+    monkeypatch.setattr(batch, "_fits", tried)
+    small_fit(model, tmp_path / "auto", "cft", auto_batch=True, max_steps=1)
+    weights = sum(tensor.numel() for tensor in adapter_weights(tmp_path / "auto").values())
+    assert sum(taken) == 3 * weights  # AdamW's two moments and the gradients
 
 
 def test_out_of_memory_says_which_batch_size_to_try(model, tmp_path, monkeypatch):

@@ -19,7 +19,7 @@ import gc
 import json
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -31,18 +31,30 @@ import transformers
 import yaml
 from peft.helpers import disable_input_dtype_casting
 from speed_model import SHAPES, body_size, build, make_rows
-from speed_ways import LETTERS, Bench, Clock, Measured, adapted, compiled, mean_length, padded, plain_loss
+from speed_ways import LETTERS, Bench, Clock, Measured, adapted, padded, plain_loss
 from transformers.integrations.liger import apply_liger_kernel
 
 from calibtune.estep import LARGER, score
 from calibtune.losses import method_loss
-from calibtune.modeling import add_adapter
+from calibtune.modeling import add_adapter, compile_layers
 from calibtune.recipe import make_recipe
 from calibtune.tokens import collate
 from calibtune.trainer import LIGER
 
 #: Bfloat16 matrix rate of an H100 or H200 by its data sheet, TFLOP/s.
 DATA_SHEET = 989
+
+
+@contextmanager
+def compiled(base: Any) -> Iterator[None]:
+    """Each decoder layer compiled in place."""
+    compile_layers(base)
+    try:
+        yield
+    finally:
+        for layer in base.model.layers:
+            layer._compiled_call_impl = None
+        torch._dynamo.reset()
 
 
 def matrix_rate(device: torch.device) -> float:
@@ -151,7 +163,7 @@ def measure(base: Any, args: argparse.Namespace, run: tuple[str, str, int]) -> d
     unfused = patch("calibtune.modeling.fuse", lambda model: 0) if "peft" in options else nullcontext()
     with compiled(base) if "compile" in options else nullcontext(), unfused:
         found = WAYS[name](bench)
-    return numbers(found, mean_length(rows), args)
+    return numbers(found, bench.mean, args)
 
 
 def numbers(found: Measured, mean: float, args: argparse.Namespace) -> dict[str, Any]:

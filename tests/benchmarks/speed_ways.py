@@ -19,7 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerFast, TrainerCallback
 
 from calibtune.dataset import Questions
-from calibtune.modeling import add_adapter, compile_layers
+from calibtune.modeling import add_adapter
 from calibtune.recipe import Recipe
 from calibtune.tokens import TokenExample
 from calibtune.trainer import CalibrationTrainer, training_arguments
@@ -45,6 +45,11 @@ class Bench:
     @property
     def device(self) -> torch.device:
         return next(self.base.parameters()).device
+
+    @property
+    def mean(self) -> float:
+        """Prompt tokens a row."""
+        return sum(len(row.input_ids) for row in self.rows) / len(self.rows)
 
 
 @dataclass
@@ -155,18 +160,6 @@ def usual_adapter(base: Any, recipe: Recipe) -> Any:
     )
 
 
-@contextmanager
-def compiled(base: Any) -> Iterator[None]:
-    """Each decoder layer compiled in place."""
-    compile_layers(base)
-    try:
-        yield
-    finally:
-        for layer in base.model.layers:
-            layer._compiled_call_impl = None
-        torch._dynamo.reset()
-
-
 def run_trainer(trainer: Any, clock: Clock, length: Callable[[Any], int]) -> Measured:
     """Train with any Trainer, its messages left out."""
     counted = Counted(trainer.data_collator, length, trainer.args.gradient_accumulation_steps)
@@ -190,13 +183,8 @@ def ours(bench: Bench) -> Measured:
         trainer = CalibrationTrainer(model, arguments, recipe, Questions(Rows(bench.rows), held_out, 0))
         measured = run_trainer(trainer, Clock(bench), lambda row: len(row.input_ids))
     if recipe.method == "rcft":
-        bench.rates[recipe.batch_size] = sum(measured.tokens) / sum(measured.seconds) / mean_length(bench.rows)
+        bench.rates[recipe.batch_size] = sum(measured.tokens) / sum(measured.seconds) / bench.mean
     return measured
-
-
-def mean_length(rows: Sequence[TokenExample]) -> float:
-    """Prompt tokens a row."""
-    return sum(len(row.input_ids) for row in rows) / len(rows)
 
 
 def padded(rows: Sequence[TokenExample], device: torch.device) -> dict[str, torch.Tensor]:
@@ -270,8 +258,7 @@ def authors(bench: Bench) -> Measured:
             batches = [bench.rows[i : i + 2] for i in range(0, 8, 2)]
             measured = own_loop(dataclasses.replace(bench, warm=1), model, batches, loss_of)
             # Padded to 2,048 tokens, each prompt costs as much as one of average length.
-            average = round(2 * mean_length(bench.rows))
-            return dataclasses.replace(measured, tokens=[average] * len(measured.seconds))
+            return dataclasses.replace(measured, tokens=[round(2 * bench.mean)] * len(measured.seconds))
         finally:
             model.gradient_checkpointing_disable()
             model.disable_input_require_grads()

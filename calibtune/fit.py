@@ -105,12 +105,14 @@ def fit(recipe: Recipe, output: Path, resume: bool = False, overwrite: bool = Fa
     """
     if resume and (output / MANIFEST).is_file():
         return read_artefact(output)
-    if is_first_process():
-        _claim(recipe, output, resume, overwrite)
+    # Bad input must neither remove what --overwrite is for nor leave a folder behind: it is taken once all is read.
+    if is_first_process() and not overwrite and not (resume and (output / STARTED).is_file()):
+        refuse_existing(output, overwrite)
     if recipe.samples is not None:
-        return fit_samples(recipe, output)
+        return fit_samples(recipe, output, resume, overwrite)
     inputs = read_inputs(recipe)
     if is_first_process():
+        _claim(recipe, output, resume, overwrite)
         _announce(inputs)
     try:
         return _temperature(inputs, output) if recipe.method == "temperature" else _train(inputs, output, resume)
@@ -145,10 +147,9 @@ def _claim(recipe: Recipe, output: Path, resume: bool, overwrite: bool) -> None:
 
 
 def _announce(inputs: Inputs) -> None:
+    recipe = inputs.recipe
     counts = f"{len(inputs.examples.train)} training and {len(inputs.held_out)} held-out questions"
-    print(
-        f"{inputs.recipe.method}: {', '.join(inputs.recipe.tasks)}, {counts}; loading {inputs.recipe.model}", flush=True
-    )
+    print(f"{recipe.method}: {', '.join(recipe.tasks)}, {counts}; loading {recipe.model}", flush=True)
 
 
 def _memory_advice(recipe: Recipe) -> str:
@@ -189,8 +190,8 @@ def _write_temperature(recipe: Recipe, output: Path, scores: FloatArray, gold: I
     return found
 
 
-def fit_samples(recipe: Recipe, output: Path) -> Artefact:
-    """Fit a temperature on the questions of a samples file, without a model.
+def fit_samples(recipe: Recipe, output: Path, resume: bool, overwrite: bool) -> Artefact:
+    """Fit a temperature on the questions of a samples file, without a model; arguments as for :func:`fit`.
 
     Raises:
         ScoringError: See :func:`calibtune.samples.read_samples`.
@@ -199,6 +200,7 @@ def fit_samples(recipe: Recipe, output: Path) -> Artefact:
 
     started = time.perf_counter()
     rows = read_samples(Path(str(recipe.samples)))
+    _claim(recipe, output, resume, overwrite)
     recipe = dataclasses.replace(recipe, tasks=recipe.tasks or (rows.task,))
     hashes = [document_hash(doc_to_text(doc) if {"question", "choices"} <= doc.keys() else h)
               for doc, h in zip(rows.docs, rows.doc_hashes, strict=True)]  # fmt: skip

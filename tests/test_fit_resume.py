@@ -1,11 +1,12 @@
 import pytest
-from fitting import same_weights, small_fit, small_recipe
+from fitting import adapter_weights, same_weights, small_fit, small_recipe
 
 from calibtune.artefact import MANIFEST, recipe_values
 from calibtune.errors import UserError
 from calibtune.files import write_json
 from calibtune.fit import CHECKPOINTS, STARTED, _claim
 from calibtune.trainer import WHOLE, CalibrationTrainer, last_checkpoint
+from harness_ext.errors import ScoringError
 
 pytestmark = pytest.mark.usefixtures("mirror")
 
@@ -74,3 +75,16 @@ def test_a_fit_that_was_begun_before_an_option_existed_is_resumed(model, tmp_pat
     _claim(recipe, tmp_path, resume=True, overwrite=False)
     with pytest.raises(UserError, match="compile False -> True"):
         _claim(small_recipe(model, "cft", compile=True), tmp_path, resume=True, overwrite=False)
+
+
+def test_a_fit_refused_for_its_input_removes_nothing_and_leaves_nothing(model, tmp_path, mirror):
+    small_fit(model, tmp_path / "kept", "cft", max_steps=1)
+    before = adapter_weights(tmp_path / "kept")
+    for changes in ({"tasks": "no_such_task"}, {"method": "temperature", "samples": str(tmp_path / "none.jsonl")}):
+        with pytest.raises((UserError, ScoringError)):
+            small_fit(model, **{"method": "cft", "output": tmp_path / "kept", "overwrite": True, **changes})
+        with pytest.raises((UserError, ScoringError)):
+            small_fit(model, **{"method": "cft", "output": tmp_path / "new", **changes})
+    assert before.keys() == adapter_weights(tmp_path / "kept").keys()
+    assert (tmp_path / "kept" / "calibtune.json").is_file()
+    assert not (tmp_path / "new").exists()

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from calibtune.dataset import Questions
-from calibtune.errors import WorkFailed
+from calibtune.errors import WorkFailed, is_out_of_memory
 from calibtune.losses import method_loss
 from calibtune.recipe import Recipe
 from calibtune.sharding import is_sharded
@@ -75,7 +75,9 @@ def _fits(model: Any, batch: dict[str, torch.Tensor], recipe: Recipe) -> bool:
         with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
             loss, _ = method_loss(model, batch, recipe, lambda b, letters: letters.softmax(-1))
         loss.backward()
-    except torch.OutOfMemoryError:
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
         return False
     finally:
         held.clear()

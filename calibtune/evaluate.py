@@ -12,7 +12,7 @@ from lm_eval.loggers import EvaluationTracker
 from lm_eval.utils import make_table
 
 from calibtune.artefact import Artefact, read_artefact
-from calibtune.errors import UserError, WorkFailed
+from calibtune.errors import UserError, WorkFailed, is_out_of_memory
 from calibtune.examples import document_hash, load_tasks, question_text, task_manager
 from calibtune.modeling import found_device
 from calibtune.recipe import Recipe
@@ -56,8 +56,6 @@ def evaluate(options: Evaluation) -> dict[str, Any]:
         UserError: An unknown task, another base, or evaluated documents that the artefact was fitted on.
         WorkFailed: Out of memory.
     """
-    import torch
-
     if options.backend == "hf-prefix":
         import calibtune.backend  # noqa: F401  (registers it)
     artefact = read_artefact(options.artifact) if options.artifact else None
@@ -86,7 +84,9 @@ def evaluate(options: Evaluation) -> dict[str, Any]:
             task_manager=task_manager(names, include_path),
             bootstrap_iters=0,
         )
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
         raise WorkFailed(
             f"out of memory with --batch-size {options.batch_size}; give a smaller one, or auto"
         ) from error

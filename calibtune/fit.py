@@ -16,7 +16,7 @@ import torch
 
 from calibtune.artefact import MANIFEST, Artefact, read_artefact, recipe_values, versions
 from calibtune.epochs import overtrained
-from calibtune.errors import UserError, WorkFailed
+from calibtune.errors import UserError, WorkFailed, is_out_of_memory
 from calibtune.estep import score
 from calibtune.examples import Encoder, Examples, LetterExample, document_hash, load_examples, load_tasks
 from calibtune.files import read_json, refuse_existing, write_json
@@ -116,9 +116,9 @@ def fit(recipe: Recipe, output: Path, resume: bool = False, overwrite: bool = Fa
         _announce(inputs)
     try:
         return _temperature(inputs, output) if recipe.method == "temperature" else _train(inputs, output, resume)
-    except torch.OutOfMemoryError as error:
-        raise WorkFailed(_memory_advice(recipe)) from error
     except Exception as error:
+        if is_out_of_memory(error):
+            raise WorkFailed(_memory_advice(recipe)) from error
         # Each library has its own error for it: OSError, SafetensorError, RuntimeError of torch.save.
         if shutil.disk_usage(output).free < FULL or "No space left" in str(error):
             raise WorkFailed(

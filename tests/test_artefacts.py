@@ -169,6 +169,18 @@ def test_evaluating_what_was_trained_on_is_refused(model, tmp_path, mirror):
         run(tmp_path / "out", artifact=tmp_path / "adapter")
 
 
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, torch.AcceleratorError("CUDA error: out of memory")])
+def test_evaluation_out_of_memory_names_the_batch_size(model, tmp_path, monkeypatch, error):
+    from lm_eval.models.huggingface import HFLM
+
+    def full(*_, **__):
+        raise error
+
+    monkeypatch.setattr(HFLM, "_model_call", full)
+    with pytest.raises(WorkFailed, match="out of memory with --batch-size 4; give a smaller one"):
+        run(tmp_path / "out", model=str(model))
+
+
 def test_another_base_than_the_artefacts_is_refused(model, tmp_path):
     small_fit(model, tmp_path / "adapter", "cft", max_steps=1)
     with pytest.raises(UserError, match=r"was fitted on .*, not on other/base"):

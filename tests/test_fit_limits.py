@@ -149,9 +149,14 @@ def test_auto_batch_leaves_room_for_what_a_step_finds_taken(model, tmp_path, mon
     assert sum(taken) == 3 * weights  # AdamW's two moments and the gradients
 
 
-def test_out_of_memory_says_which_batch_size_to_try(model, tmp_path, monkeypatch):
+#: torch's own, and what CUDA says where other processes leave no room for this one's context.
+FULL = [torch.OutOfMemoryError(), torch.AcceleratorError("CUDA error: out of memory")]
+
+
+@pytest.mark.parametrize("error", FULL, ids=lambda error: type(error).__name__)
+def test_out_of_memory_says_which_batch_size_to_try(model, tmp_path, monkeypatch, error):
     def full(self, *args, **kwargs):
-        raise torch.OutOfMemoryError
+        raise error
 
     monkeypatch.setattr(CalibrationTrainer, "compute_loss", full)
     with pytest.raises(WorkFailed, match=r"--batch-size 2 --gradient-accumulation 2 .*--auto-batch"):

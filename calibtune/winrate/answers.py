@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from calibtune.errors import UserError, WorkFailed
+from calibtune.errors import UserError, WorkFailed, is_out_of_memory
 from calibtune.files import read_json, write_json
 from calibtune.winrate.journal import key_of
 
@@ -138,7 +138,6 @@ def _load(model: Model, settings: Settings) -> Any:
 def _evaluate(
     lm: Any, questions: Sequence[str], settings: Settings, template: bool, cache: Path
 ) -> list[dict[str, Any]]:
-    import torch
     from lm_eval import simple_evaluate
     from lm_eval.api.task import ConfigurableTask
     from lm_eval.tasks import TaskManager
@@ -155,7 +154,9 @@ def _evaluate(
             log_samples=True,
             bootstrap_iters=0,
         )
-    except torch.cuda.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
         raise WorkFailed(
             f"the device's memory is too small for --batch-size {settings.batch_size}; run again with less, the "
             "answers so far are kept"

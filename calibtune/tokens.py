@@ -134,12 +134,13 @@ def answer_positions(mask: torch.Tensor) -> torch.Tensor:
     return (mask * places).argmax(dim=1)
 
 
-def even_batches(lengths: Sequence[int], most: float) -> list[list[int]]:
+def even_batches(lengths: Sequence[int], most: float, enough: float | None = None) -> list[list[int]]:
     """Batches of about the same number of tokens with little padding, the longest prompts first.
 
     Args:
         lengths: Tokens of each prompt.
         most: Tokens that a batch may have, padding counted; one prompt may have more.
+        enough: Tokens from which a batch ends rather than pad shorter prompts; by default a share of ``most``.
 
     Returns:
         The prompts' numbers, each once.
@@ -149,10 +150,11 @@ def even_batches(lengths: Sequence[int], most: float) -> list[list[int]]:
         [[0], [1], [2, 3, 4, 5]]
     """
     batches: list[list[int]] = []
+    enough = FULL_ENOUGH * most if enough is None else enough
     for i in sorted(range(len(lengths)), key=lambda i: lengths[i], reverse=True):
         longest = lengths[batches[-1][0]] if batches else 0
         tokens = longest * len(batches[-1]) if batches else 0
-        unlike = lengths[i] < ALIKE * longest and tokens >= FULL_ENOUGH * most
+        unlike = lengths[i] < ALIKE * longest and tokens >= enough
         if not batches or tokens + longest > most or unlike:
             batches.append([])
         batches[-1].append(i)

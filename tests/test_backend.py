@@ -1,3 +1,5 @@
+from unittest.mock import Mock
+
 import numpy as np
 import pytest
 from fitting import other_architecture
@@ -5,7 +7,8 @@ from harness import evaluate
 from lm_eval.models.huggingface import HFLM
 from tiny import save_tiny
 
-from calibtune.backend import PrefixLM, clusters
+from calibtune.backend import Cluster, PrefixLM, clusters
+from calibtune.prefix import prefix_cache
 
 pytestmark = pytest.mark.usefixtures("mirror")
 
@@ -69,10 +72,51 @@ def test_continuations_of_several_tokens_and_cut_prompts_equal_the_stock_backend
     np.testing.assert_allclose([v for v, _ in found[1]], [v for v, _ in found[0]], atol=1e-4)
 
 
+def test_models_of_unknown_code_give_the_same_log_likelihoods(model, monkeypatch):
+    known = loglikelihoods(PrefixLM(pretrained=model, **OPTIONS), num_fewshot=2)
+    monkeypatch.setattr("calibtune.backend.output_layer", lambda model: None)
+    unknown = loglikelihoods(PrefixLM(pretrained=model, **OPTIONS), num_fewshot=2)
+    np.testing.assert_allclose([v for v, _ in unknown], [v for v, _ in known], atol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{"add_bos_token": True}, {"add_bos_token": False}])
+def test_texts_are_encoded_ahead_as_the_stock_backend_encodes_them(model, monkeypatch, options):
+    from lm_eval.api.instance import Instance
+
+    bos = HFLM(pretrained=model, **OPTIONS).tokenizer.bos_token or "<s>"
+    pairs = [("Which? ", "A"), ("Which? ", "B"), (f"{bos}Which?", " A"), ("", "A B"), ("Why?\n\n", " C")]
+    instances = [Instance("loglikelihood", {}, pair, i) for i, pair in enumerate(pairs)]
+    seen, encoded = [], []
+    for lm in (HFLM, PrefixLM):
+        made = lm(pretrained=model, **OPTIONS, **options)
+        monkeypatch.setattr(made, "_loglikelihood_tokens", lambda requests, **_: seen.append(requests))
+        one_by_one = Mock(wraps=made.tokenizer.encode)
+        monkeypatch.setattr(made.tokenizer, "encode", one_by_one)
+        made.loglikelihood(instances)
+        encoded.append(one_by_one.call_count)
+    assert seen[0] == seen[1]
+    assert encoded == [9, 1]  # the empty prompt's continuation alone
+
+
+def test_a_batch_has_no_more_to_compute_or_to_keep_than_a_stock_one(model):
+    lm = PrefixLM(pretrained=model, **OPTIONS)
+    cluster = Cluster(shared=90, prompts=((1,) * 100,) * 200)
+    cache = prefix_cache(lm._forward, (1,) * 90, lm.device)
+    kept = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers) / 90
+    made = lm.model.config.vocab_size * 4
+    assert (kept, made) == (256, 1556)  # a token's keys and values take .165 of its log-probabilities, more than .1
+    assert [len(batch) for batch in lm._batches(cluster, cache, 8)] == [800 // 17] * 4 + [12]
+    lm.model.config.vocab_size *= 10  # .0165 of them: now computing decides, ten tokens of a hundred
+    assert [len(batch) for batch in lm._batches(cluster, cache, 8)] == [80, 80, 40]
+    assert {len(batch) for batch in lm._batches(cluster, None, 8)} == {8}
+    lm.model.config.vocab_size = int(kept / 4 / 2)  # keys and values of a token take two tokens' log-probabilities
+    assert {len(batch) for batch in lm._batches(cluster, cache, 8)} == {8}
+
+
 def test_long_responses_take_the_stock_way(model, monkeypatch):
     from lm_eval.api.instance import Instance
 
-    monkeypatch.setattr(PrefixLM, "_log_probs", lambda *_: pytest.fail("took the short way"))
+    monkeypatch.setattr(PrefixLM, "_answers", lambda *_: pytest.fail("took the short way"))
     request = Instance("loglikelihood", {}, ("Which?", " option" * 30), 0)
     ((value, _),) = PrefixLM(pretrained=model, **OPTIONS).loglikelihood([request])
     assert value < 0

@@ -3,6 +3,7 @@
 #
 #   tests/benchmarks/accelerator.sh MODEL HUB OUT      MODEL: Qwen2.5-Coder-0.5B-Instruct, as ../shared/tools/real_model.py makes it
 #                                                      HUB: the data mirror, ../shared/data/hub
+# SMALL_TOKENIZER: folder of a model with at most 128,256 tokens, such as SmolLM2-135M-Instruct, for scoring's 8B
 # Part by part (`tests/benchmarks/accelerator.sh MODEL HUB OUT table`): table, test, big, small, scoring. The table takes up to 139 GiB of
 # the GPU's memory; started again it goes on where it stopped.
 set -uo pipefail
@@ -26,14 +27,17 @@ big() { # 8B, QLoRA, then a bfloat16 base; what is compiled or patched by Liger 
     --recipe-extra cuda_graphs=true,liger_kernel=true
   $speed --quantisation nf4 --ways ours+compile --batch-sizes 32 --rows 960 --seconds 15
 }
-small() { # bound by kernel launches
+small() { # bound by kernel launches; with graphs a whole fit's steps, recordings and all
+  $speed --shape 1b --quantisation nf4 --ways authors,plain,ours,ours+liger --batch-sizes 16,64 --rows 640 --seconds 8
   for shape in 0.5b 135m; do
-    $speed --shape $shape --ways plain,ours --batch-sizes 16 --rows 640
-    $speed --shape $shape --ways ours --batch-sizes 16 --steps 300 --seconds 20 --recipe-extra cuda_graphs=true
+    $speed --shape $shape --ways plain,ours --batch-sizes 16 --rows 2500 --seconds 15
+    $speed --shape $shape --ways ours --batch-sizes 16 --rows 2500 --steps 468 --recipe-extra cuda_graphs=true
   done
 }
-scoring() { # hf-prefix against the stock backend
-  (cd "$hub" && python3 "$repo/tests/benchmarks/scoring.py" --model "$model" --dtype bfloat16 --device cuda --limit 200)
+scoring() { # hf-prefix against the stock backend: an 8B with random weights, then the real 0.5B; MODEL's tokenizer has more tokens than the 8B
+  (cd "$hub" && for options in "--shape 8b --quantisation nf4 --model ${SMALL_TOKENIZER:-none}" "--model $model" "--model $model --dtype float32"; do
+    python3 "$repo/tests/benchmarks/scoring.py" --dtype bfloat16 --device cuda --limit 200 $options
+  done)
 }
 for part in ${4:-table test big small scoring}; do
   [ "$part" = test ] && part=test_

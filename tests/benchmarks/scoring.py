@@ -3,6 +3,8 @@
 Run it from the folder of the data mirror (here ../shared/data/hub):
 
   python tests/benchmarks/scoring.py --model M [--dtype bfloat16] [--device cuda] [--limit 100] [--repeats 3]
+
+With ``--shape 8b`` the model has random weights, made on the device, and M gives the tokenizer alone.
 """
 
 from __future__ import annotations
@@ -11,8 +13,11 @@ import argparse
 import time
 
 import numpy as np
+import torch
 from lm_eval import simple_evaluate
 from lm_eval.models.huggingface import HFLM
+from speed_model import SHAPES, build
+from transformers import AutoTokenizer
 
 from calibtune.backend import PrefixLM
 from calibtune.examples import task_manager
@@ -47,9 +52,14 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=100)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--shape", choices=SHAPES)
+    parser.add_argument("--quantisation", choices=("none", "nf4"), default="none", help="of a random model")
     args = parser.parse_args()
     options = {"pretrained": args.model, "dtype": args.dtype, "device": args.device, "batch_size": args.batch_size,
                "softmax_dtype": "float32"}  # fmt: skip
+    if args.shape:
+        options["pretrained"] = build(args.shape, args.quantisation, torch.device(args.device))
+        options["tokenizer"] = AutoTokenizer.from_pretrained(args.model)
     backends = {"hf": HFLM(**options), "hf-prefix": PrefixLM(**options)}
     for shots in (0, 5):
         found = {name: [scored(lm, args, shots) for _ in range(args.repeats)] for name, lm in backends.items()}

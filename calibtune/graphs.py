@@ -21,11 +21,9 @@ from calibtune.errors import UserError
 from calibtune.losses import Batch
 
 #: Prompts are padded to a multiple of this, so that there are few shapes.
-BUCKET = 32
+BUCKET = 64
 #: Relative distance of a recording's gradients from the plain pass's that bfloat16 and other kernels may cause.
 APART = 0.05
-#: Passes before a recording, in which libraries take their workspaces.
-WARM = 2
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +34,7 @@ CAUSAL = "calibtune-causal-sdpa"
 AttentionInterface.register(CAUSAL, sdpa_attention_forward)
 
 Outputs = tuple[torch.Tensor, ...]
+Shapes = tuple[torch.Size, ...]
 
 
 @contextmanager
@@ -85,9 +84,9 @@ class StepGraphs:
         # A graph writes to the places that it was recorded with, so the gradients stay where they are.
         self.gradients = [torch.zeros_like(parameter) for parameter in self.parameters]
         #: By the batch's shapes; None where a recording gave other gradients than the plain pass, which is then taken.
-        self.recordings: dict[tuple[torch.Size, ...], Recording | None] = {}
+        self.recordings: dict[Shapes, Recording | None] = {}
         #: Shapes met once so far.
-        self.met: set[tuple[torch.Size, ...]] = set()
+        self.met: set[Shapes] = set()
 
     def run(self, batch: Batch) -> Outputs:
         """Add a batch's gradients; what the loss gives, detached."""
@@ -100,7 +99,7 @@ class StepGraphs:
             self.met.add(shapes)  # the longest prompts' may not come again
             return self._pass(batch)
         if shapes not in self.recordings:
-            self.recordings[shapes] = self._checked(self._record(batch))
+            return self._recorded(shapes, batch)
         recording = self.recordings[shapes]
         if recording is None:
             return self._pass(batch)
@@ -109,39 +108,32 @@ class StepGraphs:
         recording.graph.replay()
         return tuple(output.clone() for output in recording.outputs)
 
-    def _record(self, batch: Batch) -> Recording:
-        inputs = {name: value.clone() for name, value in batch.items()}
+    def _recorded(self, shapes: Shapes, batch: Batch) -> Outputs:
+        """Take a batch plainly, and record the same pass for its shapes if that gives the same gradients."""
         before = [gradient.clone() for gradient in self.gradients]
+        torch._foreach_zero_(self.gradients)
+        outputs = self._pass(batch)
+        plain = [gradient.clone() for gradient in self.gradients]
+        recording = self._record(batch)
+        torch._foreach_zero_(self.gradients)
+        recording.graph.replay()
+        apart = get_total_norm(torch._foreach_sub(self.gradients, plain)) / get_total_norm(plain)
+        alike = bool(apart <= APART) or all(not gradient.any() for gradient in plain)
+        if not alike:
+            shape = "x".join(map(str, batch["input_ids"].shape))
+            logger.warning("--cuda-graphs: a recording of %s tokens gave other gradients; they are not recorded", shape)
+        self.recordings[shapes] = recording if alike else None
+        torch._foreach_copy_(self.gradients, torch._foreach_add(before, plain))
+        return outputs
+
+    def _record(self, batch: Batch) -> Recording:
+        """A recording of a pass; one that was taken just before gave libraries their workspaces."""
+        inputs = {name: value.clone() for name, value in batch.items()}
         graph = torch.cuda.CUDAGraph()
         pool = next((recording.graph.pool() for recording in self.recordings.values() if recording), None)
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with causal_attention(self.model):
-            with torch.cuda.stream(stream):
-                for _ in range(WARM):
-                    self._pass(inputs)
-            torch.cuda.current_stream().wait_stream(stream)
-            with torch.cuda.graph(graph, pool=pool):
-                outputs = self._pass(inputs)
-        torch._foreach_copy_(self.gradients, before)
+        with causal_attention(self.model), torch.cuda.graph(graph, pool=pool):
+            outputs = self._pass(inputs)
         return Recording(graph, inputs, outputs)
-
-    def _checked(self, recording: Recording) -> Recording | None:
-        """The recording, or None where it does not give the plain pass's gradients."""
-        before = [gradient.clone() for gradient in self.gradients]
-        found = []
-        for run in (lambda: self._pass(recording.inputs), recording.graph.replay):
-            torch._foreach_zero_(self.gradients)
-            run()
-            found.append([gradient.clone() for gradient in self.gradients])
-        torch._foreach_copy_(self.gradients, before)
-        plain, replayed = found
-        apart = get_total_norm(torch._foreach_sub(replayed, plain)) / get_total_norm(plain)
-        if apart <= APART or all(not gradient.any() for gradient in plain):
-            return recording
-        shape = "x".join(map(str, recording.inputs["input_ids"].shape))
-        logger.warning("--cuda-graphs: a recording of %s tokens gave other gradients; they are not recorded", shape)
-        return None
 
     def _pass(self, inputs: Batch) -> Outputs:
         outputs = self.loss(inputs)

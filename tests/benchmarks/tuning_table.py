@@ -31,10 +31,13 @@ CONFIGS: dict[str, str | None] = {
     "base": None,
     "label-smoothing": "--method label-smoothing",
     "label-smoothing, 3 epochs": "--method label-smoothing --epochs 3",
+    "label-smoothing, learning rate 5e-5": "--method label-smoothing --learning-rate 5e-5",
+    "label-smoothing, learning rate 2e-5, 3 epochs": "--method label-smoothing --learning-rate 2e-5 --epochs 3",
     "cft": "--method cft",
     "cft, 3 epochs": "--method cft --epochs 3",
     "cft, learning rate 5e-5": "--method cft --learning-rate 5e-5",
     "cft, learning rate 2e-5": "--method cft --learning-rate 2e-5",
+    "cft, learning rate 2e-5, 3 epochs": "--method cft --learning-rate 2e-5 --epochs 3",
     "cft in one order of options": "--method cft --no-shuffle-options",
     "rcft as in the paper": "--method rcft --lambda 1 --letter-weight sum --e-step-rows train --no-shuffle-options "
     "--lora-dropout 0.05",

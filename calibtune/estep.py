@@ -18,9 +18,9 @@ from calibtune.files import replacing, write_text
 from calibtune.losses import Batch, answer_logits, letter_log_likelihoods
 from calibtune.prefix import SHORTEST_PREFIX, common, prefix_cache, repeated
 from calibtune.recipe import Recipe
-from calibtune.targets import bin_accuracy, target_probs
+from calibtune.targets import bin_of, bins_on_device, target_probs
 from calibtune.tokens import TokenExample, collate, even_batches
-from harness_ext.binning import BinTable, FloatArray, IntArray, bin_index, bin_table
+from harness_ext.binning import BinTable, FloatArray, IntArray, bin_table
 from harness_ext.calibration import letter_log_softmax, top
 
 #: Scoring keeps no activations, so it takes so many times larger batches than training does.
@@ -110,7 +110,7 @@ class EStep:
         """Whether an epoch needs an E-step that is not there yet."""
         if self.epoch == epoch:
             return False
-        return self.epoch < 0 or self.recipe.e_step == "epoch"
+        return self.epoch < 0 or self.recipe.e_step in ("epoch", "bins")
 
     def take(self, epoch: int, table: BinTable, scores: FloatArray | None) -> None:
         """Set an epoch's bins, and the targets of all training questions from their scores.
@@ -118,11 +118,14 @@ class EStep:
         Args:
             epoch: From 0.
             table: The bins that accuracies are taken from.
-            scores: Log-likelihoods of the training questions in this epoch's order of options, shape (N, K); None
-                with ``--e-step once`` and ``running``, where each question's own forward pass gives them.
+            scores: Log-likelihoods of the training questions in this epoch's order of options, shape (N, K), NaN where
+                a question has fewer; None where each question's own forward pass gives them (any ``--e-step`` but
+                ``epoch``).
         """
-        self.epoch, self.table = epoch, table
-        self.targets = None if scores is None else self._targets(scores)
+        self.epoch, self.table, self.targets = epoch, table, None
+        if scores is not None:
+            letters = torch.tensor(scores)
+            self.targets = self._targets(letters.masked_fill(letters.isnan(), -torch.inf), bins_on_device(table))
 
     def next_epoch(self, epoch: int) -> None:
         """Go into an epoch that has no E-step of its own; with ``--e-step running``, on the last one's passes."""
@@ -133,27 +136,37 @@ class EStep:
                 self.table = bin_table([c for c, _ in seen], [r for _, r in seen], self.recipe.bins)
         self.epoch = epoch
 
-    def target(self, batch: Batch, letters: torch.Tensor) -> torch.Tensor:
-        """Target q of a batch's questions, shape (B, K); see :data:`calibtune.losses.Target`."""
-        if self.targets is not None:
-            self.targets = self.targets.to(letters.device)
-            return self.targets[batch["row"], : letters.shape[1]]
-        scores = letters.double().masked_fill(letters.isinf(), torch.nan).cpu().numpy()
-        confidence, predicted = top(np.exp(letter_log_softmax(scores)))
-        if self.recipe.e_step == "running":
-            right = predicted == batch["gold"].cpu().numpy()
-            self.seen += [(float(c), bool(r)) for c, r in zip(confidence, right, strict=True)]
-        return self._targets(scores).to(letters.device)
+    def given(self, batch: Batch) -> Batch:
+        """A batch with what its targets come from: ``target`` where the E-step has set them, else its ``bins``.
 
-    def _targets(self, scores: FloatArray) -> torch.Tensor:
-        assert self.table is not None
-        probs = np.exp(letter_log_softmax(scores))
-        confidence, _ = top(probs)
-        q = target_probs(probs, bin_accuracy(self.table, confidence), self.recipe.mapping)
-        q = np.nan_to_num(q, nan=0.0)
+        Kept apart from :meth:`target` because a recorded pass reads the places that it was recorded with, epoch after
+        epoch.
+        """
+        device = batch["letter_ids"].device
+        if self.targets is None:
+            assert self.table is not None
+            return batch | {"bins": bins_on_device(self.table).to(device)}
+        self.targets = self.targets.to(device)
+        return batch | {"target": self.targets[batch["row"], : batch["letter_ids"].shape[1]]}
+
+    def target(self, batch: Batch, letters: torch.Tensor) -> torch.Tensor:
+        """Target q of the questions of a batch of :meth:`given`, shape (B, K); see :data:`calibtune.losses.Target`."""
+        if "target" in batch:
+            return batch["target"]
+        if self.recipe.e_step == "running":
+            confidence, predicted = letters.double().softmax(1).max(1)
+            self.seen += zip(confidence.tolist(), (predicted == batch["gold"]).tolist(), strict=True)
+        return self._targets(letters, batch["bins"])
+
+    def _targets(self, letters: torch.Tensor, bins: torch.Tensor) -> torch.Tensor:
+        """Of log-likelihoods, minus infinity where a letter is absent."""
+        probs = letters.double().softmax(1)
+        index = bin_of(probs.amax(1), bins)
+        q = target_probs(probs.masked_fill(letters.isinf(), torch.nan), bins[1][index], self.recipe.mapping)
+        q = q.nan_to_num(0.0)
         if self.recipe.skip_top_bin:
-            q[bin_index(confidence, self.recipe.bins) == self.recipe.bins - 1] = np.nan
-        return torch.tensor(q, dtype=torch.float32)
+            q = q.masked_fill((index == self.recipe.bins - 1)[:, None], torch.nan)
+        return q.float()
 
     def save(self, folder: Path) -> None:
         """Write the state beside a checkpoint's other files; all processes call it, one writes."""

@@ -52,9 +52,11 @@ class Recipe:
     bins: int = _option(10, "M, the bins of the E-step, or of the ECE that T minimises", "rcft temperature")
     mapping: Literal["simplified", "general"] = _option("simplified", "target mapping, paper Eqs 9-11 or 12-13", "rcft")
     calibration_loss: Literal["mse", "cross-entropy"] = _option("mse", "distance in L_ECE", "rcft")
-    e_step: Literal["epoch", "once", "running"] = _option(
+    e_step: Literal["epoch", "bins", "once", "running"] = _option(
         "epoch",
-        "when bins are taken: each epoch; once (the released code); running, from the last epoch's passes",
+        "when bins and targets are taken. epoch: both before each epoch (the paper); bins: the bins before each epoch, "
+        "a question's target in the pass that trains on it; once: as bins, before the first epoch alone (the released "
+        "code); running: as bins, from the last epoch's passes",
         "rcft",
     )
     e_step_rows: Literal["train", "held-out", "cross-fitted"] = _option(
@@ -256,12 +258,12 @@ def _problems(recipe: Recipe, given: Mapping[str, Any]) -> list[str]:
         errors.append("--lambda 0 with --no-sft leaves nothing to train on")
     if recipe.tuning == "full" and recipe.quantisation != "none":
         errors.append("--quantisation nf4 cannot be trained in full; use --tuning lora")
-    if recipe.e_step_rows == "cross-fitted" and (recipe.e_step != "epoch" or recipe.tuning == "full"):
-        errors.append("--e-step-rows cross-fitted needs --e-step epoch and --tuning lora")
-    other = recipe.gradient_checkpointing or recipe.compile or recipe.e_step != "epoch" or recipe.lora_dropout > 0
+    if recipe.e_step_rows == "cross-fitted" and (recipe.e_step in ("once", "running") or recipe.tuning == "full"):
+        errors.append("--e-step-rows cross-fitted needs --e-step epoch or bins, and --tuning lora")
+    other = recipe.gradient_checkpointing or recipe.compile or recipe.e_step == "running" or recipe.lora_dropout > 0
     if recipe.cuda_graphs and other:
         errors.append(
-            "--cuda-graphs needs --e-step epoch, --lora-dropout 0, and neither --gradient-checkpointing nor --compile"
+            "--cuda-graphs needs --lora-dropout 0, and neither --e-step running, --gradient-checkpointing nor --compile"
         )
     if recipe.method == "temperature" and recipe.held_out == 0:
         errors.append("--held-out is 0; a temperature needs held-out questions to be fitted on")

@@ -24,7 +24,7 @@ from calibtune.errors import UserError, WorkFailed
 from calibtune.estep import EStep, score, score_bins
 from calibtune.files import write_text
 from calibtune.graphs import BUCKET, StepGraphs
-from calibtune.losses import Target, method_loss
+from calibtune.losses import method_loss
 from calibtune.measures import harness_measures
 from calibtune.modeling import on_cpu
 from calibtune.recipe import Recipe
@@ -111,10 +111,7 @@ class CalibrationTrainer(Trainer):
     def _graph_step(self, model: Any, inputs: dict[str, Any], _: Any) -> torch.Tensor:
         if not model.training:  # visits thousands of modules, which takes as long as a small model's replay
             model.train()
-        batch = self._prepare_inputs(inputs)
-        if self._uses_target:
-            # Looked up here, since a graph would go on reading the first epoch's targets.
-            batch["target"] = self.e_step.target(batch, batch["letter_ids"])
+        batch = self._given(self._prepare_inputs(inputs))
         if self._graphs is None:
             longest = max(len(row.input_ids) for row in self.questions.train.rows)
             inner = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=True)
@@ -131,22 +128,25 @@ class CalibrationTrainer(Trainer):
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """The method's loss over one batch; see :func:`calibtune.losses.method_loss`."""
-        loss, letters = self._loss(model, inputs, self.e_step.target)
+        loss, letters = self._loss(model, self._given(inputs))
         self._note(loss.detach(), inputs)
         return (loss, {"letters": letters}) if return_outputs else loss
 
     def _part(self, model: Any, batch: dict[str, Any]) -> tuple[torch.Tensor, ...]:
         """A batch's share of the step's loss, and its letters."""
-        loss, letters = self._loss(model, batch, lambda batch, _: batch["target"])
+        loss, letters = self._loss(model, batch)
         return loss / self.args.gradient_accumulation_steps, letters
 
     @property
     def _uses_target(self) -> bool:
         return self.recipe.method == "rcft" and self.recipe.lambda_ > 0
 
-    def _loss(self, model: Any, batch: dict[str, Any], target: Target) -> tuple[torch.Tensor, ...]:
+    def _given(self, batch: dict[str, Any]) -> dict[str, Any]:
+        return self.e_step.given(batch) if self._uses_target else batch
+
+    def _loss(self, model: Any, batch: dict[str, Any]) -> tuple[torch.Tensor, ...]:
         with self.accelerator.autocast():
-            loss, letters = method_loss(model, batch, self.recipe, target if self._uses_target else None)
+            loss, letters = method_loss(model, batch, self.recipe, self.e_step.target if self._uses_target else None)
         return loss * batch.get("share", 1.0), letters
 
     def _note(self, loss: torch.Tensor, batch: dict[str, Any]) -> None:

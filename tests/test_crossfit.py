@@ -6,7 +6,7 @@ from fitting import same_weights, small_fit, small_recipe
 
 from calibtune import crossfit
 from calibtune.errors import UserError
-from calibtune.estep import score
+from calibtune.estep import EStep, score
 from calibtune.fit import CHECKPOINTS
 from calibtune.trainer import CalibrationTrainer
 
@@ -74,7 +74,7 @@ def test_a_resumed_fit_does_not_train_the_folds_again(model, tmp_path, trainers,
 
 
 def test_what_cannot_be_cross_fitted_is_refused(model):
-    with pytest.raises(UserError, match="cross-fitted needs --e-step epoch and --tuning lora"):
+    with pytest.raises(UserError, match="cross-fitted needs --e-step epoch or bins, and --tuning lora"):
         small_recipe(model, "rcft", e_step_rows="cross-fitted", e_step="running")
 
 
@@ -94,10 +94,22 @@ def test_an_exact_e_step_scores_each_training_question_with_the_present_model(mo
     def watched(self, epoch):
         begin(self, epoch)
         scores = score(self.model, self.questions.train.rows, self.questions.pad_id, 3)
-        taken.append((self.e_step.targets.clone(), self.e_step._targets(scores)))
+        again = EStep(self.recipe)
+        again.take(epoch, self.e_step.table, scores)
+        taken.append((self.e_step.targets.clone(), again.targets))
 
     monkeypatch.setattr(CalibrationTrainer, "begin_epoch", watched)
     small_fit(model, tmp_path / "out", "rcft", epochs=2)
     for kept, expected in taken:
         np.testing.assert_allclose(kept, expected, atol=1e-5)
     assert not np.allclose(taken[0][0], taken[1][0], atol=1e-3)
+
+
+def test_bins_alone_are_taken_without_scoring_training_questions(model, tmp_path, trainers, monkeypatch):
+    scored = []
+    plain = CalibrationTrainer._score
+    monkeypatch.setattr(CalibrationTrainer, "_score", lambda self, rows: scored.append(rows) or plain(self, rows))
+    small_fit(model, tmp_path / "out", "rcft", e_step="bins", epochs=2)
+    assert [rows is trainers[0].questions.held_out for rows in scored] == [True, True]
+    assert trainers[0].e_step.targets is None
+    assert trainers[0].e_step.table.count.sum() == len(trainers[0].questions.held_out)

@@ -1,15 +1,17 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
 from calibtune import estep
 from calibtune.estep import EStep, _shared, score, score_bins
 from calibtune.modeling import add_adapter
 from calibtune.recipe import make_recipe
-from calibtune.targets import target_probs
+from calibtune.targets import bin_accuracies, bin_of, bins_on_device, target_probs
 from calibtune.tokens import TokenExample
-from harness_ext.binning import bin_table
+from harness_ext.binning import bin_index, bin_table
 
 #: Confidences .96, .52 and .42 (three letters).
 SCORES = np.log(np.array([[0.96, 0.02, 0.01, 0.01], [0.2, 0.52, 0.14, 0.14], [0.42, 0.33, 0.25, np.nan]]))
@@ -21,12 +23,13 @@ def recipe(**changes):
     return make_recipe({"method": "rcft", "model": "m", "tasks": "t", **changes}, {})
 
 
-def batch(rows=(0, 1, 2)):
-    return {"row": torch.tensor(rows), "gold": torch.tensor(GOLD[list(rows)])}
-
-
 def letters(rows=(0, 1, 2)):
     return torch.tensor(np.nan_to_num(SCORES[list(rows)], nan=-np.inf), dtype=torch.float32)
+
+
+def target(step, rows=(0, 1, 2)):
+    batch = {"row": torch.tensor(rows), "gold": torch.tensor(GOLD[list(rows)]), "letter_ids": torch.zeros(len(rows), 4)}
+    return step.target(step.given(batch), letters(rows))
 
 
 def test_bins_hold_count_accuracy_and_confidence_of_the_scored_questions():
@@ -39,23 +42,24 @@ def test_bins_hold_count_accuracy_and_confidence_of_the_scored_questions():
 def test_targets_take_the_accuracy_of_each_questions_bin():
     step = EStep(recipe())
     step.take(0, TABLE, SCORES)
-    q = step.target(batch(), letters())
+    q = target(step)
     assert q[[0, 1, 2], [0, 1, 0]].tolist() == pytest.approx([0.5, 1.0, 0.0])
     assert q.sum(1).tolist() == pytest.approx([1, 1, 1])
-    expected = target_probs(np.exp(SCORES[:1]), np.array([0.5]))
+    expected = target_probs(torch.tensor(np.exp(SCORES[:1])), torch.tensor([0.5]))
     assert q[0].tolist() == pytest.approx(expected[0].tolist(), abs=1e-6)
     # Rows are looked up by their number, whatever the batch.
-    assert torch.equal(step.target(batch((2, 0)), letters((2, 0))), q[[2, 0]])
+    assert torch.equal(target(step, (2, 0)), q[[2, 0]])
 
 
 def test_the_top_bin_can_be_left_out_as_in_the_released_code():
     step = EStep(recipe(skip_top_bin=True))
     step.take(0, TABLE, SCORES)
-    assert step.target(batch(), letters()).isnan().all(1).tolist() == [True, False, False]
+    assert target(step).isnan().all(1).tolist() == [True, False, False]
 
 
-def test_an_exact_e_step_is_due_in_each_epoch_and_others_once():
-    for kind, due in (("epoch", [True, True]), ("once", [True, False]), ("running", [True, False])):
+def test_bins_are_due_in_each_epoch_or_once():
+    both, one = [True, True], [True, False]
+    for kind, due in (("epoch", both), ("bins", both), ("once", one), ("running", one)):
         step = EStep(recipe(e_step=kind))
         found = []
         for epoch in range(2):
@@ -67,19 +71,43 @@ def test_an_exact_e_step_is_due_in_each_epoch_and_others_once():
 
 
 def test_without_scores_targets_come_from_the_forward_pass_under_the_same_bins():
-    exact, free = EStep(recipe()), EStep(recipe(e_step="once"))
+    exact = EStep(recipe())
     exact.take(0, TABLE, SCORES)
+    for kind in ("bins", "once", "running"):
+        free = EStep(recipe(e_step=kind))
+        free.take(0, TABLE, None)
+        assert torch.allclose(target(exact), target(free), atol=1e-6)
+    free = EStep(recipe(e_step="once"))
     free.take(0, TABLE, None)
-    assert torch.allclose(exact.target(batch(), letters()), free.target(batch(), letters()), atol=1e-6)
     free.next_epoch(1)
     assert free.table is TABLE
+
+
+def test_an_e_step_without_scores_forgets_the_targets_of_one_with_them():
+    step, free = EStep(recipe()), EStep(recipe(e_step="bins"))
+    other = bin_table([0.95, 0.55, 0.45], [0, 0, 1], 10)
+    step.take(0, TABLE, SCORES)
+    step.take(1, other, None)
+    free.take(1, other, None)
+    assert torch.equal(target(step), target(free))
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=20), st.integers(1, 30))
+def test_bins_on_the_accelerator_are_the_harnesss(values, count):
+    """At the edges too, and next to them."""
+    edges = np.arange(count + 1) / count
+    values = np.concatenate([values, edges, np.nextafter(edges, 0).clip(0), np.nextafter(edges, 1).clip(0, 1)])
+    table = bin_table(values, values > 0.5, count)
+    bins = bins_on_device(table)
+    assert bin_of(torch.tensor(values), bins).tolist() == bin_index(values, count).tolist()
+    assert bins[1].tolist() == bin_accuracies(table).tolist()
 
 
 def test_running_bins_are_those_of_the_last_epochs_passes():
     step = EStep(recipe(e_step="running"))
     step.take(0, TABLE, None)
-    step.target(batch((0, 1)), letters((0, 1)))
-    step.target(batch((2,)), letters((2,)))
+    target(step, (0, 1))
+    target(step, (2,))
     step.next_epoch(1)
     expected = score_bins(SCORES, GOLD, 10)
     assert step.table.count.tolist() == expected.count.tolist()
@@ -87,11 +115,11 @@ def test_running_bins_are_those_of_the_last_epochs_passes():
     assert step.seen == []
 
 
-@pytest.mark.parametrize("kind", ["epoch", "running"])
+@pytest.mark.parametrize("kind", ["epoch", "bins", "running"])
 def test_what_is_saved_comes_back(tmp_path, kind):
     step = EStep(recipe(e_step=kind))
     step.take(3, TABLE, SCORES if kind == "epoch" else None)
-    step.target(batch(), letters())
+    target(step)
     step.save(tmp_path)
     again = EStep(recipe(e_step=kind))
     again.load(tmp_path)
@@ -99,7 +127,7 @@ def test_what_is_saved_comes_back(tmp_path, kind):
     assert again.seen == step.seen
     assert again.table.count.tolist() == TABLE.count.tolist()
     np.testing.assert_array_equal(again.table.accuracy, TABLE.accuracy)
-    assert torch.equal(again.target(batch(), letters()), step.target(batch(), letters()))
+    assert torch.equal(target(again), target(step))
 
 
 def test_what_all_prompts_begin_with_is_computed_once_and_changes_no_score(model, monkeypatch):

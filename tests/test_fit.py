@@ -94,11 +94,15 @@ def test_peft_casts_inputs_only_where_autocast_does_not(model, tmp_path, precisi
     assert casting(trainers[0].model) == {True}
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_the_step_that_graphs_record_is_the_plain_one(model, tmp_path, method, monkeypatch):
+@pytest.mark.parametrize(("method", "e_step"), [*((method, None) for method in METHODS), ("rcft", "bins")])
+def test_the_step_that_graphs_record_is_the_plain_one(model, tmp_path, method, e_step, monkeypatch):
     class Unrecorded(StepGraphs):
         def run(self, batch):
             assert batch["input_ids"].shape[1] % BUCKET == 0
+            # A graph sees of an epoch's E-step what its inputs hold.
+            assert {"target", "bins"} & batch.keys() == (
+                {"bins" if e_step else "target"} if method == "rcft" else set()
+            )
             return self._pass(batch)
 
     seen = []
@@ -112,12 +116,13 @@ def test_the_step_that_graphs_record_is_the_plain_one(model, tmp_path, method, m
     monkeypatch.setattr(trainer, "StepGraphs", Unrecorded)
     monkeypatch.setattr("calibtune.fit.check_installed", lambda recipe: None)
     monkeypatch.setattr(CalibrationTrainer, "_get_grad_norm", noted)
-    options = {"batch_size": 2, "gradient_accumulation": 2, "epochs": 2}
+    options = {"batch_size": 2, "gradient_accumulation": 2, "epochs": 2} | ({"e_step": e_step} if e_step else {})
     small_fit(model, tmp_path / "plain", method, **options)
     plain = list(seen)
     small_fit(model, tmp_path / "graphs", method, cuda_graphs=True, **options)
     assert torch.allclose(torch.tensor(seen[len(plain) :]), torch.tensor(plain), rtol=1e-3)
-    assert same_weights(tmp_path / "plain", tmp_path / "graphs", rtol=1e-3, atol=1e-5)
+    # AdamW makes steps of 1e-2 of gradients that are next to nothing, whose rounding it so shows.
+    assert same_weights(tmp_path / "plain", tmp_path / "graphs", rtol=1e-3, atol=1e-4)
 
 
 def test_a_model_whose_layers_are_not_named_is_not_compiled():

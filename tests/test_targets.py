@@ -1,11 +1,17 @@
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from calibtune import targets
 from calibtune.errors import WorkFailed
-from calibtune.targets import bin_accuracy, target_probs
-from harness_ext.binning import BinTable, bin_table
+from calibtune.targets import bin_accuracies
+from harness_ext.binning import BinTable, bin_index, bin_table
+
+
+def target_probs(p, accuracy, mapping="simplified"):
+    return targets.target_probs(torch.tensor(p), torch.tensor(accuracy), mapping).numpy()
 
 
 def probabilities(rows, letters, seed=0):
@@ -83,13 +89,13 @@ def test_the_general_mapping_lets_the_rest_be_flatter():
 
 def test_questions_of_an_empty_bin_take_the_nearest_bins_accuracy():
     table = bin_table([0.31, 0.32, 0.75], [0, 1, 1], 10)
-    assert bin_accuracy(table, np.array([0.35, 0.05, 0.5, 0.95])).tolist() == [0.5, 0.5, 0.5, 1.0]
+    assert bin_accuracies(table).tolist() == [0.5] * 6 + [1.0] * 4
 
 
 def test_no_bins_at_all_is_an_error():
     empty = BinTable(np.zeros(3, int), np.full(3, np.nan), np.full(3, np.nan))
     with pytest.raises(WorkFailed, match="raise --held-out"):
-        bin_accuracy(empty, np.array([0.5]))
+        bin_accuracies(empty)
 
 
 def test_em_with_cross_entropy_on_two_options_never_raises_its_objective():
@@ -105,7 +111,7 @@ def test_em_with_cross_entropy_on_two_options_never_raises_its_objective():
     for _ in range(15):
         p = 1 / (1 + np.exp(-np.abs(logit)))
         table = bin_table(p[groups], right, 10)
-        q = target_probs(np.stack([p, 1 - p], 1)[groups], bin_accuracy(table, p[groups]))[:, 0]
+        q = target_probs(np.stack([p, 1 - p], 1)[groups], bin_accuracies(table)[bin_index(p[groups], 10)])[:, 0]
 
         def objective(p, q=q):
             return -np.mean(q * np.log(p[groups]) + (1 - q) * np.log(1 - p[groups]))

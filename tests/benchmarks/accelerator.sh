@@ -5,7 +5,7 @@
 #                                                      HUB: the data mirror, ../shared/data/hub
 # SMALL_TOKENIZER: folder of a model with at most 128,256 tokens, such as SmolLM2-135M-Instruct, for scoring's 8B
 # Part by part (`tests/benchmarks/accelerator.sh MODEL HUB OUT table`): table, test, big, small, scoring. The table takes up to 139 GiB of
-# the GPU's memory; started again it goes on where it stopped.
+# the GPU's memory; started again it goes on where it stopped. On two GPUs: two, fsdp. On another pool: harder.
 set -uo pipefail
 repo=$(cd "$(dirname "$0")/../.." && pwd)
 model=$(realpath "$1") hub=$(realpath "$2") out=$(mkdir -p "$3" && realpath "$3")
@@ -15,7 +15,18 @@ speed="python3 $repo/tests/benchmarks/fit_speed.py --steps 0 --json $out/speed.j
 
 table() { # three seeds of each method
   (cd "$hub" && OMP_NUM_THREADS=2 python3 "$repo/tests/benchmarks/tuning_table.py" run --model "$model" --output "$out/table" \
-    --parallel 6 --eval-extra "--batch-size 16" --configs "${CONFIGS:-cft;rcft;label-smoothing;rcft as in the paper;base}")
+    --parallel "${PARALLEL:-6}" --eval-extra "--batch-size 16" --train-extra "${TRAIN_EXTRA:-}" --configs "${CONFIGS:-cft;rcft;label-smoothing;rcft as in the paper;base}")
+}
+harder() { # the table on a pool with a quarter of OpenBookQA and 5 % of medical questions, the rest MMLU
+  rm -rf "$out/hub" && cp -r "$hub" "$out/hub" && chmod -R u+w "$out/hub"
+  while read -r rows file; do
+    head -n "$rows" "$hub/$file" > "$out/hub/$file"
+  done <<< "1050 allenai/openbookqa/main/train.jsonl
+100 allenai/openbookqa/main/validation.jsonl
+100 allenai/openbookqa/main/test.jsonl
+150 openlifescienceai/medmcqa/data/train.jsonl
+100 openlifescienceai/medmcqa/data/validation.jsonl"
+  hub=$out/hub out=$out/harder table
 }
 test_() { (cd "$repo" && python3 -m pytest -q -p no:cacheprovider -m accelerator tests); }
 big() { # 8B, QLoRA, then a bfloat16 base; what is compiled or patched by Liger comes after what is not
@@ -38,6 +49,26 @@ scoring() { # hf-prefix against the stock backend: an 8B with random weights, th
   (cd "$hub" && for options in "--shape 8b --quantisation nf4 --model ${SMALL_TOKENIZER:-none}" "--model $model" "--model $model --dtype float32"; do
     python3 "$repo/tests/benchmarks/scoring.py" --dtype bfloat16 --device cuda --limit 200 $options
   done)
+}
+two() { # two GPUs: as many questions on each as on one, and a step of as many in all
+  for processes in 1 2; do
+    torchrun --nproc_per_node $processes ${speed#python3} --quantisation nf4 --ways ours+liger,estep+liger --rows 1280 \
+      --batch-sizes $([ $processes = 1 ] && echo 64,)32
+  done
+}
+fsdp() { # a bfloat16 8B with random weights, split over two GPUs and on one; its tokenizer is SMALL_TOKENIZER's
+  python3 - "$out/8b" "$SMALL_TOKENIZER" <<< "
+import sys, torch, transformers
+sys.path.insert(0, '$repo/tests/benchmarks')
+from speed_model import build
+build('8b', 'none', torch.device('cuda')).save_pretrained(sys.argv[1])
+transformers.AutoTokenizer.from_pretrained(sys.argv[2]).save_pretrained(sys.argv[1])"
+  fit="-m calibtune fit --method rcft --model $out/8b --tasks mc_calib_indomain --apply-chat-template --limit 320 --held-out 64
+    --epochs 1 --overwrite"
+  (cd "$hub" && python3 $fit --batch-size 16 --output "$out/one"
+    accelerate launch --num_processes 2 --use_fsdp --fsdp_version 2 --fsdp_auto_wrap_policy TRANSFORMER_BASED_WRAP \
+      --fsdp_state_dict_type FULL_STATE_DICT --fsdp_reshard_after_forward true $fit --batch-size 8 --output "$out/split")
+  rm -rf "$out/8b"
 }
 for part in ${4:-table test big small scoring}; do
   [ "$part" = test ] && part=test_

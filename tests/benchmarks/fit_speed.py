@@ -8,7 +8,7 @@ a chat template, and its shared beginning. Prints a line a way; ``--json`` appen
 ``+compile`` compiles each decoder layer, ``+peft`` leaves the adapter's layers to PEFT, ``+liger`` puts Liger kernels
 into the base model: these stay, so such ways come last. Examples a second are real prompt tokens a second over the mean
 prompt's tokens: batches grouped by length differ in cost, so the median step's rate, printed beside it, is that of a
-batch with the median length.
+batch with the median length. Under torchrun each process has a GPU and the rates are of all of them.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ import speed_ways
 import torch
 import transformers
 import yaml
+from accelerate import PartialState
+from accelerate.utils import gather_object
 from peft.helpers import disable_input_dtype_casting
 from speed_model import SHAPES, body_size, build, make_rows
 from speed_ways import LETTERS, Bench, Clock, Measured, adapted, padded, plain_loss
@@ -81,7 +83,7 @@ def scored(bench: Bench) -> Measured:
     clock.mark()
     score(bench.base, rows, 0, size)
     clock.mark()
-    tokens = sum(len(row.input_ids) for row in rows)
+    tokens = sum(len(row.input_ids) for row in rows) // PartialState().num_processes
     return dataclasses.replace(clock.measured(len(rows), [0, tokens], float("nan")), operations=2)
 
 
@@ -154,9 +156,10 @@ def measure(base: Any, args: argparse.Namespace, run: tuple[str, str, int]) -> d
     if "liger" in options:
         apply_liger_kernel(base, LIGER)
         base.has_liger = True
-    steps = args.steps or args.rows // (batch * recipe.gradient_accumulation)
+    step = batch * recipe.gradient_accumulation * PartialState().num_processes
+    steps = args.steps or args.rows // step
     recipe = dataclasses.replace(recipe, max_steps=steps)
-    count = max(args.rows, steps * batch * recipe.gradient_accumulation)
+    count = max(args.rows, steps * step)
     rows = make_rows(count, SHAPES[args.shape][-1], 150 if args.mean_150 else None)
     warm = max(args.warm, 6) if "compile" in options else args.warm
     bench = Bench(base, rows, recipe, steps, args.seconds, warm, args.rates)
@@ -170,9 +173,9 @@ def numbers(found: Measured, mean: float, args: argparse.Namespace) -> dict[str,
     """A measurement as rates."""
     values = {"loss": found.loss, **found.extra}
     if found.seconds:
-        tokens = sum(found.tokens) / sum(found.seconds)
+        tokens = sum(gather_object([sum(found.tokens)])) / sum(found.seconds)
         values |= {"examples_s": tokens / mean, "tokens_s": tokens, "mean_tokens": mean, "steps": len(found.seconds)}
-        values["median_step_examples_s"] = found.batch / float(np.median(found.seconds))
+        values["median_step_examples_s"] = found.batch * PartialState().num_processes / float(np.median(found.seconds))
         values["tflops"] = found.operations * body_size(args.shape) * tokens / 1e12
         values |= {"of_measured": values["tflops"] / args.matrix_rate, "of_sheet": values["tflops"] / DATA_SHEET}
         values |= {"first_step_s": found.first, "seconds": found.seconds, "tokens": found.tokens}
@@ -193,13 +196,15 @@ def attempt(base: Any, args: argparse.Namespace, run: tuple[str, str, int]) -> N
     gc.collect()
     if args.device == "cuda":
         torch.cuda.empty_cache()
+    if args.rank:
+        return
     shown = [f"{k} {v if k == 'error' else f'{v:.4g}'}" for k, v in values.items() if not isinstance(v, list)]
     print(f"{run[0]} {run[1]} {run[2]}: {', '.join(shown)}", flush=True)
     if args.json:
         about = {name: getattr(args, name) for name in ("shape", "quantisation", "card", "matrix_rate", "recipe_extra")}
         about |= {"torch": torch.__version__, "transformers": transformers.__version__}
         about |= {"way": run[0], "method": run[1], "batch_size": run[2], "liger": hasattr(base, "has_liger")}
-        about["way_s"] = time.perf_counter() - started
+        about |= {"way_s": time.perf_counter() - started, "processes": PartialState().num_processes}
         with args.json.open("a") as file:
             file.write(json.dumps(about | values) + "\n")
 
@@ -238,15 +243,18 @@ def main() -> None:
     """Measure each way."""
     args = arguments()
     transformers.logging.set_verbosity_error()
-    device = torch.device(args.device)
+    args.rank = PartialState(cpu=args.device == "cpu").local_process_index
+    device = PartialState().device
     args.card = torch.cuda.get_device_name() if args.device == "cuda" else "CPU"
     args.matrix_rate, args.rates = matrix_rate(device), {}
     started = time.perf_counter()
     base = build(args.shape, args.quantisation, device)
-    print(f"{args.card}: {args.matrix_rate:.4g} TFLOP/s of bfloat16 products; {args.shape}, quantisation "
-          f"{args.quantisation}, made in {time.perf_counter() - started:.1f} s", flush=True)  # fmt: skip
+    if not args.rank:
+        print(f"{args.card}: {args.matrix_rate:.4g} TFLOP/s of bfloat16 products; {args.shape}, quantisation "
+              f"{args.quantisation}, made in {time.perf_counter() - started:.1f} s", flush=True)  # fmt: skip
     for run in runs(args):
         attempt(base, args, run)
+    PartialState().destroy_process_group()
 
 
 if __name__ == "__main__":

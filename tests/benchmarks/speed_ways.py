@@ -14,6 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerFast, TrainerCallback
@@ -22,7 +23,7 @@ from calibtune.dataset import Questions
 from calibtune.modeling import add_adapter
 from calibtune.recipe import Recipe
 from calibtune.tokens import TokenExample
-from calibtune.trainer import CalibrationTrainer, training_arguments
+from calibtune.trainer import CalibrationTrainer, step_size, training_arguments
 
 LETTERS = (32, 33, 34, 35)
 #: Fewest steps that are measured before a limit of seconds ends a way.
@@ -39,7 +40,7 @@ class Bench:
     steps: int
     seconds: float
     warm: int
-    #: Examples a second of RCFT, ours, by batch size.
+    #: Examples a second of RCFT, ours, by batch size, of all processes.
     rates: dict[int, float]
 
     @property
@@ -63,7 +64,7 @@ class Measured:
     first: float = float("nan")
     #: Floating-point operations for each parameter and token.
     operations: int = 4
-    extra: dict[str, float] = field(default_factory=dict)
+    extra: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -170,7 +171,8 @@ def run_trainer(trainer: Any, clock: Clock, length: Callable[[Any], int]) -> Mea
     losses = [entry[name] for entry in trainer.state.log_history for name in ("loss", "train_loss") if name in entry]
     batch = trainer.args.per_device_train_batch_size * counted.parts
     # The last entry is the whole run's mean.
-    return clock.measured(batch, counted.tokens(), losses[:-1][-1] if len(losses) > 1 else losses[0])
+    measured = clock.measured(batch, counted.tokens(), losses[:-1][-1] if len(losses) > 1 else losses[0])
+    return dataclasses.replace(measured, extra={"losses": losses})
 
 
 def ours(bench: Bench) -> Measured:
@@ -179,11 +181,12 @@ def ours(bench: Bench) -> Measured:
     with adapted(bench, add_adapter) as model, TemporaryDirectory() as folder:
         arguments = training_arguments(recipe, Path(folder))
         arguments.save_strategy, arguments.disable_tqdm = "no", True
-        held_out = tuple(bench.rows[: 2 * recipe.batch_size])
+        held_out = tuple(bench.rows[: 2 * step_size(arguments)])
         trainer = CalibrationTrainer(model, arguments, recipe, Questions(Rows(bench.rows), held_out, 0))
         measured = run_trainer(trainer, Clock(bench), lambda row: len(row.input_ids))
     if recipe.method == "rcft":
-        bench.rates[recipe.batch_size] = sum(measured.tokens) / sum(measured.seconds) / bench.mean
+        tokens = sum(gather_object([sum(measured.tokens)]))
+        bench.rates[recipe.batch_size] = tokens / sum(measured.seconds) / bench.mean
     return measured
 
 

@@ -48,6 +48,10 @@ CONFIGS: dict[str, str | None] = {
     "rcft, dropout 0.05": "--method rcft --lora-dropout 0.05",
     "rcft, lambda 1": "--method rcft --lambda 1",
     "rcft, E-step on training rows": "--method rcft --e-step-rows train",
+    "rcft, E-step of bins": "--method rcft --e-step bins",
+    "rcft, E-step of bins, lambda 2": "--method rcft --e-step bins --lambda 2",
+    "rcft, E-step of bins, lambda 1": "--method rcft --e-step bins --lambda 1",
+    "rcft, E-step of bins, learning rate 5e-5": "--method rcft --e-step bins --learning-rate 5e-5",
     "rcft, E-step running": "--method rcft --e-step running",
     "rcft, E-step cross-fitted": "--method rcft --e-step-rows cross-fitted",
 }

@@ -52,8 +52,8 @@ scoring() { # hf-prefix against the stock backend: an 8B with random weights, th
 }
 two() { # two GPUs: as many questions on each as on one, and a step of as many in all
   for processes in 1 2; do
-    torchrun --nproc_per_node $processes ${speed#python3} --quantisation nf4 --ways ours+liger,estep+liger --rows 1280 \
-      --batch-sizes $([ $processes = 1 ] && echo 64,)32
+    python3 -m torch.distributed.run --nproc_per_node $processes ${speed#python3} --quantisation nf4 --ways ours+liger,estep+liger --rows 1280 \
+      --batch-sizes 32$([ $processes = 1 ] && echo ,64)
   done
 }
 fsdp() { # a bfloat16 8B with random weights, split over two GPUs and on one; its tokenizer is SMALL_TOKENIZER's
@@ -66,7 +66,7 @@ transformers.AutoTokenizer.from_pretrained(sys.argv[2]).save_pretrained(sys.argv
   fit="-m calibtune fit --method rcft --model $out/8b --tasks mc_calib_indomain --apply-chat-template --limit 320 --held-out 64
     --epochs 1 --overwrite"
   (cd "$hub" && python3 $fit --batch-size 16 --output "$out/one"
-    accelerate launch --num_processes 2 --use_fsdp --fsdp_version 2 --fsdp_auto_wrap_policy TRANSFORMER_BASED_WRAP \
+    python3 -m accelerate.commands.launch --num_processes 2 --use_fsdp --fsdp_version 2 --fsdp_auto_wrap_policy TRANSFORMER_BASED_WRAP \
       --fsdp_state_dict_type FULL_STATE_DICT --fsdp_reshard_after_forward true $fit --batch-size 8 --output "$out/split")
   rm -rf "$out/8b"
 }

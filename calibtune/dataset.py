@@ -95,11 +95,15 @@ class GroupedOrder(Sampler[int]):
 
     Args:
         data: The training questions; its ``epoch`` says which order.
-        batch_size: Questions in one step, over all processes and accumulated parts.
+        per_pass: Questions in a forward pass of one process.
+        accumulated: Forward passes in a step.
+        processes: Each gets prompts as long as the others', which would wait for it. Accelerate gives each forward pass
+            of a process the questions that follow those of the process before.
     """
 
-    def __init__(self, data: TrainingSet, batch_size: int) -> None:
-        self.data, self.batch_size = data, batch_size
+    def __init__(self, data: TrainingSet, per_pass: int, accumulated: int = 1, processes: int = 1) -> None:
+        self.data, self.per_pass, self.processes = data, per_pass, processes
+        self.batch_size = per_pass * accumulated * processes
 
     def __len__(self) -> int:
         """Questions in an epoch."""
@@ -116,4 +120,11 @@ class GroupedOrder(Sampler[int]):
             )
             batches += [stretch[i : i + self.batch_size] for i in range(0, len(stretch), self.batch_size)]
         for batch in rng.permutation(len(batches)):
-            yield from batches[batch]
+            yield from self._dealt(batches[batch])
+
+    def _dealt(self, batch: list[int]) -> Iterator[int]:
+        """A step's questions, process by process for each accumulated part."""
+        part = self.per_pass * self.processes
+        for start in range(0, len(batch), part):
+            for process in range(self.processes):
+                yield from batch[start + process : start + part : self.processes]

@@ -81,7 +81,9 @@ class CalibrationTrainer(Trainer):
         )
 
     def _get_train_sampler(self, train_dataset: Any = None) -> GroupedOrder:
-        order = GroupedOrder(self.questions.train, step_size(self.args))
+        args = self.args
+        passes = args.per_device_train_batch_size, args.gradient_accumulation_steps, args.world_size
+        order = GroupedOrder(self.questions.train, *passes)
         if not len(order):
             raise UserError(
                 f"a step takes {order.batch_size} questions (batch size, accumulation, processes), and there are only "

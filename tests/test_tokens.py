@@ -1,5 +1,7 @@
 """Batches of like lengths, and a step's batch in parts."""
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 from fitting import METHODS, same_weights, small_fit
@@ -8,6 +10,7 @@ from hypothesis import strategies as st
 
 from calibtune import trainer
 from calibtune.batch import largest_part, most_tokens
+from calibtune.dataset import GroupedOrder
 from calibtune.tokens import TokenExample, collate, even_batches, parts
 
 
@@ -46,6 +49,35 @@ def test_parts_hold_a_batchs_questions_once_with_no_more_padding_than_needed(len
         assert width == -(-max(lengths[row] for row in rows) // multiple) * multiple
         assert torch.equal(part["input_ids"], batch["input_ids"][rows, :width])
         assert torch.equal(part["letter_ids"], batch["letter_ids"][rows])
+
+
+@dataclass
+class Lengths:
+    """What the order asks of a training set."""
+
+    lengths: list[int]
+    seed: int = 0
+    epoch: int = 0
+
+    def __len__(self):
+        return len(self.lengths)
+
+    def __getitem__(self, index):
+        return TokenExample(tuple(range(self.lengths[index])), (60, 61), 0, index)
+
+
+def test_processes_get_the_same_steps_as_one_and_prompts_as_long_as_each_others():
+    data = Lengths([60 + (i * i) % 97 for i in range(90)] + list(range(150, 700, 55)))
+    one = list(GroupedOrder(data, 8))
+    accumulated = list(GroupedOrder(data, 2, 2, 2))
+    for start in range(0, len(one), 8):
+        step, passes = one[start : start + 8], [accumulated[i : i + 2] for i in range(start, start + 8, 2)]
+        assert sorted(step) == sorted(accumulated[start : start + 8])
+        # Passes go to the processes in turn; of four sorted questions one has the first and third, one the others.
+        lengths = [[data.lengths[i] for i in rows] for rows in passes]
+        for first, second in (lengths[:2], lengths[2:]):
+            assert first[0] <= second[0] <= first[1] <= second[1]
+        assert max(lengths[0] + lengths[1]) <= min(lengths[2] + lengths[3])
 
 
 def test_a_batch_within_its_tokens_is_one_part():

@@ -15,7 +15,7 @@ speed="python3 $repo/tests/benchmarks/fit_speed.py --steps 0 --json $out/speed.j
 
 table() { # three seeds of each method
   (cd "$hub" && OMP_NUM_THREADS=2 python3 "$repo/tests/benchmarks/tuning_table.py" run --model "$model" --output "$out/table" \
-    --parallel "${PARALLEL:-6}" --eval-extra "--batch-size 16" --train-extra "${TRAIN_EXTRA:-}" --configs "${CONFIGS:-cft;rcft;label-smoothing;rcft as in the paper;base}")
+    --parallel "${PARALLEL:-6}" --eval-extra="--batch-size 16" --train-extra="${TRAIN_EXTRA:-}" --configs "${CONFIGS:-cft;rcft;label-smoothing;rcft as in the paper;base}")
 }
 harder() { # the table on a pool with a quarter of OpenBookQA and 5 % of medical questions, the rest MMLU
   rm -rf "$out/hub" && cp -r "$hub" "$out/hub" && chmod -R u+w "$out/hub"
@@ -39,21 +39,21 @@ big() { # 8B, QLoRA, then a bfloat16 base; what is compiled or patched by Liger 
   $speed --quantisation nf4 --ways ours+compile --batch-sizes 32 --rows 960 --seconds 15
 }
 small() { # bound by kernel launches; with graphs a whole fit's steps, recordings and all
-  $speed --shape 1b --quantisation nf4 --ways authors,plain,ours,ours+liger --batch-sizes 16,64 --rows 640 --seconds 8
   for shape in 0.5b 135m; do
-    $speed --shape $shape --ways plain,ours --batch-sizes 16 --rows 2500 --seconds 15
+    $speed --shape $shape --ways plain,ours --batch-sizes 16 --rows 2500 --seconds 8
     $speed --shape $shape --ways ours --batch-sizes 16 --rows 2500 --steps 468 --recipe-extra cuda_graphs=true
   done
+  $speed --shape 1b --quantisation nf4 --ways authors,plain,ours,ours+liger --batch-sizes 16,64 --rows 640 --seconds 8
 }
 scoring() { # hf-prefix against the stock backend: an 8B with random weights, then the real 0.5B; MODEL's tokenizer has more tokens than the 8B
   (cd "$hub" && for options in "--shape 8b --quantisation nf4 --model ${SMALL_TOKENIZER:-none}" "--model $model" "--model $model --dtype float32"; do
     python3 "$repo/tests/benchmarks/scoring.py" --dtype bfloat16 --device cuda --limit 200 $options
   done)
 }
-two() { # two GPUs: as many questions on each as on one, and a step of as many in all
+two() { # two GPUs: as many questions on each as on one, and a step of as many in all; each first way twice
   for processes in 1 2; do
-    python3 -m torch.distributed.run --nproc_per_node $processes ${speed#python3} --quantisation nf4 --ways ours+liger,estep+liger --rows 1280 \
-      --batch-sizes 32$([ $processes = 1 ] && echo ,64)
+    python3 -m torch.distributed.run --nproc_per_node $processes ${speed#python3} --quantisation nf4 --ways ours+liger,estep+liger --rows $((1280 * processes)) \
+      --batch-sizes $([ $processes = 1 ] && echo 64,64,32 || echo 32,32)
   done
 }
 fsdp() { # a bfloat16 8B with random weights, split over two GPUs and on one; its tokenizer is SMALL_TOKENIZER's

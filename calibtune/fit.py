@@ -26,6 +26,7 @@ from calibtune.modeling import (
     check_installed,
     check_kernels,
     context_length,
+    idle_gpus,
     load_adapter,
     load_base,
     load_config,
@@ -148,8 +149,8 @@ def _claim(recipe: Recipe, output: Path, resume: bool, overwrite: bool) -> None:
 
 def _announce(inputs: Inputs) -> None:
     recipe = inputs.recipe
-    counts = f"{len(inputs.examples.train)} training and {len(inputs.held_out)} held-out questions"
-    print(f"{recipe.method}: {', '.join(recipe.tasks)}, {counts}; loading {recipe.model}", flush=True)
+    counts = f"{len(inputs.examples.train)} training and {len(inputs.held_out)} held-out questions; loading"
+    print(f"{recipe.method}: {', '.join(recipe.tasks)}, {counts} {recipe.model}{idle_gpus(recipe)}", flush=True)
 
 
 def _memory_advice(recipe: Recipe) -> str:
@@ -241,7 +242,7 @@ def _train(inputs: Inputs, output: Path, resume: bool) -> Artefact:
     if checkpoint is not None:
         print(f"resuming from {checkpoint}", flush=True)
         trainer.e_step.load(checkpoint)
-    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     model = trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
     after = _measures(model, inputs)
     if after and is_first_process() and (advice := overtrained(trainer.nll_before, after["nll"])):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import patch_environment
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
@@ -85,7 +87,10 @@ def load_base(recipe: Recipe) -> Any:
     if recipe.quantisation == "nf4":
         options["quantization_config"] = nf4(dtype)
         options["device_map"] = {"": device(recipe)}
-    model = _from(AutoModelForCausalLM, recipe.model, recipe.trust_remote_code, **options)
+    # The base model is scored before FSDP splits it, by all processes; where only the first reads the weights and sends
+    # them then, transformers before 5.23 leaves the others without any until then.
+    with patch_environment(fsdp_cpu_ram_efficient_loading="false"):
+        model = _from(AutoModelForCausalLM, recipe.model, recipe.trust_remote_code, **options)
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             # bitsandbytes 0.50 repacks 4-bit weights at the first scoring on such CPUs, for a kernel without gradients,
@@ -107,6 +112,14 @@ def nf4(dtype: torch.dtype) -> BitsAndBytesConfig:
 def device(recipe: Recipe) -> torch.device:
     """Where the model lies: what was asked for, or this process's accelerator, or the CPU."""
     return torch.device(recipe.device) if recipe.device else PartialState().device
+
+
+def idle_gpus(recipe: Recipe) -> str:
+    """What to say where this process trains alone, on one of several GPUs."""
+    count = torch.cuda.device_count()
+    if count < 2 or on_cpu(recipe) or int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        return ""
+    return f"\none of {count} GPUs is used; for all: torchrun --nproc_per_node {count} -m calibtune fit ..."
 
 
 def on_cpu(recipe: Recipe) -> bool:

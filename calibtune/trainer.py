@@ -260,7 +260,7 @@ def training_arguments(recipe: Recipe, folder: Path) -> TrainingArguments:
         options = {"save_strategy": "steps", "save_steps": recipe.save_every}
     if recipe.gradient_checkpointing:
         options |= {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(folder),
         per_device_train_batch_size=recipe.batch_size,
         gradient_accumulation_steps=recipe.gradient_accumulation,
@@ -285,6 +285,10 @@ def training_arguments(recipe: Recipe, folder: Path) -> TrainingArguments:
         ddp_find_unused_parameters=False,
         dataloader_pin_memory=torch.cuda.is_available(),
     )
+    # One process trains on one GPU: with several in sight Trainer would spread each batch over them with DataParallel,
+    # a way of its own that gives other batches, and knows no adapters in another precision than the base.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments
 
 
 def last_checkpoint(folder: Path) -> Path | None:

@@ -51,6 +51,26 @@ def test_accumulated_parts_train_like_one_batch(model, tmp_path, method, monkeyp
     assert whole.after["nll"] != pytest.approx(whole.before["nll"], abs=1e-4)
 
 
+def test_with_several_gpus_in_sight_one_process_trains_on_one(model, tmp_path, monkeypatch, capsys):
+    found = trainer.TrainingArguments.__dict__["_setup_devices"]
+
+    def two_gpus(self):
+        first, device = not hasattr(self, "_n_gpu"), found.__get__(self)
+        self._n_gpu = 2 if first else self._n_gpu
+        return device
+
+    trainers = []
+    train = CalibrationTrainer.train
+    monkeypatch.setattr(CalibrationTrainer, "train", lambda self, **k: trainers.append(self) or train(self, **k))
+    monkeypatch.setattr(trainer.TrainingArguments, "_setup_devices", property(two_gpus))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr("calibtune.modeling.on_cpu", lambda recipe: False)
+    small_fit(model, tmp_path / "out", "cft", max_steps=1)
+    assert not isinstance(trainers[0].model_wrapped, torch.nn.DataParallel)
+    assert trainers[0].args.train_batch_size == 4
+    assert "one of 2 GPUs is used; for all: torchrun --nproc_per_node 2" in capsys.readouterr().out
+
+
 def test_recomputing_activations_trains_the_same(model, tmp_path):
     small_fit(model, tmp_path / "kept", "rcft")
     small_fit(model, tmp_path / "again", "rcft", gradient_checkpointing=True)

@@ -1,6 +1,7 @@
 """Fits whose model FSDP splits over two processes, and what is refused there."""
 
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,6 +11,7 @@ from fitting import small_recipe, words
 from safetensors.torch import load_file
 from test_fit_processes import shell
 
+from calibtune import modeling
 from calibtune.errors import UserError, WorkFailed
 from calibtune.losses import head_is_last
 from calibtune.modeling import check_installed
@@ -75,6 +77,21 @@ def test_what_a_split_model_cannot_do_is_refused_at_once(model, monkeypatch, env
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match=message):
         check_installed(small_recipe(model, "rcft", **changes))
+
+
+def test_every_process_reads_the_base_that_it_scores_before_fsdp_splits_it(model, monkeypatch):
+    monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", "true")
+    seen = []
+    load = modeling._from
+
+    def noted(*args, **options):
+        seen.append(os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"])
+        return load(*args, **options)
+
+    monkeypatch.setattr(modeling, "_from", noted)
+    modeling.load_base(small_recipe(model, "rcft"))
+    assert seen == ["false"]
+    assert os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] == "true"
 
 
 def test_no_artefact_is_finished_without_weights(tmp_path):

@@ -11,6 +11,7 @@ from torch.utils.data import Dataset, Sampler
 
 from calibtune.examples import Encoder, LetterExample, reorder
 from calibtune.tokens import TokenExample, tokenise
+from harness_ext.binning import FloatArray
 
 #: Batches that are sorted by length together; between such stretches the order stays random.
 STRETCH = 100
@@ -52,6 +53,23 @@ class TrainingSet(Dataset):
             self.rows = tokenise(shown, self.encoder, self.max_length)
         elif not self.rows:
             self.rows = tokenise(self.examples, self.encoder, self.max_length)
+
+    def reordered(self, scores: FloatArray, epoch: int) -> FloatArray:
+        """What the options of each question had in an epoch's order, in the present epoch's order.
+
+        Args:
+            scores: Shape (N, K), NaN where a question has fewer options.
+            epoch: The one that the columns are of.
+        """
+        if not self.shuffle_options:
+            return scores
+        found = np.full_like(scores, np.nan)
+        for row, example in enumerate(self.examples):
+            before, now = (
+                option_order(self.seed, shown, example.doc_hash, len(example.letters)) for shown in (epoch, self.epoch)
+            )
+            found[row, : len(now)] = [scores[row, before.index(option)] for option in now]
+        return found
 
     def __len__(self) -> int:
         """Number of questions."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -103,14 +103,14 @@ class EStep:
     table: BinTable | None = None
     #: q of each training question, shape (N, K): 0 where a letter is absent, NaN where L_ECE is off.
     targets: torch.Tensor | None = None
-    #: ``--e-step running``: confidence and whether right, of this epoch's forward passes so far.
-    seen: list[tuple[float, bool]] = field(default_factory=list)
+    #: Log-likelihoods that the targets were made of, shape (N, K), in the epoch's order of options.
+    scores: FloatArray | None = None
+    #: ``--e-step running``: those of this process's passes in this epoch, NaN where there was none.
+    passes: torch.Tensor | None = None
 
     def due(self, epoch: int) -> bool:
         """Whether an epoch needs an E-step that is not there yet."""
-        if self.epoch == epoch:
-            return False
-        return self.epoch < 0 or self.recipe.e_step in ("epoch", "bins")
+        return self.epoch != epoch and (self.epoch < 0 or self.recipe.e_step != "once")
 
     def take(self, epoch: int, table: BinTable, scores: FloatArray | None) -> None:
         """Set an epoch's bins, and the targets of all training questions from their scores.
@@ -119,22 +119,32 @@ class EStep:
             epoch: From 0.
             table: The bins that accuracies are taken from.
             scores: Log-likelihoods of the training questions in this epoch's order of options, shape (N, K), NaN where
-                a question has fewer; None where each question's own forward pass gives them (any ``--e-step`` but
-                ``epoch``).
+                a question has fewer; None where each question's own forward pass gives them (``--e-step bins`` and
+                ``once``).
         """
-        self.epoch, self.table, self.targets = epoch, table, None
+        self.epoch, self.table, self.scores = epoch, table, scores
+        self.targets = self.passes = None
         if scores is not None:
             letters = torch.tensor(scores)
             self.targets = self._targets(letters.masked_fill(letters.isnan(), -torch.inf), bins_on_device(table))
 
-    def next_epoch(self, epoch: int) -> None:
-        """Go into an epoch that has no E-step of its own; with ``--e-step running``, on the last one's passes."""
-        if self.recipe.e_step == "running" and self.epoch != epoch:
-            seen = gather_object(self.seen)
-            self.seen = []
-            if seen:
-                self.table = bin_table([c for c, _ in seen], [r for _, r in seen], self.recipe.bins)
-        self.epoch = epoch
+    def note(self, batch: Batch, letters: torch.Tensor) -> None:
+        """Keep the letters' log-likelihoods (B, K) of a pass, which ``--e-step running`` takes for the next epoch's."""
+        if self.recipe.e_step != "running" or self.scores is None:
+            return
+        if self.passes is None:
+            self.passes = torch.full(self.scores.shape, torch.nan, device=letters.device)
+        self.passes[batch["row"], : letters.shape[1]] = letters.float()
+
+    def known(self) -> FloatArray | None:
+        """The latest log-likelihoods of each training question, of all processes' passes; all processes call it."""
+        passes = gather_object([] if self.passes is None else [self.passes.double().cpu().numpy()])
+        if self.scores is None:
+            return None
+        scores = self.scores.copy()
+        for found in passes:
+            scores = np.where(np.isfinite(found), found, scores)
+        return scores
 
     def given(self, batch: Batch) -> Batch:
         """A batch with what its targets come from: ``target`` where the E-step has set them, else its ``bins``.
@@ -151,12 +161,7 @@ class EStep:
 
     def target(self, batch: Batch, letters: torch.Tensor) -> torch.Tensor:
         """Target q of the questions of a batch of :meth:`given`, shape (B, K); see :data:`calibtune.losses.Target`."""
-        if "target" in batch:
-            return batch["target"]
-        if self.recipe.e_step == "running":
-            confidence, predicted = letters.double().softmax(1).max(1)
-            self.seen += zip(confidence.tolist(), (predicted == batch["gold"]).tolist(), strict=True)
-        return self._targets(letters, batch["bins"])
+        return batch["target"] if "target" in batch else self._targets(letters, batch["bins"])
 
     def _targets(self, letters: torch.Tensor, bins: torch.Tensor) -> torch.Tensor:
         """Of log-likelihoods, minus infinity where a letter is absent."""
@@ -170,22 +175,26 @@ class EStep:
 
     def save(self, folder: Path) -> None:
         """Write the state beside a checkpoint's other files; all processes call it, one writes."""
-        table, seen = self.table, gather_object(self.seen)
+        table, known = self.table, self.known()
         if not PartialState().is_main_process:
             return
         bins = None if table is None else [table.count.tolist(), table.accuracy.tolist(), table.confidence.tolist()]
-        write_text(folder / "estep.json", json.dumps({"epoch": self.epoch, "bins": bins, "seen": seen}))
+        write_text(folder / "estep.json", json.dumps({"epoch": self.epoch, "bins": bins}))
         if self.targets is not None:
             with replacing(folder / "estep_targets.pt") as path:
-                torch.save(self.targets.cpu(), path)
+                kept = {"targets": self.targets.cpu(), "scores": None if known is None else torch.tensor(known)}
+                torch.save(kept, path)
 
     def load(self, folder: Path) -> None:
         """Read what :meth:`save` wrote."""
         state = json.loads((folder / "estep.json").read_text())
         self.epoch = state["epoch"]
-        self.seen = [(c, r) for c, r in state["seen"]] if PartialState().is_main_process else []
         if state["bins"] is not None:
             count, accuracy, confidence = state["bins"]
             self.table = BinTable(np.array(count), np.array(accuracy, float), np.array(confidence, float))
         if (folder / "estep_targets.pt").exists():
-            self.targets = torch.load(folder / "estep_targets.pt", weights_only=True)
+            kept = torch.load(folder / "estep_targets.pt", weights_only=True)
+            # Before "running" set targets, a checkpoint held them alone.
+            kept = kept if isinstance(kept, dict) else {"targets": kept}
+            self.targets, scores = kept["targets"], kept.get("scores")
+            self.scores = None if scores is None else scores.numpy()

@@ -221,8 +221,7 @@ def _train(inputs: Inputs, output: Path, resume: bool) -> Artefact:
     from calibtune.sharding import save_whole, whole
     from calibtune.trainer import CalibrationTrainer, last_checkpoint, training_arguments
 
-    started = time.perf_counter()
-    recipe = inputs.recipe
+    started, recipe = time.perf_counter(), inputs.recipe
     arguments = training_arguments(recipe, output / CHECKPOINTS)
     data = TrainingSet(inputs.examples.train, inputs.encoder, inputs.max_length, recipe.seed, recipe.shuffle_options)
     questions = Questions(data, inputs.held_out, inputs.tokenizer.pad_token_id)

@@ -54,9 +54,9 @@ class Recipe:
     calibration_loss: Literal["mse", "cross-entropy"] = _option("mse", "distance in L_ECE", "rcft")
     e_step: Literal["epoch", "bins", "once", "running"] = _option(
         "epoch",
-        "when bins and targets are taken. epoch: both before each epoch (the paper); bins: the bins before each epoch, "
-        "a question's target in the pass that trains on it; once: as bins, before the first epoch alone (the released "
-        "code); running: as bins, from the last epoch's passes",
+        "when bins and targets are taken. epoch: both before each epoch (the paper); running: likewise, but what the "
+        "last epoch's passes gave stands for scores of the training questions; bins: the bins before each epoch, a "
+        "question's target in the pass that trains on it; once: as bins, before the first epoch alone (released code)",
         "rcft",
     )
     e_step_rows: Literal["train", "held-out", "cross-fitted"] = _option(
@@ -260,11 +260,8 @@ def _problems(recipe: Recipe, given: Mapping[str, Any]) -> list[str]:
         errors.append("--quantisation nf4 cannot be trained in full; use --tuning lora")
     if recipe.e_step_rows == "cross-fitted" and (recipe.e_step in ("once", "running") or recipe.tuning == "full"):
         errors.append("--e-step-rows cross-fitted needs --e-step epoch or bins, and --tuning lora")
-    other = recipe.gradient_checkpointing or recipe.compile or recipe.e_step == "running" or recipe.lora_dropout > 0
-    if recipe.cuda_graphs and other:
-        errors.append(
-            "--cuda-graphs needs --lora-dropout 0, and neither --e-step running, --gradient-checkpointing nor --compile"
-        )
+    if recipe.cuda_graphs and (recipe.gradient_checkpointing or recipe.compile or recipe.lora_dropout > 0):
+        errors.append("--cuda-graphs needs --lora-dropout 0, and neither --gradient-checkpointing nor --compile")
     if recipe.method == "temperature" and recipe.held_out == 0:
         errors.append("--held-out is 0; a temperature needs held-out questions to be fitted on")
     if recipe.method == "rcft" and recipe.e_step_rows == "held-out" and recipe.held_out == 0:

@@ -118,8 +118,8 @@ class CalibrationTrainer(Trainer):
             longest = max(len(row.input_ids) for row in self.questions.train.rows)
             inner = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=True)
             self._graphs = StepGraphs(inner, lambda batch: self._part(model, batch), longest)
-        loss, _ = self._graphs.run(batch)
-        self._note(loss * self.args.gradient_accumulation_steps, batch)
+        loss, letters = self._graphs.run(batch)
+        self._note(loss * self.args.gradient_accumulation_steps, batch, letters)
         return loss
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
@@ -131,7 +131,7 @@ class CalibrationTrainer(Trainer):
     ) -> Any:
         """The method's loss over one batch; see :func:`calibtune.losses.method_loss`."""
         loss, letters = self._loss(model, self._given(inputs))
-        self._note(loss.detach(), inputs)
+        self._note(loss.detach(), inputs, letters)
         return (loss, {"letters": letters}) if return_outputs else loss
 
     def _part(self, model: Any, batch: dict[str, Any]) -> tuple[torch.Tensor, ...]:
@@ -151,9 +151,10 @@ class CalibrationTrainer(Trainer):
             loss, letters = method_loss(model, batch, self.recipe, self.e_step.target if self._uses_target else None)
         return loss * batch.get("share", 1.0), letters
 
-    def _note(self, loss: torch.Tensor, batch: dict[str, Any]) -> None:
+    def _note(self, loss: torch.Tensor, batch: dict[str, Any], letters: torch.Tensor) -> None:
         self._losses.append(loss)
         self._rows.append(batch["row"])
+        self.e_step.note(batch, letters)
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         """Trainer's gradient norm of one step; a loss or gradient that is not finite ends the run before the step.
@@ -186,29 +187,32 @@ class CalibrationTrainer(Trainer):
         if self.args.should_save:
             write_text(folder / WHOLE, json.dumps({"step": self.state.global_step}))
 
-    def held_out_scores(self) -> np.ndarray:
-        """Log-likelihoods of the held-out questions under the model as it is now, shape (N, K)."""
-        return self._score(self.questions.held_out)
-
     def _score(self, examples: Sequence[TokenExample]) -> np.ndarray:
         return score(self.model_wrapped, examples, self.questions.pad_id, self.args.per_device_train_batch_size)
 
     def begin_epoch(self, epoch: int) -> None:
         """Put the questions into the epoch's form, take its E-step, and show the held-out questions' table."""
         self.questions.train.set_epoch(epoch)
-        held_out = self.held_out_scores() if self.questions.held_out else None
+        held_out = self._score(self.questions.held_out) if self.questions.held_out else None
         if held_out is not None:
             self.history.append(held_out)
             self.show(epoch, held_out)
         if self.recipe.method != "rcft" or self.recipe.lambda_ == 0:
             return
         if not self.e_step.due(epoch):
-            self.e_step.next_epoch(epoch)
+            self.e_step.epoch = epoch
             return
         own_rows = self.recipe.e_step_rows == "train"
-        scores = self._score(self.questions.train.rows) if own_rows or self.recipe.e_step == "epoch" else None
+        sets_targets = self.recipe.e_step in ("epoch", "running")
+        scores = self._training_scores() if own_rows or sets_targets else None
         table = self._table(epoch, scores if own_rows else held_out)
-        self.e_step.take(epoch, table, scores if self.recipe.e_step == "epoch" else None)
+        self.e_step.take(epoch, table, scores if sets_targets else None)
+
+    def _training_scores(self) -> np.ndarray:
+        """Log-likelihoods of the training questions: the present model's, or with ``running`` the last passes'."""
+        train = self.questions.train
+        known = self.e_step.known() if self.recipe.e_step == "running" else None
+        return self._score(train.rows) if known is None else train.reordered(known, self.e_step.epoch)
 
     def _table(self, epoch: int, scores: np.ndarray | None) -> BinTable:
         """The bins that the E-step takes accuracies from: of the scored questions, or of the folds."""
@@ -246,11 +250,6 @@ class EpochTable(TrainerCallback):
             self.trainer.questions.train.set_epoch(epoch)
         else:
             self.trainer.begin_epoch(epoch)
-
-
-def step_size(args: TrainingArguments) -> int:
-    """Questions in one step: batch size times accumulated parts times processes."""
-    return args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
 
 
 def training_arguments(recipe: Recipe, folder: Path) -> TrainingArguments:

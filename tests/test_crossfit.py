@@ -5,6 +5,7 @@ import pytest
 from fitting import same_weights, small_fit, small_recipe
 
 from calibtune import crossfit
+from calibtune.dataset import option_order
 from calibtune.errors import UserError
 from calibtune.estep import EStep, score
 from calibtune.fit import CHECKPOINTS
@@ -78,13 +79,41 @@ def test_what_cannot_be_cross_fitted_is_refused(model):
         small_recipe(model, "rcft", e_step_rows="cross-fitted", e_step="running")
 
 
-def test_running_bins_come_from_the_epochs_own_passes(model, tmp_path, trainers):
-    small_fit(model, tmp_path / "out", "rcft", e_step="running", epochs=2)
-    e_step = trainers[0].e_step
-    # The second epoch's table holds the first one's 16 questions (4 whole steps of 4).
-    assert e_step.table.count.sum() == 16
-    assert e_step.targets is None
-    assert len(e_step.seen) == 16
+@pytest.mark.parametrize("rows", ["train", "held-out"])
+def test_a_running_e_step_scores_training_questions_before_the_first_epoch_alone(
+    model, tmp_path, trainers, monkeypatch, rows
+):
+    scored, given = [], []
+    plain, loss = CalibrationTrainer._score, CalibrationTrainer._loss
+    monkeypatch.setattr(CalibrationTrainer, "_score", lambda self, rows: scored.append(rows) or plain(self, rows))
+
+    def noted(self, model, batch):
+        value, letters = loss(self, model, batch)
+        # By what each option says, since their order is another in each epoch.
+        train = self.questions.train
+        for row, values in zip(batch["row"].tolist(), letters.tolist(), strict=True):
+            example = train.examples[row]
+            order = option_order(0, train.epoch, example.doc_hash, len(example.letters))
+            given.append((row, dict(zip(order, values, strict=False))))
+        return value, letters
+
+    monkeypatch.setattr(CalibrationTrainer, "_loss", noted)
+    small_fit(model, tmp_path / "out", "rcft", e_step="running", e_step_rows=rows, epochs=2)
+    train = trainers[0].questions.train
+    assert sum(len(found) == len(train) for found in scored) == 1
+    found = trainers[0].e_step.scores
+    passed = dict(given[:16])
+    assert len(passed) == 16
+    for row, example in enumerate(train.examples):
+        order = option_order(0, 1, example.doc_hash, len(example.letters))
+        if row in passed:
+            assert found[row, : len(order)].tolist() == pytest.approx([passed[row][option] for option in order])
+            assert np.isnan(found[row, len(order) :]).all()
+    # The two questions that the first epoch left out keep the scores from before it.
+    assert len(train) - len(passed) == 2
+    assert np.isfinite(found[:, :3]).all()
+    table = trainers[0].e_step.table
+    assert table.count.sum() == (len(train) if rows == "train" else len(trainers[0].questions.held_out))
 
 
 def test_an_exact_e_step_scores_each_training_question_with_the_present_model(model, tmp_path, trainers, monkeypatch):

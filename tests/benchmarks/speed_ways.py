@@ -23,7 +23,7 @@ from calibtune.dataset import Questions
 from calibtune.modeling import add_adapter
 from calibtune.recipe import Recipe
 from calibtune.tokens import TokenExample
-from calibtune.trainer import CalibrationTrainer, step_size, training_arguments
+from calibtune.trainer import CalibrationTrainer, training_arguments
 
 LETTERS = (32, 33, 34, 35)
 #: Fewest steps that are measured before a limit of seconds ends a way.
@@ -181,7 +181,7 @@ def ours(bench: Bench) -> Measured:
     with adapted(bench, add_adapter) as model, TemporaryDirectory() as folder:
         arguments = training_arguments(recipe, Path(folder))
         arguments.save_strategy, arguments.disable_tqdm = "no", True
-        held_out = tuple(bench.rows[: 2 * step_size(arguments)])
+        held_out = tuple(bench.rows[: 2 * recipe.batch_size * arguments.world_size])
         trainer = CalibrationTrainer(model, arguments, recipe, Questions(Rows(bench.rows), held_out, 0))
         measured = run_trainer(trainer, Clock(bench), lambda row: len(row.input_ids))
     if recipe.method == "rcft":

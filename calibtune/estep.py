@@ -14,11 +14,12 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from tqdm import tqdm
 
+from calibtune.errors import UserError
 from calibtune.files import replacing, write_text
 from calibtune.losses import Batch, answer_logits, letter_log_likelihoods
 from calibtune.prefix import SHORTEST_PREFIX, common, prefix_cache, repeated
 from calibtune.recipe import Recipe
-from calibtune.targets import bin_of, bins_on_device, target_probs
+from calibtune.targets import bin_of, bins_tensor, target_probs
 from calibtune.tokens import TokenExample, collate, even_batches
 from harness_ext.binning import BinTable, FloatArray, IntArray, bin_table
 from harness_ext.calibration import letter_log_softmax, top
@@ -103,7 +104,8 @@ class EStep:
     table: BinTable | None = None
     #: q of each training question, shape (N, K): 0 where a letter is absent, NaN where L_ECE is off.
     targets: torch.Tensor | None = None
-    #: Log-likelihoods that the targets were made of, shape (N, K), in the epoch's order of options.
+    #: ``--e-step running``: log-likelihoods that the targets were made of, shape (N, K), in the epoch's order of
+    #: options; of a resumed epoch, with those of its passes so far.
     scores: FloatArray | None = None
     #: ``--e-step running``: those of this process's passes in this epoch, NaN where there was none.
     passes: torch.Tensor | None = None
@@ -122,23 +124,27 @@ class EStep:
                 a question has fewer; None where each question's own forward pass gives them (``--e-step bins`` and
                 ``once``).
         """
-        self.epoch, self.table, self.scores = epoch, table, scores
+        self.epoch, self.table = epoch, table
+        self.scores = scores if self.recipe.e_step == "running" else None
         self.targets = self.passes = None
         if scores is not None:
             letters = torch.tensor(scores)
-            self.targets = self._targets(letters.masked_fill(letters.isnan(), -torch.inf), bins_on_device(table))
+            self.targets = self._targets(letters.masked_fill(letters.isnan(), -torch.inf), bins_tensor(table))
 
     def note(self, batch: Batch, letters: torch.Tensor) -> None:
         """Keep the letters' log-likelihoods (B, K) of a pass, which ``--e-step running`` takes for the next epoch's."""
-        if self.recipe.e_step != "running" or self.scores is None:
+        if self.scores is None:
             return
         if self.passes is None:
             self.passes = torch.full(self.scores.shape, torch.nan, device=letters.device)
         self.passes[batch["row"], : letters.shape[1]] = letters.float()
 
     def known(self) -> FloatArray | None:
-        """The latest log-likelihoods of each training question, of all processes' passes; all processes call it."""
-        passes = gather_object([] if self.passes is None else [self.passes.double().cpu().numpy()])
+        """The latest log-likelihoods of each training question, of all processes' passes; all processes call it.
+
+        None where the E-step is not a running one, or has not been taken yet.
+        """
+        passes = gather_object([] if self.passes is None else [self.passes.cpu().double().numpy()])
         if self.scores is None:
             return None
         scores = self.scores.copy()
@@ -155,13 +161,16 @@ class EStep:
         device = batch["letter_ids"].device
         if self.targets is None:
             assert self.table is not None
-            return batch | {"bins": bins_on_device(self.table).to(device)}
+            bins = bins_tensor(self.table)
+            return batch | {"bins": bins if device.type == "mps" else bins.to(device)}  # MPS has no float64
         self.targets = self.targets.to(device)
         return batch | {"target": self.targets[batch["row"], : batch["letter_ids"].shape[1]]}
 
     def target(self, batch: Batch, letters: torch.Tensor) -> torch.Tensor:
         """Target q of the questions of a batch of :meth:`given`, shape (B, K); see :data:`calibtune.losses.Target`."""
-        return batch["target"] if "target" in batch else self._targets(letters, batch["bins"])
+        if "target" in batch:
+            return batch["target"]
+        return self._targets(letters.to(batch["bins"].device), batch["bins"]).to(letters.device)
 
     def _targets(self, letters: torch.Tensor, bins: torch.Tensor) -> torch.Tensor:
         """Of log-likelihoods, minus infinity where a letter is absent."""
@@ -180,21 +189,29 @@ class EStep:
             return
         bins = None if table is None else [table.count.tolist(), table.accuracy.tolist(), table.confidence.tolist()]
         write_text(folder / "estep.json", json.dumps({"epoch": self.epoch, "bins": bins}))
-        if self.targets is not None:
-            with replacing(folder / "estep_targets.pt") as path:
-                kept = {"targets": self.targets.cpu(), "scores": None if known is None else torch.tensor(known)}
-                torch.save(kept, path)
+        tensors = {"targets": self.targets, "scores": None if known is None else torch.tensor(known)}
+        for name, tensor in tensors.items():
+            if tensor is not None:
+                with replacing(folder / f"estep_{name}.pt") as path:
+                    torch.save(tensor.cpu(), path)
 
     def load(self, folder: Path) -> None:
-        """Read what :meth:`save` wrote."""
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            UserError: An earlier version wrote it, whose running E-step was another method.
+        """
         state = json.loads((folder / "estep.json").read_text())
+        if self.recipe.e_step == "running" and "seen" in state:
+            raise UserError(
+                f"--resume: {folder} is an earlier version's, whose --e-step running was another method; begin anew "
+                "with --overwrite"
+            )
         self.epoch = state["epoch"]
         if state["bins"] is not None:
             count, accuracy, confidence = state["bins"]
             self.table = BinTable(np.array(count), np.array(accuracy, float), np.array(confidence, float))
         if (folder / "estep_targets.pt").exists():
-            kept = torch.load(folder / "estep_targets.pt", weights_only=True)
-            # Before "running" set targets, a checkpoint held them alone.
-            kept = kept if isinstance(kept, dict) else {"targets": kept}
-            self.targets, scores = kept["targets"], kept.get("scores")
-            self.scores = None if scores is None else scores.numpy()
+            self.targets = torch.load(folder / "estep_targets.pt", weights_only=True)
+        if (folder / "estep_scores.pt").exists():
+            self.scores = torch.load(folder / "estep_scores.pt", weights_only=True).numpy()

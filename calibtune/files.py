@@ -70,6 +70,21 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path} is not JSON ({error}); write it again") from error
 
 
+def keep_inputs(output: Path, *inputs: Path | str | None) -> None:
+    """Refuse to overwrite a folder that is, or holds, something that the command reads.
+
+    Args:
+        output: The folder asked for.
+        inputs: Files and folders; hub ids, None and what does not exist are passed over.
+
+    Raises:
+        UserError: With what would be removed.
+    """
+    for given in inputs:
+        if given and Path(given).exists() and Path(given).resolve().is_relative_to(output.resolve()):
+            raise UserError(f"--output {output} holds {given}, which this command reads; give a folder of its own")
+
+
 def refuse_existing(output: Path, overwrite: bool) -> None:
     """Make sure that nothing is lost by writing to an output folder.
 

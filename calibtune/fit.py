@@ -6,34 +6,22 @@ import dataclasses
 import os
 import shutil
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from calibtune.artefact import MANIFEST, Artefact, read_artefact, recipe_values, versions
 from calibtune.epochs import overtrained
 from calibtune.errors import UserError, WorkFailed, is_out_of_memory
 from calibtune.estep import score
-from calibtune.examples import Encoder, Examples, LetterExample, document_hash, load_examples, load_tasks
-from calibtune.files import read_json, refuse_existing, write_json
+from calibtune.examples import LetterExample, document_hash
+from calibtune.files import keep_inputs, read_json, refuse_existing, write_json
+from calibtune.inputs import Inputs, read_inputs, trained_on
 from calibtune.measures import harness_measures
-from calibtune.modeling import (
-    add_adapter,
-    check_installed,
-    check_kernels,
-    context_length,
-    idle_gpus,
-    load_adapter,
-    load_base,
-    load_config,
-    load_tokenizer,
-)
+from calibtune.modeling import add_adapter, idle_gpus, load_adapter, load_base
 from calibtune.recipe import Recipe
-from calibtune.tokens import TokenExample, tokenise
 from harness_ext.binning import FloatArray, IntArray
 from harness_ext.prompts import doc_to_text
 
@@ -41,51 +29,6 @@ from harness_ext.prompts import doc_to_text
 STARTED, CHECKPOINTS = "started.json", "checkpoints"
 #: A disk with fewer free bytes is full.
 FULL = 2**16
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """Everything that a fit reads before it loads weights."""
-
-    recipe: Recipe
-    tokenizer: Any
-    encoder: Encoder
-    examples: Examples
-    held_out: tuple[TokenExample, ...]
-    max_length: int
-    revision: str | None
-
-    @property
-    def gold(self) -> np.ndarray:
-        """Right letters of the held-out questions, shape (N,)."""
-        return np.array([example.gold for example in self.held_out], dtype=np.int64)
-
-
-def read_inputs(recipe: Recipe) -> Inputs:
-    """Tokenizer, tasks and questions, checked against each other.
-
-    Raises:
-        UserError: Whatever is wrong with them; see the functions called.
-    """
-    check_installed(recipe)
-    config = load_config(recipe)
-    check_kernels(recipe, config)
-    tokenizer = load_tokenizer(recipe)
-    encoder = Encoder(tokenizer)
-    tasks = load_tasks(recipe.tasks, recipe.include_path)
-    examples = load_examples(
-        tasks, encoder, recipe.apply_chat_template, recipe.held_out, recipe.seed, recipe.limit, trained_on(recipe)
-    )
-    length = context_length(config, tokenizer)
-    held_out = tuple(tokenise(examples.held_out, encoder, length))
-    return Inputs(recipe, tokenizer, encoder, examples, held_out, length, getattr(config, "_commit_hash", None))
-
-
-def trained_on(recipe: Recipe) -> frozenset[str]:
-    """Hashes of the documents that the recipe's adapter, if it has one, was trained on."""
-    if recipe.artifact is None:
-        return frozenset()
-    return frozenset(read_artefact(Path(recipe.artifact)).documents["train"])
 
 
 def fit(recipe: Recipe, output: Path, resume: bool = False, overwrite: bool = False) -> Artefact:
@@ -105,23 +48,33 @@ def fit(recipe: Recipe, output: Path, resume: bool = False, overwrite: bool = Fa
         WorkFailed: Out of memory, a loss that is not finite, a full disk.
     """
     if resume and (output / MANIFEST).is_file():
-        return read_artefact(output)
+        artefact = read_artefact(output)
+        _refuse_other(recipe, artefact.recipe, output)
+        return artefact
+    if overwrite:
+        given = (recipe.model, recipe.artifact, recipe.samples, recipe.chat_template, recipe.include_path)
+        keep_inputs(output, Path.cwd(), *given)
     # Bad input must neither remove what --overwrite is for nor leave a folder behind: it is taken once all is read.
-    if is_first_process() and not overwrite and not (resume and (output / STARTED).is_file()):
-        refuse_existing(output, overwrite)
+    if is_first_process():
+        _check_output(recipe, output, resume, overwrite)
     if recipe.samples is not None:
         return fit_samples(recipe, output, resume, overwrite)
-    inputs = read_inputs(recipe)
+    started, inputs = time.perf_counter(), read_inputs(recipe)
     if is_first_process():
-        _claim(recipe, output, resume, overwrite)
         _announce(inputs)
     try:
-        return _temperature(inputs, output) if recipe.method == "temperature" else _train(inputs, output, resume)
+        model = load_base(recipe)
+        if recipe.artifact is not None:
+            model = load_adapter(model, Path(recipe.artifact))
+        _claim(recipe, output, resume, overwrite)
+        if recipe.method == "temperature":
+            return _temperature(inputs, model, output, started)
+        return _train(inputs, model, output, resume, started)
     except Exception as error:
         if is_out_of_memory(error):
             raise WorkFailed(_memory_advice(recipe)) from error
         # Each library has its own error for it: OSError, SafetensorError, RuntimeError of torch.save.
-        if shutil.disk_usage(output).free < FULL or "No space left" in str(error):
+        if shutil.disk_usage(output if output.exists() else Path()).free < FULL or "No space left" in str(error):
             raise WorkFailed(
                 f"no space is left on the disk of {output}; free some and run the same command with --resume"
             ) from error
@@ -133,18 +86,34 @@ def is_first_process() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
+def _check_output(recipe: Recipe, output: Path, resume: bool, overwrite: bool) -> None:
+    """Refuse an output folder that this fit may not have, and change nothing."""
+    if resume and (output / STARTED).is_file():
+        _refuse_other(recipe, read_json(output / STARTED), output)
+    elif not overwrite:
+        refuse_existing(output, overwrite)
+
+
+def _refuse_other(recipe: Recipe, before: Mapping[str, Any], output: Path) -> None:
+    """A fit is not resumed with another recipe; one that was begun before an option existed had its default."""
+    before, values = {**recipe_values(Recipe()), **before}, recipe_values(recipe)
+    # What a finished fit has filled in by itself.
+    own = {"batch_size", "gradient_accumulation"} if recipe.auto_batch else {"tasks"} if recipe.samples else set()
+    other = sorted(key for key in values if before[key] != values[key] and key not in own)
+    if other:
+        changes = ", ".join(f"{key} {before[key]!r} -> {values[key]!r}" for key in other)
+        raise UserError(
+            f"--resume: {output} was started with another recipe ({changes}); give the same one, or begin anew with "
+            "--overwrite"
+        )
+
+
 def _claim(recipe: Recipe, output: Path, resume: bool, overwrite: bool) -> None:
     """Take the output folder for this recipe."""
-    values = recipe_values(recipe)
-    if resume and (output / STARTED).is_file():
-        before = recipe_values(Recipe()) | read_json(output / STARTED)
-        other = sorted(key for key in values if before[key] != values[key])
-        if other:
-            changes = ", ".join(f"{key} {before[key]!r} -> {values[key]!r}" for key in other)
-            raise UserError(f"--resume: {output} was started with another recipe ({changes}); give the same one")
+    if not is_first_process() or (resume and (output / STARTED).is_file()):
         return
     refuse_existing(output, overwrite)
-    write_json(output / STARTED, values)
+    write_json(output / STARTED, recipe_values(recipe))
 
 
 def _announce(inputs: Inputs) -> None:
@@ -162,18 +131,12 @@ def _memory_advice(recipe: Recipe) -> str:
     )
 
 
-def _temperature(inputs: Inputs, output: Path) -> Artefact:
-    started = time.perf_counter()
+def _temperature(inputs: Inputs, model: Any, output: Path, started: float) -> Artefact:
     recipe = inputs.recipe
-    if not inputs.held_out:
-        raise UserError(
-            f"no question of {', '.join(recipe.tasks)} is left to fit T on; raise --limit, or use a task with more rows"
-        )
-    model = load_base(recipe)
-    if recipe.artifact is not None:
-        model = load_adapter(model, Path(recipe.artifact))
     scores = score(model, inputs.held_out, inputs.tokenizer.pad_token_id, recipe.batch_size)
     found = _write_temperature(recipe, output, scores, inputs.gold)
+    if recipe.chat_template is not None and is_first_process():
+        inputs.tokenizer.save_pretrained(output)  # the base's own has no template to evaluate with
     measures = tuple(harness_measures(scores, inputs.gold, t) for t in (1.0, found["temperature"]))
     documents = {"train": sorted(trained_on(recipe)), "held_out": _hashes(inputs.examples.held_out)}
     return _finish(recipe, output, "temperature", measures, started, documents, inputs.revision, found)
@@ -212,20 +175,17 @@ def fit_samples(recipe: Recipe, output: Path, resume: bool, overwrite: bool) -> 
     )
 
 
-def _train(inputs: Inputs, output: Path, resume: bool) -> Artefact:
+def _train(inputs: Inputs, model: Any, output: Path, resume: bool, started: float) -> Artefact:
     from transformers import set_seed
 
     from calibtune.batch import fitting
     from calibtune.crossfit import cross_fitted_tables
-    from calibtune.dataset import Questions, TrainingSet
     from calibtune.sharding import save_whole, whole
     from calibtune.trainer import CalibrationTrainer, last_checkpoint, training_arguments
 
-    started, recipe = time.perf_counter(), inputs.recipe
+    recipe = inputs.recipe
     arguments = training_arguments(recipe, output / CHECKPOINTS)
-    data = TrainingSet(inputs.examples.train, inputs.encoder, inputs.max_length, recipe.seed, recipe.shuffle_options)
-    questions = Questions(data, inputs.held_out, inputs.tokenizer.pad_token_id)
-    model = load_base(recipe)
+    questions = inputs.questions
     with whole(model):
         before = _measures(model, inputs)
     cross_fitted = recipe.method == "rcft" and recipe.e_step_rows == "cross-fitted"

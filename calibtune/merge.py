@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from calibtune.artefact import Artefact, read_artefact
 from calibtune.errors import UserError, WorkFailed
-from calibtune.files import refuse_existing, write_json
+from calibtune.files import keep_inputs, refuse_existing, write_json
 from calibtune.modeling import load_adapter, load_base, load_tokenizer
 from calibtune.recipe import Recipe
 
@@ -37,13 +39,14 @@ def merge(artifact: Path, output: Path, dequantised: bool, overwrite: bool) -> N
         raise UserError(f"{artifact} is a {artefact.kind}, and only adapters can be merged; see `calibtune bake` for T")
     if dequantised and artefact.recipe["quantisation"] != "nf4":
         raise UserError(f"--dequantised: {artifact} was not trained on a 4-bit base; leave it out")
-    refuse_existing(output, overwrite)
+    check_output(output, overwrite, artifact, artefact)
     recipe = serving_recipe(artefact, "nf4" if dequantised else "none")
     model = load_base(recipe)
     if dequantised:
         model = model.dequantize()
     # safe_merge looks for NaN in the sum before it takes the base's place.
     merged = load_adapter(model, artifact).merge_and_unload(safe_merge=True)
+    refuse_existing(output, overwrite)
     save(merged, artifact, artefact, output, {"merged": str(artifact), "dequantised": dequantised})
 
 
@@ -64,12 +67,13 @@ def bake(artifact: Path, output: Path, overwrite: bool) -> None:
     artefact = read_artefact(artifact)
     if artefact.temperature is None or not artefact.model:
         raise UserError(f"{artifact} is no temperature fitted on a model; give what --method temperature --model wrote")
-    refuse_existing(output, overwrite)
+    check_output(output, overwrite, artifact, artefact)
     model = load_base(serving_recipe(artefact, "none"))
     if artefact.recipe.get("artifact"):
         model = load_adapter(model, Path(artefact.recipe["artifact"])).merge_and_unload(safe_merge=True)
     temperature = float(artefact.temperature["temperature"])
     scale_final_norm(model, temperature)
+    refuse_existing(output, overwrite)
     save(model, Path(artefact.recipe.get("artifact") or artefact.model), artefact, output, {"temperature": temperature})
 
 
@@ -124,13 +128,34 @@ def serving_recipe(artefact: Artefact, quantisation: str) -> Recipe:
     return Recipe(method="temperature", model=artefact.model, quantisation=quantisation, **kept)  # type: ignore[arg-type]
 
 
+def check_output(output: Path, overwrite: bool, artifact: Path, artefact: Artefact) -> None:
+    """Refuse an output folder before the model is loaded; what lies there is removed when the new one is ready.
+
+    Raises:
+        UserError: It holds files and ``overwrite`` is off, or what is read lies in it.
+    """
+    if overwrite:
+        keep_inputs(output, Path.cwd(), artifact, artefact.model, artefact.recipe.get("artifact"))
+    else:
+        refuse_existing(output, overwrite)
+
+
 def save(model: Any, tokenizer: Path, artefact: Artefact, output: Path, origin: Mapping[str, Any]) -> None:
-    """Write a model with its tokenizer, and last the file that says what it was made of."""
+    """Write a model with its tokenizer, and last the file that says what it was made of.
+
+    Raises:
+        WorkFailed: The folder cannot be written, or the disk is full; nothing is left there.
+    """
     from transformers import AutoTokenizer
 
-    model.save_pretrained(output)
-    if (tokenizer / "tokenizer_config.json").is_file():
-        AutoTokenizer.from_pretrained(tokenizer).save_pretrained(output)
-    else:
-        load_tokenizer(serving_recipe(artefact, "none")).save_pretrained(output)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        model.save_pretrained(output)
+        if (tokenizer / "tokenizer_config.json").is_file():
+            AutoTokenizer.from_pretrained(tokenizer).save_pretrained(output)
+        else:
+            load_tokenizer(serving_recipe(artefact, "none")).save_pretrained(output)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(output, ignore_errors=True)
+        raise WorkFailed(f"{output} cannot be written ({error}); free space there, or give another folder") from error
     write_json(output / "calibtune-origin.json", {"base": artefact.model, "method": artefact.method, **origin})

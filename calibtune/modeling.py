@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from accelerate.utils import patch_environment
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
@@ -18,7 +20,7 @@ from transformers import (
     BitsAndBytesConfig,
 )
 
-from calibtune.errors import UserError
+from calibtune.errors import UserError, is_out_of_memory
 from calibtune.files import read_json
 from calibtune.lora import fuse
 from calibtune.recipe import Recipe
@@ -83,14 +85,20 @@ def load_base(recipe: Recipe) -> Any:
     """
     full = recipe.tuning == "full" and recipe.method != "temperature"
     dtype = torch.float32 if recipe.precision == "fp32" or full else torch.bfloat16
-    options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True}
+    options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "output_loading_info": True}
     if recipe.quantisation == "nf4":
         options["quantization_config"] = nf4(dtype)
         options["device_map"] = {"": device(recipe)}
     # The base model is scored before FSDP splits it, by all processes; where only the first reads the weights and sends
     # them then, transformers before 5.23 leaves the others without any until then.
     with patch_environment(fsdp_cpu_ram_efficient_loading="false"):
-        model = _from(AutoModelForCausalLM, recipe.model, recipe.trust_remote_code, **options)
+        model, info = _from(AutoModelForCausalLM, recipe.model, recipe.trust_remote_code, **options)
+    if missing := sorted(info["missing_keys"]):
+        # transformers would go on with random values in their place.
+        raise UserError(
+            f"--model {recipe.model}: {len(missing)} weights that its config.json asks for are not there, such as "
+            f"{missing[0]}; copy the model again"
+        )
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             # bitsandbytes 0.50 repacks 4-bit weights at the first scoring on such CPUs, for a kernel without gradients,
@@ -117,9 +125,13 @@ def device(recipe: Recipe) -> torch.device:
 def idle_gpus(recipe: Recipe) -> str:
     """What to say where this process trains alone, on one of several GPUs."""
     count = torch.cuda.device_count()
-    if count < 2 or on_cpu(recipe) or int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if count < 2 or recipe.cuda_graphs or on_cpu(recipe) or int(os.environ.get("WORLD_SIZE", "1")) > 1:
         return ""
-    return f"\none of {count} GPUs is used; for all: torchrun --nproc_per_node {count} -m calibtune fit ..."
+    share = max(recipe.batch_size // count, 1)
+    return (
+        f"\none of {count} GPUs is used; for all, in the same steps: torchrun --nproc_per_node {count} -m calibtune "
+        f"fit ... --batch-size {share}"
+    )
 
 
 def on_cpu(recipe: Recipe) -> bool:
@@ -232,9 +244,15 @@ def load_adapter(model: Any, folder: Path) -> Any:
 
     if not (folder / "adapter_config.json").is_file():
         raise UserError(f"{folder} holds no adapter (no adapter_config.json); give a folder that calibtune fit wrote")
+    if not (folder / "adapter_model.safetensors").is_file():
+        raise UserError(f"{folder} holds no weights (no adapter_model.safetensors); copy or fit the adapter again")
     try:
         return PeftModel.from_pretrained(model, str(folder))
+    except SafetensorError as error:
+        raise UserError(f"the weights in {folder} are damaged ({error}); copy or fit the adapter again") from error
     except (RuntimeError, ValueError, KeyError) as error:
+        if is_out_of_memory(error):
+            raise
         base = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
         raise UserError(
             f"the adapter {folder} does not fit this model; it was made for {base} ({str(error).splitlines()[0]:.120})"
@@ -242,8 +260,16 @@ def load_adapter(model: Any, folder: Path) -> Any:
 
 
 def _from(loader: Any, name: str, trust_remote_code: bool, **options: Any) -> Any:
+    # A name of this form would be taken for a hub id, and the error would be about its letters.
+    if (Path(name).is_absolute() or name.startswith((".", "~"))) and not Path(name).exists():
+        raise UserError(f"--model {name} does not exist; give a folder that transformers loads, or a hub id")
     try:
         return loader.from_pretrained(name, trust_remote_code=trust_remote_code, **options)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, StrictDataclassError) as error:
+        if is_out_of_memory(error):
+            raise
         reason = " ".join(str(error).split())
-        raise UserError(f"--model {name} cannot be loaded: {reason:.300}") from error
+        raise UserError(
+            f"--model {name} cannot be loaded: {reason:.300}; give a folder with its whole config.json, tokenizer and "
+            "*.safetensors, or a hub id"
+        ) from error

@@ -41,7 +41,7 @@ def bin_accuracies(table: BinTable) -> FloatArray:
     return accuracy
 
 
-def bins_on_device(table: BinTable) -> torch.Tensor:
+def bins_tensor(table: BinTable) -> torch.Tensor:
     """What a forward pass needs of the bins to set targets: their lower edges and accuracies, shape (2, M), float64.
 
     Raises:
@@ -55,7 +55,7 @@ def bin_of(confidence: torch.Tensor, bins: torch.Tensor) -> torch.Tensor:
 
     Args:
         confidence: Float64, shape (N,), in [0, 1].
-        bins: See :func:`bins_on_device`.
+        bins: See :func:`bins_tensor`.
     """
     return (confidence[:, None] >= bins[0]).sum(1) - 1
 

@@ -56,7 +56,7 @@ def test_training_scores_what_the_harness_scores(model, tmp_path):
 
     from calibtune.estep import score
     from calibtune.examples import Prompts
-    from calibtune.fit import read_inputs
+    from calibtune.inputs import read_inputs
     from calibtune.modeling import load_base
     from calibtune.tokens import tokenise
 

@@ -74,9 +74,10 @@ def test_a_resumed_fit_does_not_train_the_folds_again(model, tmp_path, trainers,
     assert same_weights(tmp_path / "whole", tmp_path / "cut")
 
 
-def test_what_cannot_be_cross_fitted_is_refused(model):
+@pytest.mark.parametrize("changes", [{"e_step": "once"}, {"e_step": "running"}, {"tuning": "full"}])
+def test_what_cannot_be_cross_fitted_is_refused(model, changes):
     with pytest.raises(UserError, match="cross-fitted needs --e-step epoch or bins, and --tuning lora"):
-        small_recipe(model, "rcft", e_step_rows="cross-fitted", e_step="running")
+        small_recipe(model, "rcft", e_step_rows="cross-fitted", **changes)
 
 
 @pytest.mark.parametrize("rows", ["train", "held-out"])
@@ -134,11 +135,16 @@ def test_an_exact_e_step_scores_each_training_question_with_the_present_model(mo
     assert not np.allclose(taken[0][0], taken[1][0], atol=1e-3)
 
 
-def test_bins_alone_are_taken_without_scoring_training_questions(model, tmp_path, trainers, monkeypatch):
-    scored = []
-    plain = CalibrationTrainer._score
-    monkeypatch.setattr(CalibrationTrainer, "_score", lambda self, rows: scored.append(rows) or plain(self, rows))
-    small_fit(model, tmp_path / "out", "rcft", e_step="bins", epochs=2)
-    assert [rows is trainers[0].questions.held_out for rows in scored] == [True, True]
+@pytest.mark.parametrize(("kind", "rows", "scored"), [
+    ("bins", "held-out", 0), ("once", "held-out", 0), ("bins", "train", 2), ("once", "train", 1),
+])  # fmt: skip
+def test_bins_alone_are_of_the_rows_asked_for_and_set_no_targets(
+    model, tmp_path, trainers, monkeypatch, kind, rows, scored
+):
+    found, plain = [], CalibrationTrainer._score
+    monkeypatch.setattr(CalibrationTrainer, "_score", lambda self, rows: found.append(rows) or plain(self, rows))
+    small_fit(model, tmp_path / "out", "rcft", e_step=kind, e_step_rows=rows, epochs=2)
+    train, held_out = trainers[0].questions.train, trainers[0].questions.held_out
+    assert sum(len(shown) == len(train) for shown in found) == scored
     assert trainers[0].e_step.targets is None
-    assert trainers[0].e_step.table.count.sum() == len(trainers[0].questions.held_out)
+    assert trainers[0].e_step.table.count.sum() == len(train if rows == "train" else held_out)

@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -6,10 +8,11 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
 from calibtune import estep
+from calibtune.errors import UserError
 from calibtune.estep import EStep, _shared, score, score_bins
 from calibtune.modeling import add_adapter
 from calibtune.recipe import make_recipe
-from calibtune.targets import bin_accuracies, bin_of, bins_on_device, target_probs
+from calibtune.targets import bin_accuracies, bin_of, bins_tensor, target_probs
 from calibtune.tokens import TokenExample
 from harness_ext.binning import bin_index, bin_table
 
@@ -51,10 +54,34 @@ def test_targets_take_the_accuracy_of_each_questions_bin():
     assert torch.equal(target(step, (2, 0)), q[[2, 0]])
 
 
-def test_the_top_bin_can_be_left_out_as_in_the_released_code():
-    step = EStep(recipe(skip_top_bin=True))
-    step.take(0, TABLE, SCORES)
+def test_confidences_are_put_into_bins_in_float64():
+    step = EStep(recipe(bins=25))
+    # 1/25 is an edge, and in float32 below it.
+    step.take(0, bin_table([0.03, 0.05], [0, 1], 25), np.full((1, 25), np.log(0.04)))
+    assert float(step.targets[0, 0]) == 1
+
+
+@pytest.mark.parametrize("kind", ["epoch", "bins"])
+@pytest.mark.parametrize("mapping", ["simplified", "general"])
+def test_targets_leave_absent_letters_out_and_follow_the_recipes_mapping(kind, mapping):
+    step = EStep(recipe(e_step=kind, mapping=mapping))
+    step.take(0, TABLE, SCORES if kind == "epoch" else None)
+    accuracy = torch.tensor([0.5, 1.0, 0.0], dtype=torch.float64)
+    expected = target_probs(torch.tensor(np.exp(SCORES)), accuracy, mapping)
+    assert torch.allclose(target(step), expected.nan_to_num(0.0).float(), atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["epoch", "bins"])
+def test_the_top_bin_can_be_left_out_as_in_the_released_code(kind):
+    step = EStep(recipe(e_step=kind, skip_top_bin=True))
+    step.take(0, TABLE, SCORES if kind == "epoch" else None)
     assert target(step).isnan().all(1).tolist() == [True, False, False]
+
+
+def test_only_the_top_bin_is_left_out():
+    step = EStep(recipe(skip_top_bin=True))
+    step.take(0, TABLE, np.log([[0.91, 0.09], [0.89, 0.11]]))
+    assert step.targets.isnan().all(1).tolist() == [True, False]
 
 
 def test_bins_are_due_in_each_epoch_or_once():
@@ -98,7 +125,7 @@ def test_bins_on_the_accelerator_are_the_harnesss(values, count):
     edges = np.arange(count + 1) / count
     values = np.concatenate([values, edges, np.nextafter(edges, 0).clip(0), np.nextafter(edges, 1).clip(0, 1)])
     table = bin_table(values, values > 0.5, count)
-    bins = bins_on_device(table)
+    bins = bins_tensor(table)
     assert bin_of(torch.tensor(values), bins).tolist() == bin_index(values, count).tolist()
     assert bins[1].tolist() == bin_accuracies(table).tolist()
 
@@ -130,6 +157,7 @@ def test_what_is_saved_comes_back(tmp_path, kind):
     step = EStep(recipe(e_step=kind))
     step.take(3, TABLE, None if kind == "bins" else SCORES)
     step.note({"row": torch.tensor([0])}, letters((1,)))
+    assert (step.passes is None) == (kind != "running")
     step.save(tmp_path)
     again = EStep(recipe(e_step=kind))
     again.load(tmp_path)
@@ -137,19 +165,17 @@ def test_what_is_saved_comes_back(tmp_path, kind):
     assert again.table.count.tolist() == TABLE.count.tolist()
     np.testing.assert_array_equal(again.table.accuracy, TABLE.accuracy)
     assert torch.equal(target(again), target(step))
-    if kind != "bins":
-        np.testing.assert_array_equal(again.known(), step.known())
+    np.testing.assert_equal(again.known(), step.known())
 
 
-def test_a_checkpoint_from_before_scores_were_kept_is_read(tmp_path):
-    step = EStep(recipe())
+def test_a_running_e_step_of_an_earlier_version_is_not_resumed_as_this_one(tmp_path):
+    step = EStep(recipe(e_step="running"))
     step.take(0, TABLE, SCORES)
     step.save(tmp_path)
-    torch.save(step.targets, tmp_path / "estep_targets.pt")
-    again = EStep(recipe())
-    again.load(tmp_path)
-    assert torch.equal(target(again), target(step))
-    again.save(tmp_path)
+    state = json.loads((tmp_path / "estep.json").read_text())
+    (tmp_path / "estep.json").write_text(json.dumps({**state, "seen": []}))
+    with pytest.raises(UserError, match="begin anew with --overwrite"):
+        EStep(recipe(e_step="running")).load(tmp_path)
 
 
 def test_what_all_prompts_begin_with_is_computed_once_and_changes_no_score(model, monkeypatch):

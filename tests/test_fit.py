@@ -6,9 +6,9 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from calibtune import trainer
 from calibtune.epochs import overtrained
 from calibtune.errors import UserError
-from calibtune.fit import read_inputs
 from calibtune.graphs import BUCKET, StepGraphs
-from calibtune.modeling import add_adapter, compile_layers
+from calibtune.inputs import read_inputs
+from calibtune.modeling import add_adapter, compile_layers, idle_gpus
 from calibtune.trainer import CalibrationTrainer
 
 pytestmark = pytest.mark.usefixtures("mirror")
@@ -68,7 +68,18 @@ def test_with_several_gpus_in_sight_one_process_trains_on_one(model, tmp_path, m
     small_fit(model, tmp_path / "out", "cft", max_steps=1)
     assert not isinstance(trainers[0].model_wrapped, torch.nn.DataParallel)
     assert trainers[0].args.train_batch_size == 4
-    assert "one of 2 GPUs is used; for all: torchrun --nproc_per_node 2" in capsys.readouterr().out
+    said = "one of 2 GPUs is used; for all, in the same steps: torchrun --nproc_per_node 2 -m calibtune fit ... "
+    assert said + "--batch-size 2" in capsys.readouterr().out
+
+
+def test_idle_gpus_are_told_to_a_process_that_is_alone_on_a_gpu(model, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert "one of 2 GPUs" in idle_gpus(small_recipe(model, "cft", device="cuda"))
+    assert idle_gpus(small_recipe(model, "cft", device="cpu")) == ""
+    assert idle_gpus(small_recipe(model, "cft", device="cuda", cuda_graphs=True)) == ""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert idle_gpus(small_recipe(model, "cft", device="cuda")) == ""
 
 
 def test_recomputing_activations_trains_the_same(model, tmp_path):
@@ -134,7 +145,7 @@ def test_the_step_that_graphs_record_is_the_plain_one(model, tmp_path, method, e
         return torch.tensor(seen[-1][1])
 
     monkeypatch.setattr(trainer, "StepGraphs", Unrecorded)
-    monkeypatch.setattr("calibtune.fit.check_installed", lambda recipe: None)
+    monkeypatch.setattr("calibtune.inputs.check_installed", lambda recipe: None)
     monkeypatch.setattr(CalibrationTrainer, "_get_grad_norm", noted)
     options = {"batch_size": 2, "gradient_accumulation": 2, "epochs": 2} | ({"e_step": e_step} if e_step else {})
     small_fit(model, tmp_path / "plain", method, **options)
@@ -230,7 +241,7 @@ def test_a_limit_renders_only_the_questions_drawn(model, monkeypatch):
     rendered = []
     example = Prompts.example
     monkeypatch.setattr(Prompts, "example", lambda self, *a: rendered.append(1) or example(self, *a))
-    inputs = read_inputs(small_recipe(model, "cft", limit=8))
+    inputs = read_inputs(small_recipe(model, "cft", limit=8, shuffle_options=False))
     assert len(rendered) == 8
     assert (len(inputs.examples.train), len(inputs.held_out)) == (6, 2)
 

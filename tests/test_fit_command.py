@@ -101,7 +101,7 @@ def test_each_recipe_opens_with_the_command_that_runs_it(path):
 
 @pytest.mark.parametrize(("changes", "message"), [
     ({"tasks": "mc_calib_arcc"}, "the harness knows no task 'mc_calib_arcc'; did you mean mc_calib_arc"),
-    ({"model": "/nowhere/model"}, "--model /nowhere/model cannot be loaded"),
+    ({"model": "/nowhere/model"}, "--model /nowhere/model does not exist"),
     ({"apply_chat_template": None, "chat_template": "/no/file"}, "--chat-template /no/file is no file"),
     ({"letter_weight": "heavy"}, "letter-weight is 'heavy'; give token-mean or sum or a number"),
     ({"limit": "0"}, "--limit is 0; give at least 1"),

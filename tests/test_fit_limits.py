@@ -7,7 +7,7 @@ from fitting import adapter_weights, other_architecture, same_weights, small_fit
 from tiny import save_tiny
 
 from calibtune.errors import UserError, WorkFailed
-from calibtune.fit import read_inputs
+from calibtune.inputs import read_inputs
 from calibtune.trainer import CalibrationTrainer
 
 pytestmark = pytest.mark.usefixtures("mirror")

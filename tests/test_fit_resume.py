@@ -4,7 +4,7 @@ from fitting import adapter_weights, same_weights, small_fit, small_recipe
 from calibtune.artefact import MANIFEST, recipe_values
 from calibtune.errors import UserError
 from calibtune.files import write_json
-from calibtune.fit import CHECKPOINTS, STARTED, _claim
+from calibtune.fit import CHECKPOINTS, STARTED, _check_output
 from calibtune.trainer import WHOLE, CalibrationTrainer, last_checkpoint
 from harness_ext.errors import ScoringError
 
@@ -73,9 +73,9 @@ def test_a_fit_that_was_begun_before_an_option_existed_is_resumed(model, tmp_pat
     recipe = small_recipe(model, "cft")
     before = {key: value for key, value in recipe_values(recipe).items() if key not in ("compile", "cuda_graphs")}
     write_json(tmp_path / STARTED, before)
-    _claim(recipe, tmp_path, resume=True, overwrite=False)
+    _check_output(recipe, tmp_path, resume=True, overwrite=False)
     with pytest.raises(UserError, match="compile False -> True"):
-        _claim(small_recipe(model, "cft", compile=True), tmp_path, resume=True, overwrite=False)
+        _check_output(small_recipe(model, "cft", compile=True), tmp_path, resume=True, overwrite=False)
 
 
 def test_a_fit_refused_for_its_input_removes_nothing_and_leaves_nothing(model, tmp_path, mirror):

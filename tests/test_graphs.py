@@ -7,10 +7,11 @@ import torch
 from fitting import METHODS, same_weights, small_fit, small_recipe
 from transformers import AutoModelForCausalLM, MistralConfig, MistralForCausalLM
 
-from calibtune import fit, trainer
+from calibtune import inputs as fit_inputs
+from calibtune import trainer
 from calibtune.errors import UserError
-from calibtune.fit import read_inputs
 from calibtune.graphs import Recording, StepGraphs, causal_attention
+from calibtune.inputs import read_inputs
 from calibtune.trainer import CalibrationTrainer
 
 on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -118,8 +119,8 @@ def test_a_recording_with_other_gradients_is_not_used(model, factor, kept, caplo
     assert ("1x10 tokens gave other gradients" in caplog.text) != kept
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_recorded_parts_of_steps_train_what_plain_steps_train(model, tmp_path, mirror, monkeypatch, method):
+@pytest.mark.parametrize(("method", "changes"), [*((m, {}) for m in METHODS), ("rcft", {"e_step": "bins"})])
+def test_recorded_parts_of_steps_train_what_plain_steps_train(model, tmp_path, mirror, monkeypatch, method, changes):
     replays, losses = [], []
     norm = CalibrationTrainer._get_grad_norm
 
@@ -143,10 +144,10 @@ def test_recorded_parts_of_steps_train_what_plain_steps_train(model, tmp_path, m
         return Recording(Replay(replay), inputs, outputs)
 
     monkeypatch.setattr(StepGraphs, "_record", record)
-    monkeypatch.setattr(fit, "check_installed", lambda recipe: None)
+    monkeypatch.setattr(fit_inputs, "check_installed", lambda recipe: None)
     monkeypatch.setattr(trainer, "BUCKET", 16)
     monkeypatch.setattr(trainer, "most_tokens", lambda rows, batch_size: 340)
-    options = {"learning_rate": 1e-3, "epochs": 2, "gradient_accumulation": 2}
+    options = {"learning_rate": 1e-3, "epochs": 2, "gradient_accumulation": 2, **changes}
     plain = small_fit(model, tmp_path / "plain", method, **options)
     assert not replays
     found = small_fit(model, tmp_path / "graphs", method, cuda_graphs=True, **options)

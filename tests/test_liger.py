@@ -12,9 +12,9 @@ import pytest
 import torch
 from fitting import same_weights, small_recipe
 
-from calibtune import fit, modeling
+from calibtune import inputs, modeling
 from calibtune.errors import UserError
-from calibtune.fit import read_inputs
+from calibtune.inputs import read_inputs
 from calibtune.trainer import training_arguments
 
 on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -76,7 +76,7 @@ def test_a_model_that_liger_does_not_know_is_refused(model, mirror, monkeypatch)
     for name in ("liger_kernel", "liger_kernel.transformers"):
         monkeypatch.setitem(sys.modules, name, SimpleNamespace())
     monkeypatch.setitem(sys.modules, "liger_kernel.transformers.monkey_patch", kernels)
-    monkeypatch.setattr(fit, "check_installed", lambda recipe: None)
+    monkeypatch.setattr(inputs, "check_installed", lambda recipe: None)
     read_inputs(small_recipe(model, "cft", liger_kernel=True))
     kernels.MODEL_TYPE_TO_APPLY_LIGER_FN.clear()
     with pytest.raises(UserError, match=r"--liger-kernel: Liger has no kernels for a llama .*; leave it out"):

@@ -1,6 +1,7 @@
 """Batches of like lengths, and a step's batch in parts."""
 
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -78,6 +79,13 @@ def test_processes_get_the_same_steps_as_one_and_prompts_as_long_as_each_others(
         for first, second in (lengths[:2], lengths[2:]):
             assert first[0] <= second[0] <= first[1] <= second[1]
         assert max(lengths[0] + lengths[1]) <= min(lengths[2] + lengths[3])
+
+
+def test_a_fit_deals_its_steps_by_pass_part_and_process():
+    args = SimpleNamespace(per_device_train_batch_size=2, gradient_accumulation_steps=3, world_size=4)
+    fit = SimpleNamespace(args=args, questions=SimpleNamespace(train=Lengths(list(range(40, 90)))))
+    order = trainer.CalibrationTrainer._get_train_sampler(fit)
+    assert (order.per_pass, order.processes, order.batch_size) == (2, 4, 24)
 
 
 def test_a_batch_within_its_tokens_is_one_part():

@@ -13,8 +13,6 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from calibtune.errors import UserError
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
@@ -33,11 +31,11 @@ def run(args: argparse.Namespace) -> int:
     """Write the report and say where it lies."""
     from tqdm import tqdm
 
-    from calibtune.files import refuse_existing
+    from calibtune.files import keep_inputs, refuse_existing
     from calibtune.report.build import build
     from calibtune.report.write import write
 
-    _keep_inputs(args.output, args.folders)
+    keep_inputs(args.output, *args.folders)
     # Asked before any work; what is there is removed only when the new report is ready.
     if not args.overwrite:
         refuse_existing(args.output, overwrite=False)
@@ -51,12 +49,6 @@ def run(args: argparse.Namespace) -> int:
         written = write(results, args.output, args.overwrite, step)
     print(_summary(results, args, written))
     return 0
-
-
-def _keep_inputs(output: Path, folders: list[Path]) -> None:
-    for folder in folders:
-        if folder.resolve().is_relative_to(output.resolve()):
-            raise UserError(f"--output {output} holds the runs of {folder}; give a folder of its own")
 
 
 def _summary(results: dict[str, Any], args: argparse.Namespace, figures: int) -> str:

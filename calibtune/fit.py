@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from calibtune.artefact import MANIFEST, Artefact, read_artefact, recipe_values, versions
+from calibtune.checkpoints import last_checkpoint
 from calibtune.epochs import overtrained
 from calibtune.errors import UserError, WorkFailed, is_out_of_memory
 from calibtune.estep import score
@@ -181,7 +182,7 @@ def _train(inputs: Inputs, model: Any, output: Path, resume: bool, started: floa
     from calibtune.batch import fitting
     from calibtune.crossfit import cross_fitted_tables
     from calibtune.sharding import save_whole, whole
-    from calibtune.trainer import CalibrationTrainer, last_checkpoint, training_arguments
+    from calibtune.trainer import CalibrationTrainer, training_arguments
 
     recipe = inputs.recipe
     arguments = training_arguments(recipe, output / CHECKPOINTS)

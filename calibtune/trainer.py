@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 import sys
@@ -18,11 +17,11 @@ from tqdm import tqdm
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from calibtune.batch import most_tokens
+from calibtune.checkpoints import last_checkpoint, seal
 from calibtune.dataset import GroupedOrder, Questions
 from calibtune.epochs import epoch_table
 from calibtune.errors import UserError, WorkFailed
 from calibtune.estep import EStep, score, score_bins
-from calibtune.files import write_text
 from calibtune.graphs import BUCKET, StepGraphs
 from calibtune.losses import method_loss
 from calibtune.measures import harness_measures
@@ -32,8 +31,6 @@ from calibtune.sharding import is_sharded
 from calibtune.tokens import TokenExample, collate, parts
 from harness_ext.binning import BinTable
 
-#: Written into a checkpoint last; a folder without it was cut off and is not resumed from.
-WHOLE = "whole.json"
 #: Of ``--liger-kernel``; the losses are our own.
 LIGER = {"cross_entropy": False, "fused_linear_cross_entropy": False}
 
@@ -185,7 +182,7 @@ class CalibrationTrainer(Trainer):
         self.e_step.save(folder)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            write_text(folder / WHOLE, json.dumps({"step": self.state.global_step}))
+            seal(folder, self.state.global_step)
 
     def _score(self, examples: Sequence[TokenExample]) -> np.ndarray:
         return score(self.model_wrapped, examples, self.questions.pad_id, self.args.per_device_train_batch_size)
@@ -288,9 +285,3 @@ def training_arguments(recipe: Recipe, folder: Path) -> TrainingArguments:
     # a way of its own that gives other batches, and knows no adapters in another precision than the base.
     arguments._n_gpu = min(arguments.n_gpu, 1)
     return arguments
-
-
-def last_checkpoint(folder: Path) -> Path | None:
-    """The newest whole checkpoint in a folder, None where there is none."""
-    whole = [path.parent for path in folder.glob(f"checkpoint-*/{WHOLE}")]
-    return max(whole, key=lambda path: int(path.name.split("-")[1]), default=None)

@@ -2,10 +2,11 @@ import pytest
 from fitting import adapter_weights, same_weights, small_fit, small_recipe
 
 from calibtune.artefact import MANIFEST, recipe_values
+from calibtune.checkpoints import WHOLE, last_checkpoint
 from calibtune.errors import UserError
 from calibtune.files import write_json
 from calibtune.fit import CHECKPOINTS, STARTED, _check_output
-from calibtune.trainer import WHOLE, CalibrationTrainer, last_checkpoint
+from calibtune.trainer import CalibrationTrainer
 from harness_ext.errors import ScoringError
 
 pytestmark = pytest.mark.usefixtures("mirror")
@@ -50,6 +51,28 @@ def test_a_checkpoint_cut_off_in_the_middle_is_passed_over(tmp_path):
             (tmp_path / f"checkpoint-{step}" / WHOLE).write_text("{}")
     assert last_checkpoint(tmp_path).name == "checkpoint-4"
     assert last_checkpoint(tmp_path / "none") is None
+
+
+@pytest.mark.parametrize(
+    "name", ["adapter_model.safetensors", "optimizer.pt", "trainer_state.json", "estep_targets.pt"]
+)
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(model, tmp_path, monkeypatch, capsys, name):
+    options = {"save_every": 1, "lora_dropout": 0.05}
+    small_fit(model, tmp_path / "whole", "rcft", **options)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 3)
+        with pytest.raises(KeyboardInterrupt):
+            small_fit(model, tmp_path / "cut", "rcft", **options)
+    last = last_checkpoint(tmp_path / "cut" / CHECKPOINTS)
+    assert last.name == "checkpoint-3"
+    if name == "optimizer.pt":
+        (last / name).unlink()
+    else:
+        (last / name).write_bytes((last / name).read_bytes()[:-9])
+    small_fit(model, tmp_path / "cut", "rcft", resume=True, **options)
+    assert "resuming from" in (out := capsys.readouterr().out)
+    assert "checkpoint-2" in out
+    assert same_weights(tmp_path / "whole", tmp_path / "cut")
 
 
 def test_resuming_with_another_recipe_is_refused_with_what_differs(model, tmp_path, monkeypatch):

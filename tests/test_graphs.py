@@ -20,9 +20,11 @@ on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU
 @pytest.mark.accelerator
 @on_a_gpu
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("method", ["label-smoothing", "cft", "rcft"])
+@pytest.mark.parametrize(("method", "changes"), [
+    ("label-smoothing", {}), ("cft", {}), ("rcft", {}), ("rcft", {"e_step": "bins"}), ("rcft", {"e_step": "running"}),
+])  # fmt: skip
 def test_a_graph_gives_the_losses_and_gradients_of_the_plain_pass(
-    model, tmp_path, mirror, method, precision, monkeypatch
+    model, tmp_path, mirror, method, changes, precision, monkeypatch
 ):
     monkeypatch.setattr(trainer, "BUCKET", 4)  # several shapes
     seen = []
@@ -34,6 +36,7 @@ def test_a_graph_gives_the_losses_and_gradients_of_the_plain_pass(
 
     monkeypatch.setattr(CalibrationTrainer, "_get_grad_norm", noted)
     options = {"device": "cuda", "precision": precision, "epochs": 2, "batch_size": 2, "gradient_accumulation": 2}
+    options |= changes
     small_fit(model, tmp_path / "plain", method, **options)
     plain = list(seen)
     small_fit(model, tmp_path / "graphs", method, cuda_graphs=True, **options)
@@ -119,7 +122,14 @@ def test_a_recording_with_other_gradients_is_not_used(model, factor, kept, caplo
     assert ("1x10 tokens gave other gradients" in caplog.text) != kept
 
 
-@pytest.mark.parametrize(("method", "changes"), [*((m, {}) for m in METHODS), ("rcft", {"e_step": "bins"})])
+@pytest.mark.parametrize(
+    ("method", "changes"),
+    [
+        *((m, {}) for m in METHODS),
+        ("rcft", {"e_step": "bins"}),
+        ("rcft", {"e_step": "running"}),
+    ],
+)
 def test_recorded_parts_of_steps_train_what_plain_steps_train(model, tmp_path, mirror, monkeypatch, method, changes):
     replays, losses = [], []
     norm = CalibrationTrainer._get_grad_norm

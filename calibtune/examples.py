@@ -67,8 +67,11 @@ def explained(task: str, doc: Any = None) -> Iterator[None]:
         # `datasets` says what is wrong with a file in the cause alone.
         causes = [error, *filter(None, [error.__cause__])]
         reason = ", from ".join(f"{type(e).__name__}: {' '.join(str(e).split()):.300}" for e in causes)
-        what = f"task {task}" if doc is None else f"task {task}, row {str(doc)[:80]!r},"
-        raise UserError(f"{what} cannot be used ({reason}); mend its YAML or its data") from error
+        if doc is None:
+            what, cure = f"task {task}", "mend its YAML, or make its data set readable from here"
+        else:
+            what, cure = f"task {task}, row {str(doc)[:80]!r},", "mend the row or the task's YAML"
+        raise UserError(f"{what} cannot be used ({reason}); {cure}") from error
 
 
 def question_text(task: Any, doc: dict[str, Any]) -> str:

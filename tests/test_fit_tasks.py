@@ -51,7 +51,9 @@ def examples(tasks, chat=False, template=None):
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
 def test_a_task_that_cannot_be_loaded_is_named_with_the_reason(mirror, folder, changes, reason):
-    with pytest.raises(UserError, match=r"^task own cannot be used \(.*; mend its YAML or its data$") as error:
+    with pytest.raises(
+        UserError, match=r"^task own cannot be used \(.*; mend its YAML, or make its data set readable from here$"
+    ) as error:
         load(folder, **changes)
     assert reason in str(error.value)
     assert "\n" not in str(error.value)
@@ -76,7 +78,7 @@ def test_a_damaged_data_file_is_named_with_what_is_wrong_in_it(mirror):
 )
 def test_a_template_that_fails_is_named_with_task_and_row(mirror, folder, changes, reason):
     tasks = load(folder, **changes)
-    with pytest.raises(UserError, match=rf"task own, row \"\{{'id': .*, cannot be used \({reason}"):
+    with pytest.raises(UserError, match=rf"task own, row \"\{{'id': .*, cannot be used \({reason}.*; mend the row or"):
         examples(tasks)
 
 

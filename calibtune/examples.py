@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -16,6 +17,7 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
 from calibtune.errors import UserError
+from harness_ext.errors import ScoringError
 
 logger = logging.getLogger(__name__)
 
@@ -46,9 +48,40 @@ class Examples:
     held_out: tuple[LetterExample, ...]
 
 
+@contextlib.contextmanager
+def explained(task: str, doc: Any = None) -> Iterator[None]:
+    """One sentence for whatever a task's YAML, its own code, `datasets` or Jinja raise: they have no error in common.
+
+    Args:
+        task: The task's name.
+        doc: The row that is being rendered, where there is one.
+
+    Raises:
+        UserError: With the task, the row, the error and its cause.
+    """
+    try:
+        yield
+    except (UserError, ScoringError):
+        raise
+    except Exception as error:
+        # `datasets` says what is wrong with a file in the cause alone.
+        causes = [error, *filter(None, [error.__cause__])]
+        reason = ", from ".join(f"{type(e).__name__}: {' '.join(str(e).split()):.300}" for e in causes)
+        if doc is None:
+            what, cure = f"task {task}", "mend its YAML, or make its data set readable from here"
+        else:
+            what, cure = f"task {task}, row {str(doc)[:80]!r},", "mend the row or the task's YAML"
+        raise UserError(f"{what} cannot be used ({reason}); {cure}") from error
+
+
 def question_text(task: Any, doc: dict[str, Any]) -> str:
-    """A document as its task renders it, options included and no few-shot examples: what its hash is taken of."""
-    return str(task.doc_to_text(doc))
+    """A document as its task renders it, options included and no few-shot examples: what its hash is taken of.
+
+    Raises:
+        UserError: The task cannot render it.
+    """
+    with explained(task.task_name, doc):
+        return str(task.doc_to_text(doc))
 
 
 def document_hash(text: str) -> str:
@@ -90,25 +123,16 @@ class Prompts:
         """Render a document with the task's own code.
 
         Raises:
-            UserError: The document has no right answer among its options.
+            UserError: The task cannot render the document, or it has no right answer among its options.
         """
         template = self.encoder.apply_chat_template if self.apply_chat_template else None
-        context = self.task.fewshot_context(
-            doc,
-            num_fewshot=0,
-            apply_chat_template=self.apply_chat_template,
-            chat_template=template,
-            gen_prefix=self.task.doc_to_prefix(doc),
-        )
-        requests = self.task.construct_requests(
-            doc=doc,
-            ctx=context,
-            metadata=(self.task.task_name, 0, 1),
-            apply_chat_template=self.apply_chat_template,
-            chat_template=template,
-        )
+        chat: dict[str, Any] = {"apply_chat_template": self.apply_chat_template, "chat_template": template}
+        with explained(self.task.task_name, doc):
+            prefix = self.task.doc_to_prefix(doc)
+            context = self.task.fewshot_context(doc, num_fewshot=0, gen_prefix=prefix, **chat)
+            requests = self.task.construct_requests(doc=doc, ctx=context, metadata=(self.task.task_name, 0, 1), **chat)
+            gold = self.task.doc_to_target(doc)
         letters = tuple(request.args[1] for request in requests)
-        gold = self.task.doc_to_target(doc)
         if not isinstance(gold, int) or not 0 <= gold < len(letters):
             raise UserError(
                 f"task {self.task.task_name}: the right answer of {str(doc)[:80]!r} is {gold!r}, not the index of one "
@@ -156,8 +180,10 @@ def task_manager(names: Sequence[str], include_path: str | None = None) -> TaskM
         include_path: Folder of further YAMLs.
 
     Raises:
-        UserError: A name is unknown, with close ones.
+        UserError: A name is unknown, with close ones; or there is no such folder.
     """
+    if include_path and not Path(include_path).is_dir():
+        raise UserError(f"--include-path {include_path} is no folder; give one that holds task YAMLs")
     own = Path(lm_eval.__file__).parent / "tasks" / "mc_calib"
     paths: list[str | Path] = [*([own] if own.is_dir() else []), *([include_path] if include_path else [])]
     manager = TaskManager(include_path=paths, include_defaults=False)
@@ -181,13 +207,11 @@ def load_tasks(names: Sequence[str], include_path: str | None = None) -> list[An
         include_path: Folder of further YAMLs.
 
     Raises:
-        UserError: A name is unknown, or its data set cannot be loaded.
+        UserError: A name is unknown, or a task's YAML, code or data set cannot be loaded.
     """
     manager = task_manager(names, include_path)
-    try:
+    with explained(", ".join(names)):
         return list(manager.load(list(names))["tasks"].values())
-    except (FileNotFoundError, ConnectionError, OSError) as error:
-        raise UserError(f"the data of {', '.join(names)} cannot be loaded: {' '.join(str(error).split())}") from error
 
 
 def load_examples(
@@ -249,16 +273,17 @@ def training_documents(task: Any) -> list[dict[str, Any]]:
     """A task's training documents, or its validation ones where it has none and evaluates others.
 
     Raises:
-        UserError: It is not multiple choice, or has neither.
+        UserError: It is not multiple choice, has neither, or they cannot be read.
     """
     if task.OUTPUT_TYPE != "multiple_choice":
         raise UserError(
             f"task {task.task_name} is {task.OUTPUT_TYPE}, not multiple_choice; fit on one that has letters"
         )
-    if task.has_training_docs():
-        return list(task.training_docs())
-    if task.has_validation_docs() and task.has_test_docs():
-        return list(task.validation_docs())
+    with explained(task.task_name):
+        if task.has_training_docs():
+            return list(task.training_docs())
+        if task.has_validation_docs() and task.has_test_docs():
+            return list(task.validation_docs())
     raise UserError(
         f"task {task.task_name} has no training rows and no validation rows that it does not evaluate; "
         "add a training_split to its YAML or fit on another task"

@@ -60,12 +60,14 @@ def read_json(path: Path) -> Any:
     """Read a JSON file.
 
     Raises:
-        UserError: There is none, or it is not JSON; the line is named.
+        UserError: There is none that can be read, or it is not JSON; the line is named.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist; give a folder that calibtune wrote") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}; give a file that can") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not JSON ({error}); write it again") from error
 

@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 import math
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -14,8 +14,11 @@ from typing import Any, Literal
 import yaml
 
 from calibtune.errors import UserError
+from harness_ext.binning import MOST_BINS
 
 METHODS = ("temperature", "label-smoothing", "cft", "rcft")
+#: No layer of a model of today gains by a higher rank, and memory grows with it.
+MOST_RANK = 4096
 
 
 def _option(default: Any, text: str, only: str = "") -> Any:
@@ -126,16 +129,24 @@ def load_recipe(path: Path) -> dict[str, Any]:
     """Read a YAML recipe's keys, not yet checked; a chat template may lie beside it.
 
     Raises:
-        UserError: No such file, or not a YAML mapping.
+        UserError: No such file, not a YAML mapping, or one key twice.
     """
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        values, node = yaml.safe_load(text), yaml.compose(text, yaml.SafeLoader)
     except OSError as error:
         raise UserError(f"--config {path} cannot be read: {error.strerror}; recipes lie in {RECIPES}") from None
-    except yaml.YAMLError as error:
+    except UnicodeDecodeError as error:
+        raise UserError(f"--config {path} is not UTF-8 text ({error.reason}); save it as UTF-8") from None
+    # A date that is none is a ValueError of YAML's.
+    except (yaml.YAMLError, ValueError) as error:
         raise UserError(f"--config {path} is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
+    if not isinstance(values, dict) or not isinstance(node, yaml.MappingNode):
         raise UserError(f"--config {path} holds {type(values).__name__}; give one `key: value` a line")
+    # Of a key given twice YAML keeps the last, silently; `lambda` and `lambda_` are one too.
+    keys = [flag(str(key.value))[2:] for key, _ in node.value]
+    if twice := next((key for key in keys if keys.count(key) > 1), None):
+        raise UserError(f"--config {path} gives {twice!r} twice; keep one of them")
     values = {str(key).replace("-", "_"): value for key, value in values.items()}
     if isinstance(template := values.get("chat_template"), str) and (path.parent / template).is_file():
         values["chat_template"] = str(path.parent / template)
@@ -147,7 +158,7 @@ RECIPES = Path(__file__).parent / "recipes"
 
 
 def make_recipe(
-    config: Mapping[str, Any], flags: Mapping[str, Any], source: str = "--config", no_output: bool = False
+    config: Mapping[str, Any], flags: Mapping[str, Any], source: str = "--config", problems: Collection[str] = ()
 ) -> Recipe:
     """Merge a recipe with flags and check all of it.
 
@@ -155,7 +166,7 @@ def make_recipe(
         config: Keys of the recipe file.
         flags: What was given on the command line; wins.
         source: The recipe file's name, for messages.
-        no_output: That --output is missing is one more mistake.
+        problems: Mistakes that were found before.
 
     Returns:
         The recipe.
@@ -165,7 +176,7 @@ def make_recipe(
             options of another method.
     """
     names = {flag(name)[2:].replace("-", "_"): name for name in FIELDS}
-    errors, values = [], {}
+    errors, values, unusable = [*problems], {}, set()
     for given, where in ((config, source), (flags, "the command line")):
         for key, value in given.items():
             name = names.get(key, key)
@@ -175,11 +186,12 @@ def make_recipe(
                 continue
             converted, problem = _convert(name, value)
             if problem:
+                unusable.add(name)
                 errors.append(f"{where}: {flag(name)[2:]} is {value!r}; give {problem}")
             else:
                 values[name] = converted
     recipe = dataclasses.replace(Recipe(), **(OWN_DEFAULTS.get(values.get("method", ""), {}) | values))
-    errors += _problems(recipe, values) + ["--output is missing"] * no_output
+    errors += _problems(recipe, values, unusable)
     if errors:
         raise UserError("\n  ".join(["the recipe cannot be used:", *errors]) if len(errors) > 1 else errors[0])
     return recipe
@@ -217,7 +229,7 @@ def _scalar(kind: type, value: Any) -> Any:
         return value if isinstance(value, str) else None
     try:
         number = float(value)  # YAML 1.1 reads 1e-4 as text
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     if kind is int:
         return int(number) if number.is_integer() else None
@@ -228,25 +240,31 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "smoothing": (lambda x: 0 <= x < 1, "a number in [0, 1)"),
     "lambda_": (lambda x: 0 <= x < math.inf, "a number from 0 up"),
     "letter_weight": (lambda x: isinstance(x, str) or 0 <= x < math.inf, "a number from 0 up"),
-    "bins": (lambda x: x >= 1, "at least 1"),
+    "bins": (lambda x: 1 <= x <= MOST_BINS, f"a number from 1 to {MOST_BINS}"),
+    "seed": (lambda x: 0 <= x < 2**32, "a number from 0 to 4294967295"),
     "epochs": (lambda x: 0 < x < math.inf, "a number above 0"),
     "max_steps": (lambda x: x == -1 or x > 0, "-1 or a number above 0"),
     "batch_size": (lambda x: x >= 1, "at least 1"),
     "gradient_accumulation": (lambda x: x >= 1, "at least 1"),
     "learning_rate": (lambda x: 0 < x < math.inf, "a number above 0"),
     "warmup_ratio": (lambda x: 0 <= x < 1, "a share in [0, 1)"),
-    "rank": (lambda x: x >= 1, "at least 1"),
+    "weight_decay": (lambda x: 0 <= x < math.inf, "a number from 0 up"),
+    "max_grad_norm": (lambda x: x >= 0, "a number from 0 up (0: gradients stay as they are)"),
+    "rank": (lambda x: 1 <= x <= MOST_RANK, f"a number from 1 to {MOST_RANK}"),
+    "lora_alpha": (lambda x: 0 < x < math.inf, "a number above 0"),
     "lora_dropout": (lambda x: 0 <= x < 1, "a share in [0, 1)"),
     "limit": (lambda x: x is None or x >= 1, "at least 1"),
     "held_out": (lambda x: x >= 0, "0 or more"),
     "save_every": (lambda x: x >= 0, "0 or more"),
     "report_to": (lambda x: x in ("none", "tensorboard", "wandb"), "tensorboard, wandb or none"),
+    "device": (lambda x: x is None or x.partition(":")[0] != "meta", "cuda, cpu or mps, where numbers are held"),
 }
 
 
-def _problems(recipe: Recipe, given: Mapping[str, Any]) -> list[str]:
+def _problems(recipe: Recipe, given: Mapping[str, Any], unusable: Collection[str]) -> list[str]:
     needed = ("method",) if recipe.samples else ("method", "model", "tasks")
-    errors = [f"{flag(name)} is missing" for name in needed if not getattr(recipe, name)]
+    missing = [name for name in needed if not getattr(recipe, name) and name not in unusable]
+    errors = [f"{flag(name)} is missing" for name in missing]
     for name, (good, wanted) in _RANGES.items():
         if not good(getattr(recipe, name)):
             errors.append(f"{flag(name)} is {getattr(recipe, name)!r}; give {wanted}")
@@ -254,6 +272,8 @@ def _problems(recipe: Recipe, given: Mapping[str, Any]) -> list[str]:
         only = FIELDS[name].metadata["only"]
         if recipe.method and only and recipe.method not in only:
             errors.append(f"{flag(name)} is for --method {' or '.join(only)}, not {recipe.method}")
+    if recipe.samples and recipe.artifact:
+        errors.append("--samples holds answers already, so no adapter is asked; leave out --samples or --artifact")
     if recipe.method == "rcft" and not recipe.sft and recipe.lambda_ == 0:
         errors.append("--lambda 0 with --no-sft leaves nothing to train on")
     if recipe.tuning == "full" and recipe.quantisation != "none":

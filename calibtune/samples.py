@@ -175,12 +175,21 @@ def _expected(path: Path) -> tuple[int, str | None] | None:
         run = read_json(results)
     except UserError as error:
         raise ScoringError(f"{path}: the run's results file is damaged: {error}") from None
-    counts = run.get("n-samples", {})
+    counts = run.get("n-samples") if isinstance(run, dict) else None
+    if not isinstance(counts, dict):
+        raise ScoringError(f"{path}: the run's results file counts no questions ({results}); run the evaluation again")
     if match["task"] not in counts:
         raise ScoringError(
             f"{path}: the run's results file knows no task {match['task']!r}, only {sorted(counts)}; was it renamed?"
         )
-    return int(counts[match["task"]]["effective"]), run.get("task_hashes", {}).get(match["task"])
+    count, hashes = counts[match["task"]], run.get("task_hashes") or {}
+    effective = count.get("effective") if isinstance(count, dict) else None
+    if not isinstance(effective, int) or not isinstance(hashes, dict):
+        raise ScoringError(
+            f"{path}: the run's results file is damaged: n-samples of {match['task']} is {count!r:.80} and task_hashes "
+            f"{hashes!r:.80} in {results}; run the evaluation again"
+        )
+    return effective, hashes.get(match["task"])
 
 
 def _loglikelihoods(path: Path, sample: dict[str, Any]) -> list[float]:

@@ -14,6 +14,8 @@ Edge = Literal["left", "right"]
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 FEW_EDGES = 50
+#: The interval of cw-ECE takes the square of M times the letters in memory, and its cube in time.
+MOST_BINS = 200
 
 
 @dataclass(frozen=True)
@@ -32,16 +34,16 @@ def equal_width_edges(n_bins: int) -> FloatArray:
     """Edges i/M of M equal-width bins on [0, 1], each the correctly rounded quotient.
 
     Args:
-        n_bins: M, at least 1.
+        n_bins: M, from 1 to :data:`MOST_BINS`.
 
     Returns:
         Array of shape (M + 1,) from 0.0 to 1.0.
 
     Raises:
-        ScoringError: ``n_bins`` is below 1.
+        ScoringError: ``n_bins`` is another number.
     """
-    if n_bins < 1:
-        raise ScoringError(f"the number of bins is {n_bins}; give at least 1")
+    if not 1 <= n_bins <= MOST_BINS:
+        raise ScoringError(f"the number of bins is {n_bins}; give a number from 1 to {MOST_BINS}")
     return np.arange(n_bins + 1, dtype=np.float64) / n_bins
 
 

@@ -1,8 +1,9 @@
 """One row of each data set as a document of ours: ``question``, ``choices``, ``gold`` and where the row came from."""
 
+import contextlib
 import hashlib
 import logging
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,11 +97,29 @@ def convert(
     Raises:
         ScoringError: The first row that cannot be scored, by split, position and id.
     """
-    return [
-        to_document(row, name_of(dataset, position, row))
-        for position, row in enumerate(dataset.to_list())
-        if position not in left_out
-    ]
+    documents = []
+    for position, row in enumerate(dataset.to_list()):
+        if position not in left_out:
+            where = name_of(dataset, position, row)
+            with whole_row(row, where):
+                documents.append(to_document(row, where))
+    return documents
+
+
+@contextlib.contextmanager
+def whole_row(row: Row, where: str) -> Iterator[None]:
+    """Name the row that a field is read from, where it has none such or one of another shape.
+
+    Raises:
+        ScoringError: With the row.
+    """
+    try:
+        yield
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ScoringError(
+            f"{where} lacks a field or holds another kind of value there ({error!r} in {str(row)[:200]}); "
+            "mend or remove the row"
+        ) from error
 
 
 def name_of(dataset: datasets.Dataset, position: int, row: Row) -> str:
@@ -118,7 +137,8 @@ def repeats(dataset: datasets.Dataset, choices_of: Callable[[Row], Sequence[str]
     """
     repeated = set()
     for position, row in enumerate(dataset.to_list()):
-        choices = [str(choice).strip() for choice in choices_of(row)]
+        with whole_row(row, name_of(dataset, position, row)):
+            choices = [str(choice).strip() for choice in choices_of(row)]
         if len(set(filter(None, choices))) < len(list(filter(None, choices))):
             repeated.add(position)
     if repeated:

@@ -1,7 +1,7 @@
 """How a question is shown: its text, its options under letters, the request for one letter (paper.md section 5)."""
 
 import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from harness_ext.errors import ScoringError
@@ -18,8 +18,10 @@ def check_choices(choices: Sequence[str], where: str) -> None:
         where: What to call the question in the error.
 
     Raises:
-        ScoringError: Fewer than 2 or more than 26 options, an empty one, or two the same.
+        ScoringError: No list; fewer than 2 or more than 26 options, an empty one, or two the same.
     """
+    if not isinstance(choices, Collection):
+        raise ScoringError(f"{where} has no list of options ({choices!r}); mend or remove the row")
     if not 2 <= len(choices) <= len(LETTERS):
         raise ScoringError(f"{where} has {len(choices)} options, letters can name 2 to {len(LETTERS)}; mend the row")
     first: dict[str, str] = {}
@@ -53,7 +55,7 @@ def doc_to_text(doc: Mapping[str, Any]) -> str:
         B. fire
         Answer with only a single letter:
     """
-    check_choices(doc["choices"], f"question {doc['question'][:80]!r}")
+    check_choices(doc["choices"], f"question {str(doc['question'])[:80]!r}")
     options = "\n".join(f"{letter}. {choice}" for letter, choice in zip(LETTERS, doc["choices"], strict=False))
     return f"{doc['question']}\nOptions:\n{options}\n{REQUEST}"
 

@@ -92,3 +92,18 @@ def test_a_bad_row_after_left_out_ones_keeps_its_own_position():
     rows = [mmlu_row(["c", "c"]), mmlu_row(["a", "b"]), mmlu_row(["d", "e"], 2)]
     with pytest.raises(ScoringError, match="row 2 has no right answer: 2"):
         documents.mmlu(datasets.Dataset.from_list(rows))
+
+
+@pytest.mark.parametrize(
+    ("make", "row"),
+    [
+        (documents.arc, {"id": "q", "question": "Q?", "choices": None, "answerKey": "A"}),
+        (documents.arc, {"id": "q", "question": "Q?", "answerKey": "A"}),
+        (documents.openbookqa, {"id": "q", "question_stem": "Q?", "choices": {"label": ["A"]}, "answerKey": "A"}),
+        (documents.mmlu, {"id": "q", "question": "Q?", "subject": "logic", "choices": None, "answer": 0}),
+        (documents.medmcqa, {"id": "q", "question": "Q?", "opa": "a"}),
+    ],
+)
+def test_a_row_without_a_field_is_named(make, row):
+    with pytest.raises(ScoringError, match=r"row 0 \(id q\) lacks a field .*'Q\?'.*; mend or remove the row"):
+        make(datasets.Dataset.from_list([row]))

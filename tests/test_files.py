@@ -132,3 +132,8 @@ def test_overwriting_removes_the_folder_but_never_a_file(tmp_path):
     with pytest.raises(UserError, match="is a file; give a folder"):
         files.refuse_existing(tmp_path / "file", overwrite=True)
     assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_folder_instead_of_a_json_file_is_said(tmp_path):
+    with pytest.raises(UserError, match=f"{tmp_path} cannot be read"):
+        files.read_json(tmp_path)

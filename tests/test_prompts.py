@@ -30,3 +30,9 @@ def test_a_repeated_option_is_named_with_both_letters():
 def test_the_prompt_itself_refuses_options_that_cannot_be_told_apart():
     with pytest.raises(ScoringError, match="Which"):
         doc_to_text({"question": "Which?", "choices": ["x", "x"]})
+
+
+@pytest.mark.parametrize("choices", [None, 4])
+def test_a_document_without_a_list_of_options_is_named(choices):
+    with pytest.raises(ScoringError, match=rf"question '7' has no list of options \({choices}\)"):
+        doc_to_text({"question": 7, "choices": choices})

@@ -2,6 +2,7 @@ import re
 import subprocess
 import sys
 
+import pytest
 from lm_eval_files import answers, write_run
 from report_files import fails, report, two_runs
 
@@ -88,3 +89,28 @@ def test_the_same_runs_give_the_same_page(tmp_path):
         report(*folders, "--output", tmp_path / name)
     for file in ("report.html", "results.json", "figures/arc_plane.svg", "figures/arc_plane.png"):
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"results": {"arc": 3}},
+        {"config": ["hf"]},
+        {"configs": [1]},
+        {"n-shot": [0]},
+        {"group_subtasks": {"g": 7}},
+        {"n-samples": None},
+        {"n-samples": {"arc": 10}},
+        {"n-samples": {"arc": None}},
+        {"n-samples": {"arc": {"original": 10}}},
+        {"task_hashes": "abc"},
+    ],
+    ids=str,
+)
+def test_a_results_file_of_another_shape_is_named_with_its_part(tmp_path, capsys, part):
+    folder = write_run(tmp_path / "run", {"arc": answers(10)}, **part)
+    message = fails(capsys, folder, "--output", tmp_path / "out")
+    assert next(iter(folder.glob("results_*.json"))).name in message
+    assert message.count("\n") == 1
+    assert "run the evaluation again" in message
+    assert not (tmp_path / "out").exists()

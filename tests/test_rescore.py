@@ -200,7 +200,8 @@ def test_bad_input_is_one_line_exit_code_two_and_no_table(tmp_path, case):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--bins", "0"], "--bins 0: give at least 1"),
+        (["--bins", "0"], "the number of bins is 0; give a number from 1 to 200"),
+        (["--bins", "10", "100000"], "the number of bins is 100000; give a number from 1 to 200"),
         (["--temperature", "0"], "temperature is 0.0; give a finite number above 0"),
         (["--temperature", "nan"], "temperature is nan"),
     ],
@@ -211,3 +212,8 @@ def test_an_unusable_option_is_quoted(tmp_path, capsys, arguments, message):
     captured = capsys.readouterr()
     assert captured.out == ""
     assert message in captured.err
+
+
+def test_bins_that_cannot_be_are_refused_before_any_file_is_read(tmp_path, capsys):
+    assert main(["rescore", str(tmp_path / "nowhere"), "--bins", "100000"]) == 2
+    assert "the number of bins is 100000" in capsys.readouterr().err

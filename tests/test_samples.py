@@ -116,3 +116,21 @@ def test_a_damaged_results_file_is_said(tmp_path):
     (tmp_path / f"results_{DATE}.json").write_text("{")
     with pytest.raises(ScoringError, match=r"results file is damaged: .*results_2026"):
         read_samples(path)
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        [],
+        {"n-samples": None},
+        {"n-samples": {"mc_calib_arc": 1}},
+        {"n-samples": {"mc_calib_arc": {"effective": None}}},
+        {"n-samples": {"mc_calib_arc": {"effective": 1}}, "task_hashes": [1]},
+    ],
+    ids=str,
+)
+def test_a_results_file_of_another_shape_is_said(tmp_path, run):
+    path = write(tmp_path, [sample(0)])
+    (tmp_path / f"results_{DATE}.json").write_text(json.dumps(run))
+    with pytest.raises(ScoringError, match=rf"results file .*results_{DATE}.json.*; run the evaluation again"):
+        read_samples(path)

@@ -66,9 +66,12 @@ def run(args: argparse.Namespace) -> int:
         print("\nAll options: python -m calibtune fit --help")
         return 0
     config = load_recipe(args.config) if args.config else {}
-    output = args.output or config.pop("output", None)
-    config.pop("output", None)
-    recipe = make_recipe(config, flags, str(args.config or "--config"), output is None)
+    given = config.pop("output", None)
+    output = args.output or given
+    problems = ["--output is missing"] if output is None else []
+    if output is not None and not isinstance(output, (str, Path)):
+        problems = [f"{args.config}: output is {output!r}; give a folder as text"]
+    recipe = make_recipe(config, flags, str(args.config or "--config"), problems)
     from calibtune.artefact import summary
     from calibtune.fit import fit, is_first_process
 

@@ -14,7 +14,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from calibtune.errors import UserError
+from harness_ext.binning import equal_width_edges
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,8 +33,8 @@ def run(args: argparse.Namespace) -> int:
     from calibtune.measures import further_measures, harness_measures
     from calibtune.samples import find_samples, read_samples
 
-    if min(args.bins) < 1:
-        raise UserError(f"--bins {min(args.bins)}: give at least 1")
+    for bins in args.bins:
+        equal_width_edges(bins)  # which refuses numbers that no file need be read for
     output: dict[str, dict[str, Any]] = {}
     for path in args.samples:
         for file in find_samples(path):

@@ -163,8 +163,20 @@ def _results_files(folder: Path) -> dict[tuple[Path, str], dict[str, Any]]:
         if match := RESULTS_NAME.fullmatch(path.name):
             record = read_json(path)
             if isinstance(record, dict) and isinstance(record.get("results"), dict):
+                _check_shape(path, record)
                 found[path.parent, match["date"]] = record
     return found
+
+
+def _check_shape(path: Path, record: Mapping[str, Any]) -> None:
+    """Refuse a results file whose parts are not those that lm_eval writes, before anything is taken from them."""
+    parts = {key: record.get(key) or {} for key in ("results", "config", "configs", "n-shot", "group_subtasks")}
+    bad: dict[str, Any] = {key: value for key, value in parts.items() if not isinstance(value, dict)}
+    if not bad:
+        inner: dict[str, Any] = {"results": dict, "group_subtasks": (list, type(None))}
+        bad = {f"{k} of {n}": v for k, kind in inner.items() for n, v in parts[k].items() if not isinstance(v, kind)}
+    for key, value in bad.items():
+        raise UserError(f"{path}: {key} is {value!r:.80}, not what lm_eval writes; run the evaluation again")
 
 
 def _samples_files(folder: Path) -> dict[tuple[Path, str], dict[str, Path]]:
@@ -200,9 +212,10 @@ def _model_args(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _settings(record: Mapping[str, Any]) -> tuple[str, ...]:
+    instruction = f"system instruction {str(record.get('system_instruction_sha'))[:6]}"
     return (
         *(["chat template"] if record.get("chat_template_sha") else []),
-        *([f"system instruction {record['system_instruction_sha'][:6]}"] if record.get("system_instruction") else []),
+        *([instruction] if record.get("system_instruction") else []),
     )
 
 

@@ -167,13 +167,20 @@ def fit_samples(recipe: Recipe, output: Path, resume: bool, overwrite: bool) -> 
     rows = read_samples(Path(str(recipe.samples)))
     _claim(recipe, output, resume, overwrite)
     recipe = dataclasses.replace(recipe, tasks=recipe.tasks or (rows.task,))
-    hashes = [document_hash(doc_to_text(doc) if {"question", "choices"} <= doc.keys() else h)
+    hashes = [document_hash(doc_to_text(doc) if _is_ours(doc) else h)
               for doc, h in zip(rows.docs, rows.doc_hashes, strict=True)]  # fmt: skip
     found = _write_temperature(recipe, output, rows.loglikelihoods, rows.gold)
     measures = tuple(harness_measures(rows.loglikelihoods, rows.gold, t) for t in (1.0, found["temperature"]))
     return _finish(
         recipe, output, "temperature", measures, started, {"train": [], "held_out": hashes}, temperature=found
     )
+
+
+def _is_ours(doc: Mapping[str, Any]) -> bool:
+    """Whether a document of a samples file is of a task whose prompt we know; others have lm_eval's own hash."""
+    question, choices = doc.get("question"), doc.get("choices")
+    texts = isinstance(choices, list) and all(isinstance(choice, str) for choice in choices)
+    return isinstance(question, str) and texts
 
 
 def _train(inputs: Inputs, model: Any, output: Path, resume: bool, started: float) -> Artefact:

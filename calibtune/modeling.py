@@ -41,7 +41,10 @@ def load_tokenizer(recipe: Recipe) -> Any:
         path = Path(recipe.chat_template)
         if not path.is_file():
             raise UserError(f"--chat-template {path} is no file; give one that holds a Jinja template")
-        tokenizer.chat_template = path.read_text(encoding="utf-8")
+        try:
+            tokenizer.chat_template = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise UserError(f"--chat-template {path} is not UTF-8 ({error}); write it again as such") from None
     if recipe.apply_chat_template and not tokenizer.chat_template:
         raise UserError(
             f"the tokenizer of {recipe.model} has no chat template; give one with --chat-template FILE, or leave "

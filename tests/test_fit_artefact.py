@@ -1,5 +1,4 @@
 import json
-import shutil
 
 import pytest
 import torch
@@ -69,9 +68,11 @@ def test_a_temperature_needs_questions_that_the_adapter_has_not_seen(model, tmp_
 
 def test_an_adapter_for_another_base_is_refused(model, tmp_path):
     small_fit(model, tmp_path / "adapter", "cft", max_steps=1)
-    other = save_tiny(tmp_path / "other", hidden=48)
-    with pytest.raises(UserError, match="does not fit this model; it was made for"):
-        small_fit(other, tmp_path / "t", "temperature", artifact=str(tmp_path / "adapter"))
-    shutil.rmtree(tmp_path / "t", ignore_errors=True)
+    # By its name, and under the same name by its weights.
+    for folder, message in ((tmp_path / "other", "was fitted on"), (tmp_path / model.name, "does not fit this model")):
+        other = save_tiny(folder, hidden=48)
+        with pytest.raises(UserError, match=message):
+            small_fit(other, tmp_path / "t", "temperature", artifact=str(tmp_path / "adapter"))
+        assert not (tmp_path / "t").exists()
     with pytest.raises(UserError, match="no finished artefact"):
         fit(small_recipe(other, "temperature", artifact=str(tmp_path)), tmp_path / "t")

@@ -126,14 +126,24 @@ def model_card(artefact: Artefact) -> str:
     )
 
 
+def own_tokenizer(artefact: Artefact) -> bool:
+    """Whether the artefact is asked through its own tokenizer: the base's has no chat template, that one has.
+
+    A temperature from a samples file saw no tokenizer.
+    """
+    return bool(artefact.recipe.get("chat_template")) and not artefact.recipe.get("samples")
+
+
 def usage(artefact: Artefact) -> str:
     """How to evaluate the artefact with the harness alone."""
+    tokenizer = ",tokenizer=THIS_FOLDER" if own_tokenizer(artefact) else ""
     if artefact.kind == "temperature":
         peft = f",peft={artefact.recipe['artifact']}" if artefact.recipe.get("artifact") else ""
         names = ",".join(f"{task}_scaled" for task in artefact.tasks)
-        line = f"--model_args pretrained={artefact.model}{peft} --include_path THIS_FOLDER --tasks {names}"
+        line = f"--model_args pretrained={artefact.model}{peft}{tokenizer} --include_path THIS_FOLDER --tasks {names}"
     elif artefact.kind == "adapter":
-        line = f"--model_args pretrained={artefact.model},peft=THIS_FOLDER --tasks {','.join(artefact.tasks)}"
+        model = f"pretrained={artefact.model},peft=THIS_FOLDER{tokenizer}"
+        line = f"--model_args {model} --tasks {','.join(artefact.tasks)}"
     else:
         line = f"--model_args pretrained=THIS_FOLDER --tasks {','.join(artefact.tasks)}"
     chat = " --apply_chat_template" if artefact.recipe.get("apply_chat_template") else ""

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lm_eval import simple_evaluate
+from lm_eval.api.registry import get_model
 from lm_eval.loggers import EvaluationTracker
 from lm_eval.utils import make_table
+from safetensors import SafetensorError
 
-from calibtune.artefact import Artefact, read_artefact
+from calibtune.artefact import Artefact, own_tokenizer, read_artefact
 from calibtune.errors import UserError, WorkFailed, is_out_of_memory
-from calibtune.examples import document_hash, load_tasks, question_text, task_manager
-from calibtune.modeling import found_device
+from calibtune.evaluation_checks import check_disjoint, check_model, check_output, check_shots
+from calibtune.examples import load_tasks, task_manager
+from calibtune.files import read_json
+from calibtune.modeling import found_device, load_adapter, load_base, load_tokenizer
 from calibtune.recipe import Recipe
 from calibtune.scaled_tasks import SUFFIX, write_scaled_tasks
 
@@ -50,28 +55,34 @@ def evaluate(options: Evaluation) -> dict[str, Any]:
         options: What and how.
 
     Returns:
-        lm_eval's results, with samples.
+        lm_eval's results, with samples; nothing in all processes but the first.
 
     Raises:
-        UserError: An unknown task, another base, or evaluated documents that the artefact was fitted on.
-        WorkFailed: Out of memory.
+        UserError: Flags out of range, an output that cannot be written, a model that cannot be loaded or asked for
+            letters, an unknown task, another base, or evaluated documents that the artefact was fitted on.
+        WorkFailed: Out of memory, or the results were not written.
     """
+    check_options(options)
+    check_output(options.output)
     if options.backend == "hf-prefix":
         import calibtune.backend  # noqa: F401  (registers it)
     artefact = read_artefact(options.artifact) if options.artifact else None
-    model = base_model(options.model, artefact)
-    names, include_path = options.tasks, options.include_path
-    check_disjoint(load_tasks(names, include_path), artefact)
-    if artefact is not None and artefact.kind == "temperature":
-        names, include_path = scaled(options, artefact)
-    arguments = model_arguments(options, model, artefact)
-    tracker = EvaluationTracker(output_path=str(options.output))
+    arguments = model_arguments(options, base_model(options.model, artefact), artefact)
+    recipe = _recipe(options, arguments["pretrained"], artefact)
     chat = options.apply_chat_template
     if chat is None:
         chat = bool(artefact and artefact.recipe["apply_chat_template"])
+    check_model(recipe, arguments, chat)
+    names, include_path = options.tasks, options.include_path
+    tasks = load_tasks(names, include_path)
+    check_shots(tasks, options.num_fewshot)
+    check_disjoint(tasks, artefact)
+    if artefact is not None and artefact.kind == "temperature":
+        names, include_path = scaled(options, artefact)
+    tracker = EvaluationTracker(output_path=str(options.output))
     try:
         results = simple_evaluate(
-            model=_quantised(options, arguments, artefact) or options.backend,
+            model=_load(options, arguments, recipe),
             model_args=arguments,
             tasks=list(names),
             num_fewshot=options.num_fewshot,
@@ -93,12 +104,53 @@ def evaluate(options: Evaluation) -> dict[str, Any]:
     if results is None:
         # lm_eval gives results on the first process alone.
         return {}
+    # The harness was given the loaded model; its files name the backend, as where it loads one itself.
+    results["config"]["model"] = tracker.general_config_tracker.model_source = options.backend
     samples = results.pop("samples")
+    save(tracker, results, samples)
+    print(make_table(results))
+    return {**results, "samples": samples}
+
+
+def check_options(options: Evaluation) -> None:
+    """Refuse numbers that lm_eval takes for others, or stumbles over once the model is loaded.
+
+    Raises:
+        UserError: With the flag and its value.
+    """
+    if not options.tasks:
+        raise UserError("--tasks names no task; give one or more, separated by commas")
+    if options.limit is not None and options.limit < 1:
+        raise UserError(f"--limit is {options.limit}; give at least 1, or leave it out for all questions")
+    if options.num_fewshot is not None and options.num_fewshot < 0:
+        raise UserError(f"--num-fewshot is {options.num_fewshot}; give 0 or more")
+    if not re.fullmatch(r"[1-9]\d*|auto(:[1-9]\d*)?", options.batch_size):
+        raise UserError(f"--batch-size is {options.batch_size!r}; give a number from 1 up, or auto")
+
+
+def save(tracker: EvaluationTracker, results: dict[str, Any], samples: dict[str, list[Any]]) -> None:
+    """Write lm_eval's files, and make sure of it: lm_eval logs what goes wrong there and goes on.
+
+    Raises:
+        WorkFailed: A file is missing or not whole.
+    """
     tracker.save_results_aggregated(results=results, samples=samples)
     for task in results["configs"]:
         tracker.save_results_samples(task_name=task, samples=samples[task])
-    print(make_table(results))
-    return {**results, "samples": samples}
+    folder = Path(str(tracker.output_path)) / str(tracker.general_config_tracker.model_name_sanitized)
+    date = getattr(tracker, "date_id", "")
+    file = folder / f"results_{date}.json"
+    try:
+        read_json(file)
+        for task in results["configs"]:
+            file = folder / f"samples_{task}_{date}.jsonl"
+            with file.open("rb") as lines:
+                if sum(line.endswith(b"\n") for line in lines) != len(samples[task]):
+                    raise WorkFailed("some lines are missing")
+    except (OSError, UserError) as error:
+        raise WorkFailed(
+            f"{file} was not written whole; see whether the disk is full, and run the same command again"
+        ) from error
 
 
 def base_model(model: str | None, artefact: Artefact | None) -> str:
@@ -117,25 +169,6 @@ def base_model(model: str | None, artefact: Artefact | None) -> str:
             f"for {model}"
         )
     return model or artefact.model
-
-
-def check_disjoint(tasks: Sequence[Any], artefact: Artefact | None) -> None:
-    """Refuse to evaluate an artefact on documents that it was fitted on.
-
-    Raises:
-        UserError: With the task, the count and the first such question.
-    """
-    if artefact is None:
-        return
-    fitted = {h for hashes in artefact.documents.values() for h in hashes}
-    for task in tasks:
-        texts = [question_text(task, doc) for doc in task.eval_docs] if task.OUTPUT_TYPE == "multiple_choice" else []
-        both = [text for text in texts if document_hash(text) in fitted]
-        if both:
-            raise UserError(
-                f"task {task.task_name}: {len(both)} of its {len(texts)} evaluated questions were used for this fit, "
-                f"the first {both[0][:60]!r}; evaluate on other questions, or fit on another split"
-            )
 
 
 def scaled(options: Evaluation, artefact: Artefact) -> tuple[tuple[str, ...], str]:
@@ -169,35 +202,50 @@ def model_arguments(options: Evaluation, model: str, artefact: Artefact | None) 
         arguments["peft"] = str(options.artifact)
     elif artefact is not None and artefact.recipe.get("artifact"):
         arguments["peft"] = artefact.recipe["artifact"]
-    folder = arguments.get("peft")
-    if artefact is not None and artefact.recipe.get("chat_template") and folder:
+    if artefact is not None and own_tokenizer(artefact):
         # The base's tokenizer has no chat template; the artefact's copy of it has.
-        arguments["tokenizer"] = folder
+        arguments["tokenizer"] = str(options.artifact)
     return arguments
 
 
-def _quantised(options: Evaluation, arguments: dict[str, Any], artefact: Artefact | None) -> Any:
-    """The model itself where the base is held in NF4, which the hf backend's arguments cannot say; else None."""
+def _recipe(options: Evaluation, model: str, artefact: Artefact | None) -> Recipe:
+    """What the functions that a fit loads its base with are told of an evaluation."""
     chosen = options.quantisation or (artefact.recipe["quantisation"] if artefact else "none")
-    if chosen != "nf4":
-        return None
-    from lm_eval.api.registry import get_model
-
-    from calibtune.modeling import load_adapter, load_base, load_tokenizer
-
-    recipe = Recipe(
+    return Recipe(
         method="temperature",
-        model=arguments["pretrained"],
-        quantisation="nf4",
+        model=model,
+        quantisation="nf4" if chosen == "nf4" else "none",
         precision="fp32" if options.precision == "fp32" else "bf16",
         device=options.device,
         trust_remote_code=options.trust_remote_code,
-        chat_template=artefact.recipe.get("chat_template") if artefact else None,
     )
-    model = load_base(recipe)
-    if "peft" in arguments:
-        model = load_adapter(model, Path(arguments["peft"]))
-    arguments["quantisation"] = "nf4"
-    return get_model(options.backend)(
-        pretrained=model, tokenizer=load_tokenizer(recipe), batch_size=options.batch_size, softmax_dtype="float32"
-    )
+
+
+def _load(options: Evaluation, arguments: dict[str, Any], recipe: Recipe) -> Any:
+    """The harness's model.
+
+    Raises:
+        UserError: It cannot be loaded, or the adapter was made for another.
+    """
+    backend = get_model(options.backend)
+    if recipe.quantisation == "nf4":
+        # The hf backend's arguments cannot say so.
+        model = load_base(recipe)
+        if "peft" in arguments:
+            model = load_adapter(model, Path(arguments["peft"]))
+        tokenizer = load_tokenizer(dataclasses.replace(recipe, model=arguments.get("tokenizer", recipe.model)))
+        arguments["quantisation"] = "nf4"
+        return backend(pretrained=model, tokenizer=tokenizer, batch_size=options.batch_size, softmax_dtype="float32")
+    more = {"batch_size": options.batch_size, "device": options.device or found_device()}
+    try:
+        return backend.create_from_arg_obj(arguments, more)
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+        if is_out_of_memory(error):
+            raise
+        reason = " ".join(str(error).split())
+        if "peft" in arguments and not isinstance(error, OSError):
+            raise UserError(
+                f"the adapter {arguments['peft']} cannot be put on {recipe.model}; give the base that it was fitted "
+                f"on ({reason:.300})"
+            ) from error
+        raise UserError(f"--model {recipe.model} cannot be loaded: {reason:.300}") from error

@@ -47,6 +47,27 @@ class Verdict:
         return f"{numbers}: not worse by more than the margin {self.margin:g}"
 
 
+def check_base(base_samples: Path, margin: float) -> None:
+    """Refuse what :func:`guard` could not compare with, before the tuned artefact is evaluated; arguments as there.
+
+    Raises:
+        UserError: The margin is out of range, or there are no or several such files.
+        ScoringError: The file is missing, damaged or incomplete.
+    """
+    check_margin(margin)
+    _pairs(read_samples(_file(base_samples)))
+
+
+def check_margin(margin: float) -> None:
+    """Refuse a margin that is no share of pairs.
+
+    Raises:
+        UserError: With the margin.
+    """
+    if not 0 <= margin < 1:
+        raise UserError(f"--margin {margin:g} is not within [0, 1); 0.02 lets a loss of two points pass")
+
+
 def guard(base_samples: Path, tuned_samples: Path, margin: float) -> Verdict:
     """Compare base and tuned model on the same preference pairs.
 
@@ -63,8 +84,7 @@ def guard(base_samples: Path, tuned_samples: Path, margin: float) -> Verdict:
             the same pairs with the same prompts.
         ScoringError: A file is damaged or incomplete.
     """
-    if not 0 <= margin < 1:
-        raise UserError(f"--margin {margin:g} is not within [0, 1); 0.02 lets a loss of two points pass")
+    check_margin(margin)
     files = _file(base_samples), _file(tuned_samples)
     base, tuned = (_pairs(read_samples(file)) for file in files)
     if base.keys() != tuned.keys():

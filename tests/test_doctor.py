@@ -70,3 +70,12 @@ def test_a_low_letter_mass_is_not_ok(mass, good):
     assert finding.good == good
     assert f"letter mass {mass:.3f} on 5 questions" in finding.text
     assert ("without --apply-chat-template" in finding.text) != good
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [(["--device", "foo"], "--device foo cannot be used here"), (["--tasks", ","], "--tasks names no task")],
+)
+def test_a_device_or_tasks_that_are_none_are_refused(model, capsys, words, message):
+    assert main(["doctor", "--model", str(model), *words]) == 2
+    assert message in capsys.readouterr().err

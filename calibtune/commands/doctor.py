@@ -45,7 +45,7 @@ def _check_model(args):  # type: ignore[no-untyped-def]
     from calibtune.doctor import SCORED, check_letters, check_mass
     from calibtune.estep import score
     from calibtune.examples import Encoder, Prompts, load_tasks
-    from calibtune.modeling import context_length, load_base, load_config, load_tokenizer
+    from calibtune.modeling import check_installed, context_length, load_base, load_config, load_tokenizer
     from calibtune.recipe import Recipe
     from calibtune.tokens import tokenise
 
@@ -53,9 +53,13 @@ def _check_model(args):  # type: ignore[no-untyped-def]
         method="temperature", model=args.model, apply_chat_template=args.apply_chat_template,
         precision=args.precision, device=args.device,
     )  # fmt: skip
+    check_installed(recipe)
     config, tokenizer = load_config(recipe), load_tokenizer(recipe)
     encoder = Encoder(tokenizer)
-    tasks = load_tasks(tuple(args.tasks.split(",")), args.include_path)
+    names = tuple(task.strip() for task in args.tasks.split(",") if task.strip())
+    if not names:
+        raise UserError("--tasks names no task; give one or more, separated by commas")
+    tasks = load_tasks(names, args.include_path)
     for task in tasks:
         if task.OUTPUT_TYPE != "multiple_choice":
             raise UserError(f"--tasks {task.task_name} is {task.OUTPUT_TYPE}, it has no letters; give another task")

@@ -11,6 +11,7 @@ by more than --margin against the base's, evaluated before.
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 
 from calibtune.errors import UserError, WorkFailed
@@ -48,14 +49,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate, and guard where asked."""
-    if args.guard and (args.guard_base is None or "ultrafeedback_winrate" not in args.tasks.split(",")):
-        raise UserError(
-            "--guard winrate compares win rates; give --guard-base DIR and ultrafeedback_winrate in --tasks"
-        )
+    tasks = tuple(task.strip() for task in args.tasks.split(",") if task.strip())
+    if args.guard:
+        if args.guard_base is None or "ultrafeedback_winrate" not in tasks:
+            raise UserError(
+                "--guard winrate compares win rates; give --guard-base DIR and ultrafeedback_winrate in --tasks"
+            )
+        from calibtune.guard import check_base
+
+        check_base(args.guard_base, args.margin)
     from calibtune.evaluate import Evaluation, evaluate
 
     options = Evaluation(
-        tasks=tuple(task.strip() for task in args.tasks.split(",") if task.strip()),
+        tasks=tasks,
         **{
             name: getattr(args, name)
             for name in (
@@ -64,8 +70,10 @@ def run(args: argparse.Namespace) -> int:
             )
         },
     )  # fmt: skip
-    evaluate(options)
-    print(f"written to {args.output}\nnext: python -m calibtune report {args.output} --output report")
+    if not evaluate(options):
+        return 0  # not the first process, which alone writes and compares
+    words = ["python", "-m", "calibtune", "report", str(args.output), "--output", "report"]
+    print(f"written to {args.output}\nnext: {shlex.join(words)}")
     return _guard(args) if args.guard else 0
 
 

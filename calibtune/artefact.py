@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,6 +127,24 @@ def model_card(artefact: Artefact) -> str:
     )
 
 
+def base_model(model: str | None, artefact: Artefact | None) -> str:
+    """The base to load: the one asked for, or the artefact's.
+
+    Raises:
+        UserError: Neither is given, or the artefact was made for another base.
+    """
+    if artefact is None or not artefact.model:
+        if not model:
+            raise UserError("--model is missing; give a hub id or a folder")
+        return model
+    if model and Path(model).name != Path(artefact.model).name:
+        raise UserError(
+            f"the artefact was fitted on {artefact.model}, not on {model}; give --model {artefact.model}, or fit one "
+            f"for {model}"
+        )
+    return model or artefact.model
+
+
 def own_tokenizer(artefact: Artefact) -> bool:
     """Whether the artefact is asked through its own tokenizer: the base's has no chat template, that one has.
 
@@ -164,11 +183,11 @@ def summary(artefact: Artefact, output: Path) -> str:
         lines += [f"  warning: {text}" for text in found["warnings"]]
     lines.append(f"written to {output}")
     if artefact.model:
-        chat = " --apply-chat-template" if artefact.recipe["apply_chat_template"] else ""
-        lines.append(
-            f"next: python -m calibtune eval --model {artefact.model} --artifact {output} "
-            f"--tasks {','.join(artefact.tasks)} --output {output}-eval{chat}"
-        )
+        words = ["eval", "--model", artefact.model, "--artifact", str(output), "--tasks", ",".join(artefact.tasks)]
+        words += ["--output", f"{output}-eval", *["--apply-chat-template"] * artefact.recipe["apply_chat_template"]]
+        if artefact.recipe.get("include_path"):
+            words += ["--include-path", artefact.recipe["include_path"]]
+        lines.append(f"next: python -m calibtune {shlex.join(words)}")
     return "\n".join(lines)
 
 

@@ -14,7 +14,7 @@ from lm_eval.loggers import EvaluationTracker
 from lm_eval.utils import make_table
 from safetensors import SafetensorError
 
-from calibtune.artefact import Artefact, own_tokenizer, read_artefact
+from calibtune.artefact import Artefact, base_model, own_tokenizer, read_artefact
 from calibtune.errors import UserError, WorkFailed, is_out_of_memory
 from calibtune.evaluation_checks import check_disjoint, check_model, check_output, check_shots
 from calibtune.examples import load_tasks, task_manager
@@ -151,24 +151,6 @@ def save(tracker: EvaluationTracker, results: dict[str, Any], samples: dict[str,
         raise WorkFailed(
             f"{file} was not written whole; see whether the disk is full, and run the same command again"
         ) from error
-
-
-def base_model(model: str | None, artefact: Artefact | None) -> str:
-    """The base to load: the one asked for, or the artefact's.
-
-    Raises:
-        UserError: Neither is given, or the artefact was made for another base.
-    """
-    if artefact is None or not artefact.model:
-        if not model:
-            raise UserError("--model is missing; give a hub id or a folder")
-        return model
-    if model and Path(model).name != Path(artefact.model).name:
-        raise UserError(
-            f"the artefact was fitted on {artefact.model}, not on {model}; give --model {artefact.model}, or fit one "
-            f"for {model}"
-        )
-    return model or artefact.model
 
 
 def scaled(options: Evaluation, artefact: Artefact) -> tuple[tuple[str, ...], str]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from calibtune.artefact import read_artefact
+from calibtune.artefact import base_model, read_artefact
 from calibtune.dataset import Questions, TrainingSet
 from calibtune.errors import UserError
 from calibtune.examples import Encoder, Examples, load_examples, load_tasks
@@ -77,8 +77,6 @@ def trained_on(recipe: Recipe) -> frozenset[str]:
     """
     if recipe.artifact is None:
         return frozenset()
-    from calibtune.evaluate import base_model
-
     artefact = read_artefact(Path(recipe.artifact))
     if artefact.kind != "adapter":
         raise UserError(f"--artifact {recipe.artifact} is a {artefact.kind}; give an adapter, or its base as --model")

@@ -149,7 +149,7 @@ def other_model(kind, folder):
     [
         ("bert", "is a BertForMaskedLM, not a causal language model"),
         ("t5", "is a T5ForConditionalGeneration, not a causal language model"),
-        ("missing", "cannot be loaded"),
+        ("missing", "does not exist"),
         ("broken config", "cannot be loaded"),
         ("no tokenizer", "cannot be loaded"),
     ],

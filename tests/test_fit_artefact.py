@@ -1,11 +1,12 @@
 import json
+import shlex
 
 import pytest
 import torch
 from fitting import small_fit, small_recipe
 from tiny import save_tiny
 
-from calibtune.artefact import MANIFEST, read_artefact
+from calibtune.artefact import MANIFEST, read_artefact, summary
 from calibtune.errors import UserError
 from calibtune.fit import fit
 
@@ -76,3 +77,11 @@ def test_an_adapter_for_another_base_is_refused(model, tmp_path):
         assert not (tmp_path / "t").exists()
     with pytest.raises(UserError, match="no finished artefact"):
         fit(small_recipe(other, "temperature", artifact=str(tmp_path)), tmp_path / "t")
+
+
+def test_the_next_command_can_be_typed_where_paths_have_blanks(model, tmp_path):
+    artefact = small_fit(model, tmp_path / "a b", "temperature")
+    line = summary(artefact, tmp_path / "a b").splitlines()[-1]
+    words = shlex.split(line.removeprefix("next: "))
+    assert words[words.index("--artifact") + 1] == str(tmp_path / "a b")
+    assert words[words.index("--output") + 1] == f"{tmp_path / 'a b'}-eval"

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from calibtune import fit as fit_module
 from calibtune import merge as merge_module
 from calibtune.errors import UserError, WorkFailed
+from calibtune.evaluate import Evaluation, evaluate
 from calibtune.fit import fit
 from calibtune.merge import bake, merge
 
@@ -175,3 +176,7 @@ def test_a_temperature_keeps_the_chat_template_that_it_was_fitted_with(copied, t
     options = {"apply_chat_template": True, "chat_template": str(tmp_path / "template")}
     small_fit(copied, tmp_path / "t", "temperature", **options)
     assert AutoTokenizer.from_pretrained(tmp_path / "t").chat_template == template
+    shown = Evaluation(
+        ("mc_calib_arc",), tmp_path / "out", artifact=tmp_path / "t", device="cpu", precision="fp32", batch_size="4"
+    )
+    assert evaluate(shown)["config"]["model_args"]["tokenizer"] == str(tmp_path / "t")

@@ -9,6 +9,7 @@ more or less random as T says.
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 
 
@@ -24,5 +25,6 @@ def run(args: argparse.Namespace) -> int:
     from calibtune.merge import bake
 
     bake(args.artifact, args.output, args.overwrite)
-    print(f"written to {args.output}\nnext: python -m calibtune eval --model {args.output} --tasks T --output out")
+    model = shlex.quote(str(args.output))
+    print(f"written to {args.output}\nnext: python -m calibtune eval --model {model} --tasks T --output out")
     return 0

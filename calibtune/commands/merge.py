@@ -10,6 +10,7 @@ into the original weights differs a little more. Fit and report a temperature on
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 
 
@@ -26,5 +27,6 @@ def run(args: argparse.Namespace) -> int:
     from calibtune.merge import merge
 
     merge(args.artifact, args.output, args.dequantised, args.overwrite)
-    print(f"written to {args.output}\nnext: python -m calibtune eval --model {args.output} --tasks T --output out")
+    model = shlex.quote(str(args.output))
+    print(f"written to {args.output}\nnext: python -m calibtune eval --model {model} --tasks T --output out")
     return 0

@@ -46,8 +46,10 @@ def merge(artifact: Path, output: Path, dequantised: bool, overwrite: bool) -> N
         model = model.dequantize()
     # safe_merge looks for NaN in the sum before it takes the base's place.
     merged = load_adapter(model, artifact).merge_and_unload(safe_merge=True)
+    tokenizer = its_tokenizer(artifact, artefact)
     refuse_existing(output, overwrite)
-    save(merged, artifact, artefact, output, {"merged": str(artifact), "dequantised": dequantised})
+    save(merged, tokenizer, output, {"base": artefact.model, "method": artefact.method, "merged": str(artifact),
+                                     "dequantised": dequantised})  # fmt: skip
 
 
 def bake(artifact: Path, output: Path, overwrite: bool) -> None:
@@ -73,8 +75,9 @@ def bake(artifact: Path, output: Path, overwrite: bool) -> None:
         model = load_adapter(model, Path(artefact.recipe["artifact"])).merge_and_unload(safe_merge=True)
     temperature = float(artefact.temperature["temperature"])
     scale_final_norm(model, temperature)
+    tokenizer = its_tokenizer(Path(artefact.recipe.get("artifact") or artefact.model), artefact)
     refuse_existing(output, overwrite)
-    save(model, Path(artefact.recipe.get("artifact") or artefact.model), artefact, output, {"temperature": temperature})
+    save(model, tokenizer, output, {"base": artefact.model, "method": artefact.method, "temperature": temperature})
 
 
 def scale_final_norm(model: Any, temperature: float) -> None:
@@ -140,22 +143,26 @@ def check_output(output: Path, overwrite: bool, artifact: Path, artefact: Artefa
         refuse_existing(output, overwrite)
 
 
-def save(model: Any, tokenizer: Path, artefact: Artefact, output: Path, origin: Mapping[str, Any]) -> None:
+def its_tokenizer(folder: Path, artefact: Artefact) -> Any:
+    """The tokenizer that lies in a folder, or the base model's."""
+    from transformers import AutoTokenizer
+
+    if (folder / "tokenizer_config.json").is_file():
+        return AutoTokenizer.from_pretrained(folder)
+    return load_tokenizer(serving_recipe(artefact, "none"))
+
+
+def save(model: Any, tokenizer: Any, output: Path, origin: Mapping[str, Any]) -> None:
     """Write a model with its tokenizer, and last the file that says what it was made of.
 
     Raises:
         WorkFailed: The folder cannot be written, or the disk is full; nothing is left there.
     """
-    from transformers import AutoTokenizer
-
     try:
         output.mkdir(parents=True, exist_ok=True)
         model.save_pretrained(output)
-        if (tokenizer / "tokenizer_config.json").is_file():
-            AutoTokenizer.from_pretrained(tokenizer).save_pretrained(output)
-        else:
-            load_tokenizer(serving_recipe(artefact, "none")).save_pretrained(output)
+        tokenizer.save_pretrained(output)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(output, ignore_errors=True)
         raise WorkFailed(f"{output} cannot be written ({error}); free space there, or give another folder") from error
-    write_json(output / "calibtune-origin.json", {"base": artefact.model, "method": artefact.method, **origin})
+    write_json(output / "calibtune-origin.json", origin)

@@ -136,7 +136,7 @@ def test_a_merge_that_cannot_be_written_is_one_sentence_and_leaves_nothing(copie
     assert not (tmp_path / "merged").exists()
     (tmp_path / "file").touch()
     with pytest.raises(WorkFailed, match="cannot be written"):
-        merge_module.save(torch.nn.Linear(1, 1), tmp_path, None, tmp_path / "file" / "below", {})
+        merge_module.save(torch.nn.Linear(1, 1), None, tmp_path / "file" / "below", {})
 
 
 def test_a_finished_fit_is_not_taken_for_that_of_another_recipe(model, tmp_path):

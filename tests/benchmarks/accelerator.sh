@@ -6,6 +6,7 @@
 # SMALL_TOKENIZER: folder of a model with at most 128,256 tokens, such as SmolLM2-135M-Instruct, for scoring's 8B
 # Part by part (`tests/benchmarks/accelerator.sh MODEL HUB OUT table`): table, test, big, small, scoring. The table takes up to 139 GiB of
 # the GPU's memory; started again it goes on where it stopped. On two GPUs: two, fsdp. On another pool: harder.
+# CONFIGS, PARALLEL, TRAIN_EXTRA: tuning_table.py's flags of these names, for table and harder.
 set -uo pipefail
 repo=$(cd "$(dirname "$0")/../.." && pwd)
 model=$(realpath "$1") hub=$(realpath "$2") out=$(mkdir -p "$3" && realpath "$3")

@@ -41,20 +41,20 @@ big() { # 8B, QLoRA, then a bfloat16 base; what is compiled or patched by Liger 
 }
 small() { # bound by kernel launches; with graphs a whole fit's steps, recordings and all
   for shape in 0.5b 135m; do
-    $speed --shape $shape --ways plain,ours --batch-sizes 16 --rows 2500 --seconds 8
+    $speed --shape $shape --ways plain,ours --batch-sizes 16 --rows 2500 --seconds 5
     $speed --shape $shape --ways ours --batch-sizes 16 --rows 2500 --steps 468 --recipe-extra cuda_graphs=true
   done
-  $speed --shape 1b --quantisation nf4 --ways authors,plain,ours,ours+liger --batch-sizes 16,64 --rows 640 --seconds 8
+  $speed --shape 1b --quantisation nf4 --ways authors,plain,ours,ours+liger --batch-sizes 16,64 --rows 640 --seconds 5
 }
 scoring() { # hf-prefix against the stock backend: an 8B with random weights, then the real 0.5B; MODEL's tokenizer has more tokens than the 8B
   (cd "$hub" && for options in "--shape 8b --quantisation nf4 --model ${SMALL_TOKENIZER:-none}" "--model $model" "--model $model --dtype float32"; do
     python3 "$repo/tests/benchmarks/scoring.py" --dtype bfloat16 --device cuda --limit 200 $options
   done)
 }
-two() { # two GPUs: as many questions on each as on one, and a step of as many in all; each first way twice
+two() { # two GPUs: as many questions on each as on one; three times, since what a process does first is slow
   for processes in 1 2; do
-    python3 -m torch.distributed.run --nproc_per_node $processes ${speed#python3} --quantisation nf4 --ways ours+liger,estep+liger --rows $((1280 * processes)) \
-      --batch-sizes $([ $processes = 1 ] && echo 64,64,32 || echo 32,32)
+    python3 -m torch.distributed.run --nproc_per_node $processes ${speed#python3} --quantisation nf4 --ways ours+liger,estep+liger \
+      --rows $((640 * processes)) --batch-sizes 32,32,32
   done
 }
 fsdp() { # a bfloat16 8B with random weights, split over two GPUs and on one; its tokenizer is SMALL_TOKENIZER's

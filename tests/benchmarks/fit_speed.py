@@ -45,6 +45,8 @@ from calibtune.trainer import LIGER
 
 #: Bfloat16 matrix rate of an H100 or H200 by its data sheet, TFLOP/s.
 DATA_SHEET = 989
+#: Kernels that ``--profile`` shows.
+PROFILED = 25
 
 
 @contextmanager
@@ -164,9 +166,23 @@ def measure(base: Any, args: argparse.Namespace, run: tuple[str, str, int]) -> d
     warm = max(args.warm, 6) if "compile" in options else args.warm
     bench = Bench(base, rows, recipe, steps, args.seconds, warm, args.rates)
     unfused = patch("calibtune.modeling.fuse", lambda model: 0) if "peft" in options else nullcontext()
-    with compiled(base) if "compile" in options else nullcontext(), unfused:
+    with compiled(base) if "compile" in options else nullcontext(), unfused, profiled(args):
         found = WAYS[name](bench)
     return numbers(found, bench.mean, args)
+
+
+@contextmanager
+def profiled(args: argparse.Namespace) -> Iterator[None]:
+    """Print what the kernels took of the GPU's time, warm-up included, where it was asked for."""
+    if not args.profile or args.rank:
+        yield
+        return
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as trace:
+        yield
+    kernels = sorted(trace.key_averages(), key=lambda kernel: -kernel.self_device_time_total)
+    print(f"{sum(kernel.self_device_time_total for kernel in kernels) / 1e6:.3f} s in kernels, of which")
+    for kernel in kernels[:PROFILED]:
+        print(f"  {kernel.self_device_time_total / 1e6:.3f} s, {kernel.count} times: {kernel.key:.110}")
 
 
 def numbers(found: Measured, mean: float, args: argparse.Namespace) -> dict[str, Any]:
@@ -230,6 +246,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rows", type=int, default=2000, help="fewest rows")
     parser.add_argument("--mean-150", action="store_true", help="scale prompts to 150 tokens on average")
     parser.add_argument("--recipe-extra", type=words, default=[], help="key=value,key=value: the recipe's fields")
+    parser.add_argument("--profile", action="store_true", help="what each kernel takes; the rates are then no rates")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import logging
 import sys
+import warnings
 
 from calibtune import __version__
 from calibtune.errors import UserError
@@ -23,6 +25,9 @@ COMMANDS = {
     "rescore": "recompute every calibration number from lm_eval's samples files, without a model",
     "winrate": "win rates by a judge: AlpacaEval, Arena-Hard",
 }
+
+#: In lm_eval's remark about a task like ours.
+CUSTOM_DATA = "Custom kwargs can be passed to `--metadata`"
 
 EXAMPLES = """\
 examples:
@@ -61,9 +66,24 @@ def build_parser(command: str | None) -> argparse.ArgumentParser:
     return parser
 
 
+def quieten() -> None:
+    """Leave out what other libraries say at every command and no user of these commands can act on."""
+    # A faster 4-bit kernel for CPUs, fetched from the hub.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    # That any task which loads its own data can be given arguments.
+    logging.getLogger("lm_eval.api.task").addFilter(_is_no_remark)
+    # PEFT asks transformers by an attribute's old name.
+    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+
+
+def _is_no_remark(record: logging.LogRecord) -> bool:
+    return CUSTOM_DATA not in record.getMessage()
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit code: 0, 1 (the work failed), 2 (misuse), 130 (interrupted)."""
     argv = sys.argv[1:] if argv is None else argv
+    quieten()
     command = next((word for word in argv if not word.startswith("-")), None)
     args = build_parser(command).parse_args(argv)
     try:

@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -43,6 +45,16 @@ def test_help_names_every_option_with_its_default(capsys):
     text = capsys.readouterr().out
     assert all(flag(name) in text for name in FIELDS)
     assert "(default: 0.0001)" in text
+
+
+def test_a_four_bit_fit_shows_its_own_words_alone(model, tmp_path):
+    flags = {"quantisation": "nf4", "max_steps": 1}
+    command = [sys.executable, "-m", "calibtune", *words(model, tmp_path / "cft", "cft", **flags)]
+    fit = subprocess.run(command, capture_output=True, text=True)
+    assert fit.returncode == 0
+    assert "before epoch 1, held-out questions:" in fit.stdout
+    for remark in ("gemm_4bit_forward", "Custom kwargs", "Warning"):
+        assert remark not in fit.stdout + fit.stderr
 
 
 def test_a_fit_and_its_evaluation_by_command(model, tmp_path, capsys):

@@ -55,7 +55,8 @@ def evaluate(options: Evaluation) -> dict[str, Any]:
         options: What and how.
 
     Returns:
-        lm_eval's results, with samples; nothing in all processes but the first.
+        lm_eval's results, with ``samples`` and the ``folder`` that its files were written to; nothing in all processes
+        but the first.
 
     Raises:
         UserError: Flags out of range, an output that cannot be written, a model that cannot be loaded or asked for
@@ -107,9 +108,9 @@ def evaluate(options: Evaluation) -> dict[str, Any]:
     # The harness was given the loaded model; its files name the backend, as where it loads one itself.
     results["config"]["model"] = tracker.general_config_tracker.model_source = options.backend
     samples = results.pop("samples")
-    save(tracker, results, samples)
+    folder = save(tracker, results, samples)
     print(make_table(results))
-    return {**results, "samples": samples}
+    return {**results, "samples": samples, "folder": folder}
 
 
 def check_options(options: Evaluation) -> None:
@@ -128,8 +129,11 @@ def check_options(options: Evaluation) -> None:
         raise UserError(f"--batch-size is {options.batch_size!r}; give a number from 1 up, or auto")
 
 
-def save(tracker: EvaluationTracker, results: dict[str, Any], samples: dict[str, list[Any]]) -> None:
+def save(tracker: EvaluationTracker, results: dict[str, Any], samples: dict[str, list[Any]]) -> Path:
     """Write lm_eval's files, and make sure of it: lm_eval logs what goes wrong there and goes on.
+
+    Returns:
+        The folder that they are in.
 
     Raises:
         WorkFailed: A file is missing or not whole.
@@ -151,6 +155,7 @@ def save(tracker: EvaluationTracker, results: dict[str, Any], samples: dict[str,
         raise WorkFailed(
             f"{file} was not written whole; see whether the disk is full, and run the same command again"
         ) from error
+    return folder
 
 
 def scaled(options: Evaluation, artefact: Artefact) -> tuple[tuple[str, ...], str]:

@@ -1,6 +1,7 @@
 """``calibtune eval --guard winrate``, as a release's gate would call it."""
 
 import json
+import shutil
 
 import pytest
 from fitting import small_fit
@@ -59,6 +60,17 @@ def test_an_artefact_that_kept_them_passes(base, tmp_path, capsys):
     guarded = ("--artifact", tmp_path / "same", "--guard", "winrate", "--guard-base", tmp_path / "base")
     assert evaluation(tmp_path / "out", *guarded) == 0
     assert "not worse by more than the margin" in capsys.readouterr().out
+
+
+def test_other_models_runs_in_the_output_folder_are_not_compared(base, tmp_path, capsys):
+    small_fit(base, tmp_path / "same", "cft", learning_rate=1e-9)
+    guarded = ("--artifact", tmp_path / "same", "--guard", "winrate", "--guard-base", tmp_path / "base")
+    other = find_samples(tmp_path / "first")[0]
+    folder = tmp_path / "out" / "another__model"
+    shutil.copytree(other.parent, folder)
+    assert evaluation(tmp_path / "out", *guarded) == 0
+    assert "win rate 1.0000 before and 1.0000 after" in capsys.readouterr().out
+    assert len(find_samples(tmp_path / "out")) == 2
 
 
 def test_a_guard_without_a_base_is_refused_before_anything_runs(base, tmp_path, capsys):

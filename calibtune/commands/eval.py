@@ -70,17 +70,19 @@ def run(args: argparse.Namespace) -> int:
             )
         },
     )  # fmt: skip
-    if not evaluate(options):
+    found = evaluate(options)
+    if not found:
         return 0  # not the first process, which alone writes and compares
     words = ["python", "-m", "calibtune", "report", str(args.output), "--output", "report"]
     print(f"written to {args.output}\nnext: {shlex.join(words)}")
-    return _guard(args) if args.guard else 0
+    return _guard(args, found["folder"]) if args.guard else 0
 
 
-def _guard(args: argparse.Namespace) -> int:
+def _guard(args: argparse.Namespace, written: Path) -> int:
     from calibtune.guard import guard
 
-    verdict = guard(args.guard_base, args.output, args.margin)
+    # Not --output as a whole, which can hold other models' runs.
+    verdict = guard(args.guard_base, written, args.margin)
     if not verdict.passed:
         raise WorkFailed(f"--guard winrate: {verdict.sentence()}")
     print(verdict.sentence())

@@ -55,11 +55,12 @@ class Recipe:
     bins: int = _option(10, "M, the bins of the E-step, or of the ECE that T minimises", "rcft temperature")
     mapping: Literal["simplified", "general"] = _option("simplified", "target mapping, paper Eqs 9-11 or 12-13", "rcft")
     calibration_loss: Literal["mse", "cross-entropy"] = _option("mse", "distance in L_ECE", "rcft")
-    e_step: Literal["epoch", "bins", "once", "running"] = _option(
-        "epoch",
-        "when bins and targets are taken. epoch: both before each epoch (the paper); running: likewise, but what the "
-        "last epoch's passes gave stands for scores of the training questions; bins: the bins before each epoch, a "
-        "question's target in the pass that trains on it; once: as bins, before the first epoch alone (released code)",
+    e_step: Literal["running", "epoch", "bins", "once"] = _option(
+        "running",
+        "when bins and targets are taken. running: both before each epoch, where what the last epoch's passes gave "
+        "stands for scores of the training questions; epoch: likewise, scored anew by the present model (the paper); "
+        "bins: the bins before each epoch, a question's target in the pass that trains on it; once: as bins, before "
+        "the first epoch alone (released code)",
         "rcft",
     )
     e_step_rows: Literal["train", "held-out", "cross-fitted"] = _option(
@@ -278,8 +279,8 @@ def _problems(recipe: Recipe, given: Mapping[str, Any], unusable: Collection[str
         errors.append("--lambda 0 with --no-sft leaves nothing to train on")
     if recipe.tuning == "full" and recipe.quantisation != "none":
         errors.append("--quantisation nf4 cannot be trained in full; use --tuning lora")
-    if recipe.e_step_rows == "cross-fitted" and (recipe.e_step in ("once", "running") or recipe.tuning == "full"):
-        errors.append("--e-step-rows cross-fitted needs --e-step epoch or bins, and --tuning lora")
+    if recipe.e_step_rows == "cross-fitted" and (recipe.e_step == "once" or recipe.tuning == "full"):
+        errors.append("--e-step-rows cross-fitted needs --e-step running, epoch or bins, and --tuning lora")
     if recipe.cuda_graphs and (recipe.gradient_checkpointing or recipe.compile or recipe.lora_dropout > 0):
         errors.append("--cuda-graphs needs --lora-dropout 0, and neither --gradient-checkpointing nor --compile")
     if recipe.method == "temperature" and recipe.held_out == 0:

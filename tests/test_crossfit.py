@@ -7,7 +7,7 @@ from fitting import same_weights, small_fit, small_recipe
 from calibtune import crossfit
 from calibtune.dataset import option_order
 from calibtune.errors import UserError
-from calibtune.estep import EStep, score
+from calibtune.estep import EStep, score, score_bins
 from calibtune.fit import CHECKPOINTS
 from calibtune.trainer import CalibrationTrainer
 
@@ -74,9 +74,23 @@ def test_a_resumed_fit_does_not_train_the_folds_again(model, tmp_path, trainers,
     assert same_weights(tmp_path / "whole", tmp_path / "cut")
 
 
-@pytest.mark.parametrize("changes", [{"e_step": "once"}, {"e_step": "running"}, {"tuning": "full"}])
+@pytest.mark.parametrize("kind", ["running", "epoch", "bins"])
+def test_every_epochs_accuracies_are_the_folds_whatever_the_targets_are_made_of(model, tmp_path, trainers, kind):
+    small_fit(model, tmp_path / "out", "rcft", e_step=kind, e_step_rows="cross-fitted", epochs=2)
+    *folds, final = trainers
+    assert {fold.recipe.e_step for fold in folds} == {kind}
+    scores = np.concatenate([fold.history[1] for fold in folds])
+    gold = np.array([row.gold for fold in folds for row in fold.questions.held_out])
+    table = score_bins(scores, gold, 10)
+    assert final.e_step.epoch == 1
+    assert final.e_step.table.count.tolist() == table.count.tolist()
+    np.testing.assert_allclose(final.e_step.table.accuracy, table.accuracy)
+    assert (final.e_step.targets is None) == (kind == "bins")
+
+
+@pytest.mark.parametrize("changes", [{"e_step": "once"}, {"tuning": "full"}])
 def test_what_cannot_be_cross_fitted_is_refused(model, changes):
-    with pytest.raises(UserError, match="cross-fitted needs --e-step epoch or bins, and --tuning lora"):
+    with pytest.raises(UserError, match="cross-fitted needs --e-step running, epoch or bins, and --tuning lora"):
         small_recipe(model, "rcft", e_step_rows="cross-fitted", **changes)
 
 
@@ -129,7 +143,7 @@ def test_an_exact_e_step_scores_each_training_question_with_the_present_model(mo
         taken.append((self.e_step.targets.clone(), again.targets))
 
     monkeypatch.setattr(CalibrationTrainer, "begin_epoch", watched)
-    small_fit(model, tmp_path / "out", "rcft", epochs=2)
+    small_fit(model, tmp_path / "out", "rcft", e_step="epoch", epochs=2)
     for kept, expected in taken:
         np.testing.assert_allclose(kept, expected, atol=1e-5)
     assert not np.allclose(taken[0][0], taken[1][0], atol=1e-3)

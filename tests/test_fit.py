@@ -125,7 +125,7 @@ def test_peft_casts_inputs_only_where_autocast_does_not(model, tmp_path, precisi
     assert casting(trainers[0].model) == {True}
 
 
-@pytest.mark.parametrize(("method", "e_step"), [*((m, None) for m in METHODS), ("rcft", "bins"), ("rcft", "running")])
+@pytest.mark.parametrize(("method", "e_step"), [*((m, None) for m in METHODS), ("rcft", "bins"), ("rcft", "epoch")])
 def test_the_step_that_graphs_record_is_the_plain_one(model, tmp_path, method, e_step, monkeypatch):
     class Unrecorded(StepGraphs):
         def run(self, batch):

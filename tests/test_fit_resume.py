@@ -28,7 +28,7 @@ def stop_after(monkeypatch, steps):
 
 @pytest.mark.parametrize(("method", "changes"), [
     ("cft", {}), ("rcft", {}),
-    ("rcft", {"e_step": "running"}), ("rcft", {"e_step": "once"}), ("rcft", {"e_step": "bins"}),
+    ("rcft", {"e_step": "epoch"}), ("rcft", {"e_step": "once"}), ("rcft", {"e_step": "bins"}),
     ("rcft", {"e_step_rows": "train", "gradient_accumulation": 2, "batch_size": 2}),
 ])  # fmt: skip
 def test_a_stopped_fit_resumes_to_the_same_adapter_bit_for_bit(model, tmp_path, method, changes, monkeypatch):

@@ -21,7 +21,7 @@ on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU
 @on_a_gpu
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize(("method", "changes"), [
-    ("label-smoothing", {}), ("cft", {}), ("rcft", {}), ("rcft", {"e_step": "bins"}), ("rcft", {"e_step": "running"}),
+    ("label-smoothing", {}), ("cft", {}), ("rcft", {}), ("rcft", {"e_step": "bins"}), ("rcft", {"e_step": "epoch"}),
 ])  # fmt: skip
 def test_a_graph_gives_the_losses_and_gradients_of_the_plain_pass(
     model, tmp_path, mirror, method, changes, precision, monkeypatch
@@ -127,7 +127,7 @@ def test_a_recording_with_other_gradients_is_not_used(model, factor, kept, caplo
     [
         *((m, {}) for m in METHODS),
         ("rcft", {"e_step": "bins"}),
-        ("rcft", {"e_step": "running"}),
+        ("rcft", {"e_step": "epoch"}),
     ],
 )
 def test_recorded_parts_of_steps_train_what_plain_steps_train(model, tmp_path, mirror, monkeypatch, method, changes):

@@ -39,21 +39,23 @@ CONFIGS: dict[str, str | None] = {
     "cft, learning rate 2e-5": "--method cft --learning-rate 2e-5",
     "cft, learning rate 2e-5, 3 epochs": "--method cft --learning-rate 2e-5 --epochs 3",
     "cft in one order of options": "--method cft --no-shuffle-options",
-    "rcft as in the paper": "--method rcft --lambda 1 --letter-weight sum --e-step-rows train --no-shuffle-options "
-    "--lora-dropout 0.05",
+    "rcft as in the paper": "--method rcft --lambda 1 --letter-weight sum --e-step epoch --e-step-rows train "
+    "--no-shuffle-options --lora-dropout 0.05",
     "rcft": "--method rcft",
     "rcft, learning rate 5e-5": "--method rcft --learning-rate 5e-5",
     "rcft, learning rate 2e-5": "--method rcft --learning-rate 2e-5",
     "rcft, lambda 1, learning rate 2e-5": "--method rcft --lambda 1 --learning-rate 2e-5",
     "rcft, dropout 0.05": "--method rcft --lora-dropout 0.05",
     "rcft, lambda 1": "--method rcft --lambda 1",
-    "rcft, E-step on training rows": "--method rcft --e-step-rows train",
+    "rcft, E-step on training rows": "--method rcft --e-step epoch --e-step-rows train",
     "rcft, E-step of bins": "--method rcft --e-step bins",
     "rcft, E-step of bins, lambda 2": "--method rcft --e-step bins --lambda 2",
     "rcft, E-step of bins, lambda 1": "--method rcft --e-step bins --lambda 1",
     "rcft, E-step of bins, learning rate 5e-5": "--method rcft --e-step bins --learning-rate 5e-5",
-    "rcft, E-step running": "--method rcft --e-step running",
-    "rcft, E-step cross-fitted": "--method rcft --e-step-rows cross-fitted",
+    "rcft, E-step exact": "--method rcft --e-step epoch",
+    "rcft, E-step exact, learning rate 5e-5": "--method rcft --e-step epoch --learning-rate 5e-5",
+    "rcft, E-step exact, learning rate 2e-5": "--method rcft --e-step epoch --learning-rate 2e-5",
+    "rcft, E-step cross-fitted": "--method rcft --e-step epoch --e-step-rows cross-fitted",
 }
 
 

@@ -4,7 +4,7 @@
 #   tests/benchmarks/accelerator.sh MODEL HUB OUT      MODEL: Qwen2.5-Coder-0.5B-Instruct, as ../shared/tools/real_model.py makes it
 #                                                      HUB: the data mirror, ../shared/data/hub
 # SMALL_TOKENIZER: folder of a model with at most 128,256 tokens, such as SmolLM2-135M-Instruct, for scoring's 8B
-# Part by part (`tests/benchmarks/accelerator.sh MODEL HUB OUT table`): table, test, big, small, scoring. The table takes up to 139 GiB of
+# Part by part (`tests/benchmarks/accelerator.sh MODEL HUB OUT table`): table, test, big, small, scoring, packing. The table takes up to 139 GiB of
 # the GPU's memory; started again it goes on where it stopped. On two GPUs: two, fsdp. On another pool: harder.
 # CONFIGS, PARALLEL, TRAIN_EXTRA: tuning_table.py's flags of these names, for table and harder.
 set -uo pipefail
@@ -16,7 +16,7 @@ speed="python3 $repo/tests/benchmarks/fit_speed.py --steps 0 --json $out/speed.j
 
 table() { # three seeds of each method
   (cd "$hub" && OMP_NUM_THREADS=2 python3 "$repo/tests/benchmarks/tuning_table.py" run --model "$model" --output "$out/table" \
-    --parallel "${PARALLEL:-6}" --eval-extra="--batch-size 16" --train-extra="${TRAIN_EXTRA:-}" --configs "${CONFIGS:-cft;rcft;label-smoothing;rcft as in the paper;base}")
+    --parallel "${PARALLEL:-6}" --eval-extra="--batch-size 16" --train-extra="${TRAIN_EXTRA:-}" --configs "${CONFIGS:-cft;rcft;rcft, E-step exact;label-smoothing;rcft as in the paper;base}")
 }
 harder() { # the table on a pool with a quarter of OpenBookQA and 5 % of medical questions, the rest MMLU
   rm -rf "$out/hub" && cp -r "$hub" "$out/hub" && chmod -R u+w "$out/hub"
@@ -53,6 +53,11 @@ scoring() { # hf-prefix against the stock backend: an 8B with random weights, th
     python3 "$repo/tests/benchmarks/scoring.py" --dtype bfloat16 --device cuda --limit 200 $options
   done)
 }
+packing() { # prompts side by side in one row against padded batches; plain attention with a mask, then compiled
+  for attention in sdpa flex_attention; do
+    python3 "$repo/tests/benchmarks/packing.py" --shape 8b --quantisation nf4 --batch-sizes 16,64 --attention $attention
+  done
+}
 two() { # two GPUs: as many questions on each as on one; three times, since what a process does first is slow
   for processes in 1 2; do
     python3 -m torch.distributed.run --nproc_per_node $processes ${speed#python3} --quantisation nf4 --ways ours+liger,estep+liger \
@@ -73,7 +78,7 @@ transformers.AutoTokenizer.from_pretrained(sys.argv[2]).save_pretrained(sys.argv
       --fsdp_state_dict_type FULL_STATE_DICT --fsdp_reshard_after_forward true $fit --batch-size 8 --output "$out/split")
   rm -rf "$out/8b"
 }
-for part in ${4:-table test big small scoring}; do
+for part in ${4:-table test big small scoring packing}; do
   [ "$part" = test ] && part=test_
   "$part" 2>&1 | tee "$out/$part.log"
 done

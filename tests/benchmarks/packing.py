@@ -1,0 +1,114 @@
+"""Prompts of a batch side by side in one row, without padding, against padded batches of prompts of like lengths.
+
+Forward and backward passes of CFT with an adapter of rank 128 on random weights, the optimiser left out; prompts have
+the lengths of mc_calib_indomain, as many as a fit has, of whose batches some are taken. Packed, each prompt sees itself
+alone: positions start anew, of which transformers makes a mask. Every batch is taken in both ways, one after the other,
+and the letters' log-likelihoods are compared.
+
+  python tests/benchmarks/packing.py --shape 135m --batch-sizes 16,64 --batches 4
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+
+import torch
+from speed_model import SHAPES, build, make_rows
+from speed_ways import LETTERS, Rows
+
+from calibtune.dataset import GroupedOrder
+from calibtune.losses import MODEL_INPUTS
+from calibtune.modeling import add_adapter
+from calibtune.recipe import make_recipe
+from calibtune.tokens import TokenExample, collate
+
+
+def packed(rows: Sequence[TokenExample]) -> dict[str, torch.Tensor]:
+    """A batch as one row, shape (1, T); ``answer`` holds the places of the prompts' last tokens in it."""
+    lengths = torch.tensor([len(row.input_ids) for row in rows])
+    return {
+        "input_ids": torch.tensor([[token for row in rows for token in row.input_ids]]),
+        "position_ids": torch.cat([torch.arange(length) for length in lengths])[None],
+        "answer": lengths.cumsum(0) - 1,
+    }
+
+
+def letters(model, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Log-likelihoods of the letters at each prompt's last token, shape (B, 4)."""
+    base = model.get_base_model()
+    states = base.model(**{name: batch[name] for name in MODEL_INPUTS if name in batch}, use_cache=False)[0]
+    answer = batch["answer"]
+    rows = torch.arange(len(answer), device=answer.device) if len(states) == len(answer) else 0
+    return base.lm_head(states[rows, answer]).float().log_softmax(-1)[:, list(LETTERS)]
+
+
+def step(model, rows: Sequence[TokenExample], way, device: torch.device) -> tuple[float, torch.Tensor]:
+    """Seconds of one forward and backward pass, and the letters."""
+    batch = {name: value.to(device) for name, value in way(rows).items()}
+    gold = torch.tensor([row.gold for row in rows], device=device)
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    started = time.perf_counter()
+    with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        found = letters(model, batch)
+    (-found.gather(1, gold[:, None]).mean()).backward()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    seconds = time.perf_counter() - started
+    model.zero_grad()
+    return seconds, found.detach()
+
+
+def compared(model, batches: list[list[TokenExample]], attention: str, device: torch.device) -> str:
+    """Both ways through the same batches, in words."""
+    base = model.get_base_model()
+    usual = base.config._attn_implementation
+    ways = {"padded": (usual, lambda rows: collate(rows, 0)), "packed": (attention, packed)}
+    sums, apart = dict.fromkeys(ways, 0.0), 0.0
+    for number, rows in enumerate([batches[0], *batches]):  # the first is to warm up
+        found = {}
+        for name, (implementation, way) in ways.items():
+            base.set_attn_implementation(implementation)
+            seconds, found[name] = step(model, rows, way, device)
+            sums[name] += seconds if number else 0.0
+        apart = max(apart, float((found["padded"] - found["packed"]).abs().max()))
+    base.set_attn_implementation(usual)
+    width = sum(len(rows) * max(len(row.input_ids) for row in rows) for rows in batches)
+    padding = 1 - sum(len(row.input_ids) for rows in batches for row in rows) / width
+    return (
+        f"{padding:.1%} padding; padded {sums['padded']:.2f} s, packed {sums['packed']:.2f} s, "
+        f"{sums['padded'] / sums['packed']:.2f} times as fast; letters at most {apart:.1g} apart"
+    )
+
+
+def main() -> None:
+    """Print a line for each batch size and order."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=SHAPES, default="135m")
+    parser.add_argument("--quantisation", choices=("none", "nf4"), default="none")
+    parser.add_argument("--attention", default="sdpa", help="transformers' attn_implementation of the packed way")
+    parser.add_argument("--batch-sizes", default="16,64")
+    parser.add_argument("--rows", type=int, default=2500)
+    parser.add_argument("--batches", type=int, default=20)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    args = parser.parse_args()
+    device = torch.device(args.device)
+    base = build(args.shape, args.quantisation, device)
+    if device.type == "cpu":
+        base.float()
+    with device:
+        model = add_adapter(base, make_recipe({"method": "cft", "model": args.shape, "tasks": "none"}, {})).train()
+    rows = make_rows(args.rows, SHAPES[args.shape][-1], None)
+    for size in map(int, args.batch_sizes.split(",")):
+        orders = {"like lengths": list(GroupedOrder(Rows(rows), size)), "random": range(len(rows) // size * size)}
+        for order, numbers in orders.items():
+            batches = [[rows[i] for i in numbers[start : start + size]] for start in range(0, len(numbers), size)]
+            # Their order is random.
+            found = compared(model, batches[: args.batches], args.attention, device)
+            print(f"batch {size}, {order}: {found}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

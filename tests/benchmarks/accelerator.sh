@@ -4,7 +4,7 @@
 #   tests/benchmarks/accelerator.sh MODEL HUB OUT      MODEL: Qwen2.5-Coder-0.5B-Instruct, as ../shared/tools/real_model.py makes it
 #                                                      HUB: the data mirror, ../shared/data/hub
 # SMALL_TOKENIZER: folder of a model with at most 128,256 tokens, such as SmolLM2-135M-Instruct, for scoring's 8B
-# Part by part (`tests/benchmarks/accelerator.sh MODEL HUB OUT table`): table, test, big, small, scoring, packing. The table takes up to 139 GiB of
+# Part by part (`tests/benchmarks/accelerator.sh MODEL HUB OUT table`): table, test, big, small, scoring, ideas, packing. The table takes up to 139 GiB of
 # the GPU's memory; started again it goes on where it stopped. On two GPUs: two, fsdp. On another pool: harder.
 # CONFIGS, PARALLEL, TRAIN_EXTRA: tuning_table.py's flags of these names, for table and harder.
 set -uo pipefail
@@ -53,6 +53,10 @@ scoring() { # hf-prefix against the stock backend: an 8B with random weights, th
     python3 "$repo/tests/benchmarks/scoring.py" --dtype bfloat16 --device cuda --limit 200 $options
   done)
 }
+ideas() { # one at a time left out of the fit, or put into it; what comes first is slow, so ours comes three times
+  $speed --quantisation nf4 --batch-sizes 32 --rows 480 --ways "ours,ours,ours+peft,ours+peft+casts,ours+alllogits,ours+onepiece,\
+ours+random,ours+whole,ours+unfused,ours+checkpointing,ours+dropout,ours,score,score+noprefix"
+}
 packing() { # prompts side by side in one row against padded batches; plain attention with a mask, then compiled
   for attention in sdpa flex_attention; do
     python3 "$repo/tests/benchmarks/packing.py" --shape 8b --quantisation nf4 --batch-sizes 16,64 --attention $attention
@@ -78,7 +82,7 @@ transformers.AutoTokenizer.from_pretrained(sys.argv[2]).save_pretrained(sys.argv
       --fsdp_state_dict_type FULL_STATE_DICT --fsdp_reshard_after_forward true $fit --batch-size 8 --output "$out/split")
   rm -rf "$out/8b"
 }
-for part in ${4:-table test big small scoring packing}; do
+for part in ${4:-table test big small scoring ideas packing}; do
   [ "$part" = test ] && part=test_
   "$part" 2>&1 | tee "$out/$part.log"
 done

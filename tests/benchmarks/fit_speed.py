@@ -5,10 +5,11 @@ a chat template, and its shared beginning. Prints a line a way; ``--json`` appen
 
   python tests/benchmarks/fit_speed.py --shape 8b --ways check,plain,ours,authors,trl,score,estep --json speed.jsonl
 
-``+compile`` compiles each decoder layer, ``+peft`` leaves the adapter's layers to PEFT, ``+liger`` puts Liger kernels
-into the base model: these stay, so such ways come last. Examples a second are real prompt tokens a second over the mean
-prompt's tokens: batches grouped by length differ in cost, so the median step's rate, printed beside it, is that of a
-batch with the median length. Under torchrun each process has a GPU and the rates are of all of them.
+``+compile`` compiles each decoder layer, ``+peft`` leaves the adapter's layers to PEFT (all such: ``departures.py``),
+``+liger`` puts Liger kernels into the base model: these stay, so such ways come last. Examples a second are real prompt
+tokens a second over the mean prompt's tokens: batches grouped by length differ in cost, so the median step's rate,
+printed beside it, is that of a batch with the median length. Under torchrun each process has a GPU and the rates are of
+all of them.
 """
 
 from __future__ import annotations
@@ -19,10 +20,9 @@ import gc
 import json
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 import speed_ways
@@ -31,6 +31,7 @@ import transformers
 import yaml
 from accelerate import PartialState
 from accelerate.utils import gather_object
+from departures import FIELDS, NAMES, departing
 from peft.helpers import disable_input_dtype_casting
 from speed_model import SHAPES, body_size, build, make_rows
 from speed_ways import LETTERS, Bench, Clock, Measured, adapted, padded, plain_loss
@@ -38,7 +39,7 @@ from transformers.integrations.liger import apply_liger_kernel
 
 from calibtune.estep import LARGER, score
 from calibtune.losses import method_loss
-from calibtune.modeling import add_adapter, compile_layers
+from calibtune.modeling import add_adapter
 from calibtune.recipe import make_recipe
 from calibtune.tokens import collate
 from calibtune.trainer import LIGER
@@ -47,18 +48,6 @@ from calibtune.trainer import LIGER
 DATA_SHEET = 989
 #: Kernels that ``--profile`` shows.
 PROFILED = 25
-
-
-@contextmanager
-def compiled(base: Any) -> Iterator[None]:
-    """Each decoder layer compiled in place."""
-    compile_layers(base)
-    try:
-        yield
-    finally:
-        for layer in base.model.layers:
-            layer._compiled_call_impl = None
-        torch._dynamo.reset()
 
 
 def matrix_rate(device: torch.device) -> float:
@@ -154,7 +143,8 @@ def measure(base: Any, args: argparse.Namespace, run: tuple[str, str, int]) -> d
     """One measurement's numbers."""
     (name, *options), method, batch = run[0].split("+"), *run[1:]
     flags = {"method": method, "batch_size": batch, "quantisation": args.quantisation}
-    recipe = make_recipe({"model": args.shape, "tasks": "none", "device": args.device, **flags}, args.recipe_extra)
+    extra = args.recipe_extra | {key: value for name in options for key, value in FIELDS.get(name, {}).items()}
+    recipe = make_recipe({"model": args.shape, "tasks": "none", "device": args.device, **flags}, extra)
     if "liger" in options:
         apply_liger_kernel(base, LIGER)
         base.has_liger = True
@@ -165,8 +155,7 @@ def measure(base: Any, args: argparse.Namespace, run: tuple[str, str, int]) -> d
     rows = make_rows(count, SHAPES[args.shape][-1], 150 if args.mean_150 else None)
     warm = max(args.warm, 6) if "compile" in options else args.warm
     bench = Bench(base, rows, recipe, steps, args.seconds, warm, args.rates)
-    unfused = patch("calibtune.modeling.fuse", lambda model: 0) if "peft" in options else nullcontext()
-    with compiled(base) if "compile" in options else nullcontext(), unfused, profiled(args):
+    with departing(base, options), profiled(args):
         found = WAYS[name](bench)
     return numbers(found, bench.mean, args)
 
@@ -235,7 +224,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--shape", choices=SHAPES, default="8b")
     parser.add_argument("--quantisation", choices=("none", "nf4"), default="none")
     parser.add_argument(
-        "--ways", type=words, default=["plain", "ours"], help=f"of {', '.join(WAYS)}; +compile, +liger, +peft"
+        "--ways",
+        type=words,
+        default=["plain", "ours"],
+        help=f"of {', '.join(WAYS)}; + one or more of {', '.join(sorted(NAMES))}",
     )
     parser.add_argument("--methods", type=words, default=["cft", "rcft"])
     parser.add_argument("--batch-sizes", type=lambda text: [int(word) for word in words(text)], default=[16])
@@ -251,7 +243,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
     args.recipe_extra = {key: yaml.safe_load(value) for key, value in (pair.split("=") for pair in args.recipe_extra)}
-    if unknown := [way for way in args.ways if not {"compile", "liger", "peft", *WAYS} >= set(way.split("+"))]:
+    if unknown := [way for way in args.ways if not NAMES | set(WAYS) >= set(way.split("+"))]:
         parser.error(f"unknown ways: {', '.join(unknown)}")
     return args
 

@@ -88,6 +88,17 @@ def test_a_recipe_is_overridden_by_flags_and_all_mistakes_come_at_once(tmp_path,
     assert recipe.letter_weight == "sum"
 
 
+def test_the_papers_rcft_departs_from_the_defaults_where_the_paper_does():
+    required = {"method": "rcft", "model": "m", "tasks": "t"}
+    paper, default = make_recipe(load_recipe(RECIPES / "paper" / "rcft.yaml"), required), make_recipe(required, {})
+    found = {name: (getattr(paper, name), getattr(default, name)) for name in FIELDS}
+    assert {name: pair for name, pair in found.items() if pair[0] != pair[1]} == {
+        "lambda_": (1, 4), "letter_weight": ("sum", 1), "e_step": ("epoch", "running"),
+        "e_step_rows": ("train", "held-out"), "shuffle_options": (False, True), "epochs": (5, 3), "batch_size": (2, 16),
+        "learning_rate": (5e-5, 1e-4), "quantisation": ("nf4", "none"), "lora_dropout": (0.05, 0),
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize(("method", "epochs"), [("cft", 2), ("label-smoothing", 2), ("rcft", 3)])
 def test_epochs_not_given_are_the_methods_own(method, epochs):
     values = {"method": method, "model": "m", "tasks": "t"}

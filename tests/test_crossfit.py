@@ -79,9 +79,10 @@ def test_every_epochs_accuracies_are_the_folds_whatever_the_targets_are_made_of(
     small_fit(model, tmp_path / "out", "rcft", e_step=kind, e_step_rows="cross-fitted", epochs=2)
     *folds, final = trainers
     assert {fold.recipe.e_step for fold in folds} == {kind}
-    scores = np.concatenate([fold.history[1] for fold in folds])
-    gold = np.array([row.gold for fold in folds for row in fold.questions.held_out])
-    table = score_bins(scores, gold, 10)
+    golds = [np.array([row.gold for row in fold.questions.held_out]) for fold in folds]
+    for fold, gold in zip(folds, golds, strict=True):  # a fold's own accuracies are of what it was not trained on
+        np.testing.assert_allclose(fold.e_step.table.accuracy, score_bins(fold.history[1], gold, 10).accuracy)
+    table = score_bins(np.concatenate([fold.history[1] for fold in folds]), np.concatenate(golds), 10)
     assert final.e_step.epoch == 1
     assert final.e_step.table.count.tolist() == table.count.tolist()
     np.testing.assert_allclose(final.e_step.table.accuracy, table.accuracy)

@@ -4,7 +4,7 @@
 #   tests/benchmarks/accelerator.sh MODEL HUB OUT      MODEL: Qwen2.5-Coder-0.5B-Instruct, as ../shared/tools/real_model.py makes it
 #                                                      HUB: the data mirror, ../shared/data/hub
 # SMALL_TOKENIZER: folder of a model with at most 128,256 tokens, such as SmolLM2-135M-Instruct, for scoring's 8B
-# Part by part (`tests/benchmarks/accelerator.sh MODEL HUB OUT table`): table, test, big, small, scoring, ideas, packing. The table takes up to 139 GiB of
+# Part by part (`tests/benchmarks/accelerator.sh MODEL HUB OUT table`): table, test, big, small, scoring, ideas, again, packing. The table takes up to 139 GiB of
 # the GPU's memory; started again it goes on where it stopped. On two GPUs: two, fsdp. On another pool: harder.
 # CONFIGS, PARALLEL, TRAIN_EXTRA: tuning_table.py's flags of these names, for table and harder.
 set -uo pipefail
@@ -54,12 +54,17 @@ scoring() { # hf-prefix against the stock backend: an 8B with random weights, th
   done)
 }
 ideas() { # one at a time left out of the fit, or put into it; what comes first is slow, so ours comes three times
-  $speed --quantisation nf4 --batch-sizes 32 --rows 480 --ways "ours,ours,ours+peft,ours+peft+casts,ours+alllogits,ours+onepiece,\
-ours+random,ours+whole,ours+unfused,ours+checkpointing,ours+dropout,ours,score,score+noprefix"
+  local names="ours+peft ours+peft+casts ours+alllogits ours+onepiece ours+random ours+whole ours+unfused ours+checkpointing ours+dropout"
+  $speed --quantisation nf4 --batch-sizes 32 --rows 480 \
+    --ways "ours,ours,$(tr ' ' '\n' <<< "$names" | "${1:-cat}" | paste -sd,),ours,score,score+noprefix,score"
 }
-packing() { # prompts side by side in one row against padded batches; plain attention with a mask, then compiled
-  for attention in sdpa flex_attention; do
-    python3 "$repo/tests/benchmarks/packing.py" --shape 8b --quantisation nf4 --batch-sizes 16,64 --attention $attention
+again() { # in the opposite order
+  ideas tac
+}
+packing() { # prompts side by side in one row against padded batches; 7,500 tokens take some 60 GiB
+  for attention in sdpa varlen flex_attention; do
+    python3 "$repo/tests/benchmarks/packing.py" --shape 8b --quantisation nf4 --batch-sizes 16,64 --batches 8 --most-tokens 7500 \
+      --attention $attention
   done
 }
 two() { # two GPUs: as many questions on each as on one; three times, since what a process does first is slow
@@ -82,7 +87,7 @@ transformers.AutoTokenizer.from_pretrained(sys.argv[2]).save_pretrained(sys.argv
       --fsdp_state_dict_type FULL_STATE_DICT --fsdp_reshard_after_forward true $fit --batch-size 8 --output "$out/split")
   rm -rf "$out/8b"
 }
-for part in ${4:-table test big small scoring ideas packing}; do
+for part in ${4:-table test big small scoring ideas again packing}; do
   [ "$part" = test ] && part=test_
   "$part" 2>&1 | tee "$out/$part.log"
 done

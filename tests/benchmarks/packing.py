@@ -2,8 +2,9 @@
 
 Forward and backward passes of CFT with an adapter of rank 128 on random weights, the optimiser left out; prompts have
 the lengths of mc_calib_indomain, as many as a fit has, of whose batches some are taken. Packed, each prompt sees itself
-alone: positions start anew, of which transformers makes a mask. Every batch is taken in both ways, one after the other,
-and the letters' log-likelihoods are compared.
+alone: positions start anew, of which transformers makes a mask; ``--attention varlen`` is PyTorch's own attention over
+sequences of varying length, on GPUs only. Every batch is taken in both ways, several times, and the letters'
+log-likelihoods are compared.
 
   python tests/benchmarks/packing.py --shape 135m --batch-sizes 16,64 --batches 4
 """
@@ -11,12 +12,17 @@ and the letters' log-likelihoods are compared.
 from __future__ import annotations
 
 import argparse
+import inspect
+import statistics
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from speed_model import SHAPES, build, make_rows
 from speed_ways import LETTERS, Rows
+from torch.nn.attention import varlen
+from transformers import AttentionInterface
 
 from calibtune.dataset import GroupedOrder
 from calibtune.losses import MODEL_INPUTS
@@ -24,21 +30,42 @@ from calibtune.modeling import add_adapter
 from calibtune.recipe import make_recipe
 from calibtune.tokens import TokenExample, collate
 
+#: Times that each batch is taken in each way after a first, of which the median counts; who goes first alternates.
+ROUNDS = 3
+#: What a packed batch has beside the model's inputs, by transformers' names: where prompts begin, and the longest.
+PLACES = ("cu_seq_lens_q", "max_length_q")
 
-def packed(rows: Sequence[TokenExample]) -> dict[str, torch.Tensor]:
+
+def varying(module, query, key, value, _, scaling: float, cu_seq_lens_q, max_length_q: int, **__: Any) -> Any:
+    """Causal attention of each prompt of a row over itself: heads of shape (1, H, T, D) to (1, T, H, D)."""
+    groups = module.num_key_value_groups
+    query, key, value = (
+        heads[0].transpose(0, 1).to(value.dtype)
+        for heads in (query, key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1))
+    )
+    # Its name changed after torch 2.10.
+    causal = "is_causal" in inspect.signature(varlen.varlen_attn).parameters
+    options = {"is_causal": True} if causal else {"window_size": (-1, 0), "scale": scaling}
+    places, longest = [cu_seq_lens_q] * 2, [max_length_q] * 2
+    return varlen.varlen_attn(query, key, value, *places, *longest, **options)[None], None
+
+
+def packed(rows: Sequence[TokenExample]) -> dict[str, Any]:
     """A batch as one row, shape (1, T); ``answer`` holds the places of the prompts' last tokens in it."""
     lengths = torch.tensor([len(row.input_ids) for row in rows])
     return {
         "input_ids": torch.tensor([[token for row in rows for token in row.input_ids]]),
         "position_ids": torch.cat([torch.arange(length) for length in lengths])[None],
         "answer": lengths.cumsum(0) - 1,
+        "cu_seq_lens_q": torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).int(),
+        "max_length_q": int(lengths.max()),
     }
 
 
-def letters(model, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+def letters(model, batch: dict[str, Any]) -> torch.Tensor:
     """Log-likelihoods of the letters at each prompt's last token, shape (B, 4)."""
     base = model.get_base_model()
-    states = base.model(**{name: batch[name] for name in MODEL_INPUTS if name in batch}, use_cache=False)[0]
+    states = base.model(**{name: batch[name] for name in (*MODEL_INPUTS, *PLACES) if name in batch}, use_cache=False)[0]
     answer = batch["answer"]
     rows = torch.arange(len(answer), device=answer.device) if len(states) == len(answer) else 0
     return base.lm_head(states[rows, answer]).float().log_softmax(-1)[:, list(LETTERS)]
@@ -46,7 +73,7 @@ def letters(model, batch: dict[str, torch.Tensor]) -> torch.Tensor:
 
 def step(model, rows: Sequence[TokenExample], way, device: torch.device) -> tuple[float, torch.Tensor]:
     """Seconds of one forward and backward pass, and the letters."""
-    batch = {name: value.to(device) for name, value in way(rows).items()}
+    batch = {name: value.to(device) if torch.is_tensor(value) else value for name, value in way(rows).items()}
     gold = torch.tensor([row.gold for row in rows], device=device)
     if device.type == "cuda":
         torch.cuda.synchronize()
@@ -61,24 +88,33 @@ def step(model, rows: Sequence[TokenExample], way, device: torch.device) -> tupl
     return seconds, found.detach()
 
 
+def width(rows: Sequence[TokenExample]) -> int:
+    """Tokens of a padded batch."""
+    return len(rows) * max(len(row.input_ids) for row in rows)
+
+
 def compared(model, batches: list[list[TokenExample]], attention: str, device: torch.device) -> str:
     """Both ways through the same batches, in words."""
     base = model.get_base_model()
     usual = base.config._attn_implementation
     ways = {"padded": (usual, lambda rows: collate(rows, 0)), "packed": (attention, packed)}
     sums, apart = dict.fromkeys(ways, 0.0), 0.0
-    for number, rows in enumerate([batches[0], *batches]):  # the first is to warm up
-        found = {}
-        for name, (implementation, way) in ways.items():
-            base.set_attn_implementation(implementation)
-            seconds, found[name] = step(model, rows, way, device)
-            sums[name] += seconds if number else 0.0
+    for rows in batches:
+        seconds, found = {name: [] for name in ways}, {}
+        for turn in range(1 + ROUNDS):
+            for name in sorted(ways, reverse=turn % 2 > 0):
+                implementation, way = ways[name]
+                base.set_attn_implementation(implementation)
+                taken, found[name] = step(model, rows, way, device)
+                seconds[name].append(taken)
+        sums = {name: sums[name] + statistics.median(seconds[name][1:]) for name in ways}
         apart = max(apart, float((found["padded"] - found["packed"]).abs().max()))
     base.set_attn_implementation(usual)
-    width = sum(len(rows) * max(len(row.input_ids) for row in rows) for rows in batches)
-    padding = 1 - sum(len(row.input_ids) for rows in batches for row in rows) / width
+    tokens = sum(len(row.input_ids) for rows in batches for row in rows)
+    padding = 1 - tokens / sum(map(width, batches))
+    shown = ", ".join(f"{name} {value:.2f} s" for name, value in sums.items())
     return (
-        f"{padding:.1%} padding; padded {sums['padded']:.2f} s, packed {sums['packed']:.2f} s, "
+        f"{len(batches)} batches, {tokens} tokens, {padding:.1%} padding; {shown}, "
         f"{sums['padded'] / sums['packed']:.2f} times as fast; letters at most {apart:.1g} apart"
     )
 
@@ -92,9 +128,11 @@ def main() -> None:
     parser.add_argument("--batch-sizes", default="16,64")
     parser.add_argument("--rows", type=int, default=2500)
     parser.add_argument("--batches", type=int, default=20)
+    parser.add_argument("--most-tokens", type=int, default=2**40, help="leave out larger padded batches, for memory")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
     device = torch.device(args.device)
+    AttentionInterface.register("varlen", varying)
     base = build(args.shape, args.quantisation, device)
     if device.type == "cpu":
         base.float()
@@ -105,9 +143,13 @@ def main() -> None:
         orders = {"like lengths": list(GroupedOrder(Rows(rows), size)), "random": range(len(rows) // size * size)}
         for order, numbers in orders.items():
             batches = [[rows[i] for i in numbers[start : start + size]] for start in range(0, len(numbers), size)]
+            fitting = [rows for rows in batches if width(rows) <= args.most_tokens]
             # Their order is random.
-            found = compared(model, batches[: args.batches], args.attention, device)
-            print(f"batch {size}, {order}: {found}", flush=True)
+            found = compared(model, fitting[: args.batches], args.attention, device) if fitting else "none is so small"
+            print(
+                f"batch {size}, {order} ({len(batches) - len(fitting)} of {len(batches)} too large): {found}",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

@@ -138,7 +138,8 @@ class Counted:
 
 @contextmanager
 def adapted(bench: Bench, attach: Callable[[Any, Recipe], Any]) -> Iterator[Any]:
-    """The base model with a new adapter, taken off again afterwards."""
+    """The base model with a new adapter, the same in each way, taken off again afterwards."""
+    torch.manual_seed(bench.recipe.seed)
     with torch.device(bench.device):
         model = attach(bench.base, bench.recipe)
     try:

@@ -33,16 +33,6 @@ def in_one_piece(_: Any) -> Iterator[None]:
         yield
 
 
-@contextmanager
-def checkpointed(base: Any) -> Iterator[None]:
-    """The recipe's field does it; the base model, which other ways use too, has it taken back here."""
-    try:
-        yield
-    finally:
-        base.gradient_checkpointing_disable()
-        base.disable_input_require_grads()
-
-
 def unfused(*args: Any) -> Any:
     """Trainer's arguments with an AdamW that is not one kernel."""
     arguments = training_arguments(*args)
@@ -65,7 +55,6 @@ DEPARTURES: dict[str, Callable[[Any], AbstractContextManager]] = {
     "random": replaced("calibtune.dataset.STRETCH", 1),  # batches of random lengths
     "whole": replaced("calibtune.trainer.most_tokens", lambda *_: math.inf),  # steps not cut into parts
     "unfused": replaced("speed_ways.training_arguments", unfused),  # the optimiser
-    "checkpointing": checkpointed,
     "noprefix": replaced("calibtune.estep._shared", lambda examples: 0),
 }
 #: By name: fields of the recipe.

@@ -21,7 +21,6 @@ from typing import Any
 import torch
 from speed_model import SHAPES, build, make_rows
 from speed_ways import LETTERS, Rows
-from torch.nn.attention import varlen
 from transformers import AttentionInterface
 
 from calibtune.dataset import GroupedOrder
@@ -31,23 +30,26 @@ from calibtune.recipe import make_recipe
 from calibtune.tokens import TokenExample, collate
 
 #: Times that each batch is taken in each way after a first, of which the median counts; who goes first alternates.
-ROUNDS = 3
+ROUNDS = 4
 #: What a packed batch has beside the model's inputs, by transformers' names: where prompts begin, and the longest.
 PLACES = ("cu_seq_lens_q", "max_length_q")
 
 
 def varying(module, query, key, value, _, scaling: float, cu_seq_lens_q, max_length_q: int, **__: Any) -> Any:
     """Causal attention of each prompt of a row over itself: heads of shape (1, H, T, D) to (1, T, H, D)."""
-    groups = module.num_key_value_groups
-    query, key, value = (
-        heads[0].transpose(0, 1).to(value.dtype)
-        for heads in (query, key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1))
-    )
-    # Its name changed after torch 2.10.
-    causal = "is_causal" in inspect.signature(varlen.varlen_attn).parameters
-    options = {"is_causal": True} if causal else {"window_size": (-1, 0), "scale": scaling}
+    from torch.nn.attention import varlen
+
+    known = inspect.signature(varlen.varlen_attn).parameters
+    options: dict[str, Any] = {"is_causal": True}  # torch 2.10's name for it
+    if "window_size" in known:
+        options = {"window_size": (-1, 0), "scale": scaling}
+    if "enable_gqa" in known:
+        options["enable_gqa"] = True
+    else:
+        key, value = (heads.repeat_interleave(module.num_key_value_groups, 1) for heads in (key, value))
+    heads = [each[0].transpose(0, 1).to(value.dtype) for each in (query, key, value)]
     places, longest = [cu_seq_lens_q] * 2, [max_length_q] * 2
-    return varlen.varlen_attn(query, key, value, *places, *longest, **options)[None], None
+    return varlen.varlen_attn(*heads, *places, *longest, **options)[None], None
 
 
 def packed(rows: Sequence[TokenExample]) -> dict[str, Any]:

@@ -140,11 +140,16 @@ class Counted:
 def adapted(bench: Bench, attach: Callable[[Any, Recipe], Any]) -> Iterator[Any]:
     """The base model with a new adapter, the same in each way, taken off again afterwards."""
     torch.manual_seed(bench.recipe.seed)
+    hooks = bench.base.get_input_embeddings()._forward_hooks
+    before = dict(hooks)
     with torch.device(bench.device):
         model = attach(bench.base, bench.recipe)
     try:
         yield model.train()
     finally:
+        bench.base.gradient_checkpointing_disable()
+        hooks.clear()  # each of PEFT and Trainer adds one for checkpointing
+        hooks.update(before)
         if hasattr(model, "unload"):
             model.unload()
         for name in ("forward", "peft_config", "_hf_peft_config_loaded"):
@@ -258,14 +263,10 @@ def authors(bench: Bench) -> Measured:
     with adapted(bench, usual_adapter) as model:
         model.enable_input_require_grads()
         model.gradient_checkpointing_enable({"use_reentrant": False})
-        try:
-            batches = [bench.rows[i : i + 2] for i in range(0, 8, 2)]
-            measured = own_loop(dataclasses.replace(bench, warm=1), model, batches, loss_of)
-            # Padded to 2,048 tokens, each prompt costs as much as one of average length.
-            return dataclasses.replace(measured, tokens=[round(2 * bench.mean)] * len(measured.seconds))
-        finally:
-            model.gradient_checkpointing_disable()
-            model.disable_input_require_grads()
+        batches = [bench.rows[i : i + 2] for i in range(0, 8, 2)]
+        measured = own_loop(dataclasses.replace(bench, warm=1), model, batches, loss_of)
+        # Padded to 2,048 tokens, each prompt costs as much as one of average length.
+        return dataclasses.replace(measured, tokens=[round(2 * bench.mean)] * len(measured.seconds))
 
 
 def trl(bench: Bench) -> Measured:

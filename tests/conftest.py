@@ -8,6 +8,12 @@ import pytest
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
+def pytest_collection_modifyitems(items):
+    """Files with long tests first, so that no worker is left with one when the others are done."""
+    long = {item.path for item in items if any(item.iter_markers("slow")) or any(item.iter_markers("real"))}
+    items.sort(key=lambda item: item.path not in long)
+
+
 @pytest.fixture(scope="session")
 def smollm2(tmp_path_factory):
     """Folder of SmolLM2-135M-Instruct, made from PyPI packages unless CALIBTUNE_SMOLLM2 names one."""

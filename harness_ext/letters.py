@@ -9,9 +9,9 @@ import numpy as np
 from lm_eval.api.filter import Filter
 from lm_eval.api.registry import register_filter
 
-from harness_ext.backends import check_told_apart
 from harness_ext.calibration import letter_log_softmax
 from harness_ext.errors import ScoringError
+from harness_ext.sanity import check_told_apart
 
 
 class Letter(NamedTuple):

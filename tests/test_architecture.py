@@ -75,7 +75,10 @@ def test_a_command_is_listed_and_explained_without_torch(path):
     assert not packages(loaded(path)) & HEAVY
 
 
-LIGHT = [ROOT / "calibtune" / name for name in ("samples.py", "measures.py", "files.py", "commands/rescore.py")]
+LIGHT = [
+    ROOT / "calibtune" / name
+    for name in ("results/samples.py", "results/measures.py", "files.py", "commands/rescore.py")
+]
 
 
 @pytest.mark.parametrize("path", [*LIGHT, *sources("calibtune/report")], ids=name_of)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from calibtune.measures import harness_measures
-from calibtune.samples import find_samples, read_samples
+from calibtune.results.measures import harness_measures
+from calibtune.results.samples import find_samples, read_samples
 
 HUB = Path(__file__).resolve().parents[2] / "shared" / "data" / "hub"
 pytestmark = [

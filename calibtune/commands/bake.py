@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Bake."""
-    from calibtune.merge import bake
+    from calibtune.artifacts.merge import bake
 
     bake(args.artifact, args.output, args.overwrite)
     model = shlex.quote(str(args.output))

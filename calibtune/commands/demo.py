@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
         return _rebuild(args.output)
     import torch
 
-    from calibtune.world.story import steps, table
+    from calibtune.demo.story import steps, table
 
     # Operations on so small a model are over before a second thread has started, and waiting for it takes longer.
     torch.set_num_threads(1)
@@ -79,9 +79,9 @@ def _call(command: Sequence[str], log: Path) -> None:
 
 
 def _rebuild(output: Path) -> int:
-    from calibtune.world import ALIGNED, PRETRAINED
-    from calibtune.world.prompts import build_bank
-    from calibtune.world.train import rebuild
+    from calibtune.demo import ALIGNED, PRETRAINED
+    from calibtune.demo.prompts import build_bank
+    from calibtune.demo.train import rebuild
 
     pretrained, aligned = rebuild(build_bank(), output)
     for shipped, made in ((PRETRAINED, pretrained), (ALIGNED, aligned)):

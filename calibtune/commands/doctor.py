@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print one line for each check."""
-    from calibtune.doctor import check_installation
+    from calibtune.evaluation.doctor import check_installation
 
     findings = check_installation()
     for finding in findings:
@@ -42,12 +42,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check_model(args):  # type: ignore[no-untyped-def]
-    from calibtune.doctor import SCORED, check_letters, check_mass
-    from calibtune.estep import score
-    from calibtune.examples import Encoder, Prompts, load_tasks
-    from calibtune.modeling import check_installed, context_length, load_base, load_config, load_tokenizer
+    from calibtune.data.examples import Encoder, Prompts, load_tasks
+    from calibtune.data.tokens import tokenise
+    from calibtune.evaluation.doctor import SCORED, check_letters, check_mass
+    from calibtune.models.loading import check_installed, context_length, load_base, load_config, load_tokenizer
     from calibtune.recipe import Recipe
-    from calibtune.tokens import tokenise
+    from calibtune.tuning.estep import score
 
     recipe = Recipe(
         method="temperature", model=args.model, apply_chat_template=args.apply_chat_template,

@@ -55,10 +55,10 @@ def run(args: argparse.Namespace) -> int:
             raise UserError(
                 "--guard winrate compares win rates; give --guard-base DIR and ultrafeedback_winrate in --tasks"
             )
-        from calibtune.guard import check_base
+        from calibtune.evaluation.guard import check_base
 
         check_base(args.guard_base, args.margin)
-    from calibtune.evaluate import Evaluation, evaluate
+    from calibtune.evaluation.evaluate import Evaluation, evaluate
 
     options = Evaluation(
         tasks=tasks,
@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _guard(args: argparse.Namespace, written: Path) -> int:
-    from calibtune.guard import guard
+    from calibtune.evaluation.guard import guard
 
     # Not --output as a whole, which can hold other models' runs.
     verdict = guard(args.guard_base, written, args.margin)

@@ -72,8 +72,8 @@ def run(args: argparse.Namespace) -> int:
     if output is not None and not isinstance(output, (str, Path)):
         problems = [f"{args.config}: output is {output!r}; give a folder as text"]
     recipe = make_recipe(config, flags, str(args.config or "--config"), problems)
-    from calibtune.artefact import summary
-    from calibtune.fit import fit, is_first_process
+    from calibtune.artifacts.manifest import summary
+    from calibtune.tuning.fit import fit, is_first_process
 
     artefact = fit(recipe, Path(output), args.resume, args.overwrite)
     if is_first_process():

@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Merge."""
-    from calibtune.merge import merge
+    from calibtune.artifacts.merge import merge
 
     merge(args.artifact, args.output, args.dequantised, args.overwrite)
     model = shlex.quote(str(args.output))

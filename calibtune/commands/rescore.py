@@ -30,8 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the numbers of each file."""
-    from calibtune.measures import further_measures, harness_measures
-    from calibtune.samples import find_samples, read_samples
+    from calibtune.results.measures import further_measures, harness_measures
+    from calibtune.results.samples import find_samples, read_samples
 
     for bins in args.bins:
         equal_width_edges(bins)  # which refuses numbers that no file need be read for

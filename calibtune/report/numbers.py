@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from calibtune.measures import further_measures, harness_measures
 from calibtune.report.paired import MEANS, Scored, paired_differences, scored
 from calibtune.report.questions import Questions, match
 from calibtune.report.runs import Run
+from calibtune.results.measures import further_measures, harness_measures
 from harness_ext.binning import BinTable, FloatArray, IntArray, bin_table
 from harness_ext.calibration import letter_log_softmax, top
 from harness_ext.estimators import accuracy_at_coverage

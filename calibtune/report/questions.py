@@ -12,7 +12,7 @@ import numpy as np
 
 from calibtune.errors import UserError
 from calibtune.report.runs import WIN_TASK, Run
-from calibtune.samples import Rows, read_samples
+from calibtune.results.samples import Rows, read_samples
 from harness_ext.binning import FloatArray, IntArray
 
 #: A group with more tasks than this is pooled into one for the figures (MMLU has 57).

@@ -12,7 +12,7 @@ from typing import Any
 
 from calibtune.errors import UserError
 from calibtune.files import read_json
-from calibtune.samples import FILE_NAME
+from calibtune.results.samples import FILE_NAME
 
 #: What lm_eval names a results file: ``results``, or the stem of an ``--output_path`` that ends in .json.
 RESULTS_NAME = re.compile(r".+_(?P<date>\d{4}-\d{2}-\d{2}T[\d.\-:]+)\.json")

@@ -123,7 +123,7 @@ def generate(model: Model, questions: Sequence[str], folder: Path, settings: Set
 def _load(model: Model, settings: Settings) -> Any:
     from lm_eval.api.registry import get_model
 
-    from calibtune.modeling import found_device
+    from calibtune.models.loading import found_device
 
     options = {"batch_size": settings.batch_size, "device": settings.device or found_device()}
     try:

@@ -30,7 +30,7 @@ harder() { # the table on a pool with a quarter of OpenBookQA and 5 % of medical
   hub=$out/hub out=$out/harder table
 }
 test_() { # these files alone: others import libraries that the machine need not have
-  (cd "$repo" && python3 -m pytest -q -p no:cacheprovider -m accelerator $(grep -l pytest.mark.accelerator tests/test_*.py))
+  (cd "$repo" && python3 -m pytest -q -p no:cacheprovider -m accelerator $(grep -rl pytest.mark.accelerator tests --include='test_*.py'))
 }
 big() { # 8B, QLoRA, then a bfloat16 base; what is compiled or patched by Liger comes after what is not
   $speed --quantisation nf4 --ways check,authors,ours,estep,score,ours+peft,trl --batch-sizes 16,32 --rows 640

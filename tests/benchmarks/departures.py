@@ -10,8 +10,8 @@ from unittest.mock import patch
 
 import torch
 
-from calibtune.modeling import compile_layers
-from calibtune.trainer import training_arguments
+from calibtune.models.loading import compile_layers
+from calibtune.tuning.trainer import training_arguments
 
 
 @contextmanager
@@ -29,7 +29,10 @@ def compiled(base: Any) -> Iterator[None]:
 @contextmanager
 def in_one_piece(_: Any) -> Iterator[None]:
     """L_SFT2 from all of a batch's logits at once, kept for the backward pass."""
-    with patch("calibtune.losses.CHUNK", 2**40), patch("calibtune.losses.checkpoint", lambda f, *args, **_: f(*args)):
+    with (
+        patch("calibtune.tuning.losses.CHUNK", 2**40),
+        patch("calibtune.tuning.losses.checkpoint", lambda f, *args, **_: f(*args)),
+    ):
         yield
 
 
@@ -48,14 +51,16 @@ def replaced(name: str, value: Any) -> Callable[[Any], AbstractContextManager]:
 #: By name: given the base model, what surrounds the measurement.
 DEPARTURES: dict[str, Callable[[Any], AbstractContextManager]] = {
     "compile": compiled,
-    "peft": replaced("calibtune.modeling.fuse", lambda model: 0),  # the adapter's layers as PEFT has them
-    "casts": replaced("calibtune.trainer.disable_input_dtype_casting", lambda *_, **__: nullcontext()),
-    "alllogits": replaced("calibtune.losses.output_layer", lambda model: None),  # at every place, not the answer's
+    "peft": replaced("calibtune.models.loading.fuse", lambda model: 0),  # the adapter's layers as PEFT has them
+    "casts": replaced("calibtune.tuning.trainer.disable_input_dtype_casting", lambda *_, **__: nullcontext()),
+    "alllogits": replaced(
+        "calibtune.tuning.losses.output_layer", lambda model: None
+    ),  # at every place, not the answer's
     "onepiece": in_one_piece,
-    "random": replaced("calibtune.dataset.STRETCH", 1),  # batches of random lengths
-    "whole": replaced("calibtune.trainer.most_tokens", lambda *_: math.inf),  # steps not cut into parts
+    "random": replaced("calibtune.data.training_set.STRETCH", 1),  # batches of random lengths
+    "whole": replaced("calibtune.tuning.trainer.most_tokens", lambda *_: math.inf),  # steps not cut into parts
     "unfused": replaced("speed_ways.training_arguments", unfused),  # the optimiser
-    "noprefix": replaced("calibtune.estep._shared", lambda examples: 0),
+    "noprefix": replaced("calibtune.tuning.estep._shared", lambda examples: 0),
 }
 #: By name: fields of the recipe.
 FIELDS = {"checkpointing": {"gradient_checkpointing": True}, "dropout": {"lora_dropout": 0.05}}

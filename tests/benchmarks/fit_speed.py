@@ -37,12 +37,12 @@ from speed_model import SHAPES, body_size, build, make_rows
 from speed_ways import LETTERS, Bench, Clock, Measured, adapted, padded, plain_loss
 from transformers.integrations.liger import apply_liger_kernel
 
-from calibtune.estep import LARGER, score
-from calibtune.losses import method_loss
-from calibtune.modeling import add_adapter
+from calibtune.data.tokens import collate
+from calibtune.models.loading import add_adapter
 from calibtune.recipe import make_recipe
-from calibtune.tokens import collate
-from calibtune.trainer import LIGER
+from calibtune.tuning.estep import LARGER, score
+from calibtune.tuning.losses import method_loss
+from calibtune.tuning.trainer import LIGER
 
 #: Bfloat16 matrix rate of an H100 or H200 by its data sheet, TFLOP/s.
 DATA_SHEET = 989

@@ -37,7 +37,7 @@ def main() -> None:
     from netcal.metrics import ECE
     from torchmetrics.functional.classification import multiclass_calibration_error
 
-    from calibtune.measures import further_measures, harness_measures
+    from calibtune.results.measures import further_measures, harness_measures
     from harness_ext.calibration import conf_ece
 
     torch.set_num_threads(1)

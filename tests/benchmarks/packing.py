@@ -23,11 +23,11 @@ from speed_model import SHAPES, build, make_rows
 from speed_ways import LETTERS, Rows
 from transformers import AttentionInterface
 
-from calibtune.dataset import GroupedOrder
-from calibtune.losses import MODEL_INPUTS
-from calibtune.modeling import add_adapter
+from calibtune.data.tokens import TokenExample, collate
+from calibtune.data.training_set import GroupedOrder
+from calibtune.models.loading import add_adapter
 from calibtune.recipe import make_recipe
-from calibtune.tokens import TokenExample, collate
+from calibtune.tuning.losses import MODEL_INPUTS
 
 #: Times that each batch is taken in each way after a first, of which the median counts; who goes first alternates.
 ROUNDS = 4

@@ -21,8 +21,8 @@ from lm_eval.models.huggingface import HFLM
 from speed_model import SHAPES, build
 from transformers import AutoTokenizer
 
-from calibtune.backend import PrefixLM
-from calibtune.examples import task_manager
+from calibtune.data.examples import task_manager
+from calibtune.evaluation.hf_prefix import PrefixLM
 
 
 def scored(lm, args, shots):

@@ -10,8 +10,8 @@ from speed_ways import LETTERS
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from calibtune.modeling import nf4
-from calibtune.tokens import TokenExample
+from calibtune.data.tokens import TokenExample
+from calibtune.models.loading import nf4
 
 FIELDS = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
           "vocab_size")  # fmt: skip
@@ -75,7 +75,7 @@ def fill_nf4(base: Any, device: torch.device) -> None:
             new = bnb.nn.Params4bit(value, requires_grad=False, **old.__dict__).to(device) if four_bit else value
             setattr(module, name, new if four_bit else torch.nn.Parameter(new, requires_grad=False))
         if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False  # see calibtune.modeling.load_base
+            module.support_avx512bf16_for_cpu = False  # see calibtune.models.loading.load_base
     # What transformers and PEFT know a loaded 4-bit model by.
     base.is_loaded_in_4bit = base.is_quantized = True
     base.quantization_method = QuantizationMethod.BITS_AND_BYTES

@@ -19,11 +19,11 @@ from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerFast, TrainerCallback
 
-from calibtune.dataset import Questions
-from calibtune.modeling import add_adapter
+from calibtune.data.tokens import TokenExample
+from calibtune.data.training_set import Questions
+from calibtune.models.loading import add_adapter
 from calibtune.recipe import Recipe
-from calibtune.tokens import TokenExample
-from calibtune.trainer import CalibrationTrainer, training_arguments
+from calibtune.tuning.trainer import CalibrationTrainer, training_arguments
 
 LETTERS = (32, 33, 34, 35)
 #: Fewest steps that are measured before a limit of seconds ends a way.

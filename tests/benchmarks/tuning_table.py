@@ -21,8 +21,8 @@ from pathlib import Path
 
 import numpy as np
 
-from calibtune.measures import harness_measures
-from calibtune.samples import find_samples, read_samples
+from calibtune.results.measures import harness_measures
+from calibtune.results.samples import find_samples, read_samples
 
 #: Metrics of the table and what they are multiplied by.
 SHOWN = (("acc", 100), ("conf_ece_10", 1), ("cw_ece_10", 1), ("nll", 1), ("held_out_nll", 1))

@@ -1,0 +1,1 @@
+"""From harness tasks to tokens: examples, encoding, training sets."""

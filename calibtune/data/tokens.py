@@ -1,0 +1,188 @@
+"""Examples as tensors: encoded as the harness encodes them, padded on either side, the answer's place found."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from calibtune.data.examples import Encoder, LetterExample
+from calibtune.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+
+#: A batch ends where a prompt is shorter than this share of its longest, if the batch is so full already.
+ALIKE, FULL_ENOUGH = 0.8, 0.3
+
+
+@dataclass(frozen=True)
+class TokenExample:
+    """One question as token ids."""
+
+    #: The prompt; the letter is predicted at its last token and never fed.
+    input_ids: tuple[int, ...]
+    #: One token id a letter.
+    letter_ids: tuple[int, ...]
+    gold: int
+    #: The question's number among those that it was made from.
+    row: int
+
+
+def tokenise(examples: Sequence[LetterExample], encoder: Encoder, max_length: int) -> list[TokenExample]:
+    """Encode examples, each letter being one token of its own.
+
+    Args:
+        examples: Rendered questions.
+        encoder: Of the model's tokenizer.
+        max_length: The model's context in tokens.
+
+    Raises:
+        UserError: A letter is several tokens, two share one, or a prompt does not fit the context.
+    """
+    tokenised: list[TokenExample] = []
+    #: Letters after the same last characters of a prompt need encoding once only.
+    known: dict[tuple[str, tuple[str, ...]], LetterIds] = {}
+    for row, example in enumerate(examples):
+        key = (example.context[-40:], example.letters)
+        ids = encoder.encode(example.context, example.letters[0])[0]
+        if key not in known:
+            known[key] = letter_ids(example, encoder)
+        prefix, letters = known[key]
+        ids = [*ids, *prefix]
+        if len(ids) > max_length:
+            raise UserError(
+                f"question {row} has {len(ids)} tokens and the model's context {max_length} "
+                f"(it ends {example.context[-80:]!r}); fit on another task, or a model with a longer context"
+            )
+        tokenised.append(TokenExample(tuple(ids), letters, example.gold, row))
+    return tokenised
+
+
+#: Tokens that all of a question's letters begin with, and the one token of each letter after them.
+LetterIds = tuple[tuple[int, ...], tuple[int, ...]]
+
+
+def letter_ids(example: LetterExample, encoder: Encoder) -> LetterIds:
+    """The letters' tokens after an example's prompt.
+
+    The harness moves blanks at a prompt's end, such as a chat template's last line break, into each continuation; what
+    the continuations begin with in common is fed like the prompt.
+
+    Raises:
+        UserError: A letter is several tokens of its own, or two share one.
+    """
+    encoded = [encoder.encode(example.context, letter)[1] for letter in example.letters]
+    shared = next((i for i, ids in enumerate(zip(*encoded, strict=False)) if len(set(ids)) > 1), 0)
+    rests = [ids[shared:] for ids in encoded]
+    if any(len(ids) != 1 for ids in rests) or len({ids[0] for ids in rests}) < len(rests):
+        raise UserError(
+            f"task {example.prompts.task.task_name}: the options {example.letters} have the tokens {rests}, not one of "
+            "their own each; fit on tasks whose options are letters, and see `python -m calibtune doctor`"
+        )
+    return tuple(encoded[0][:shared]), tuple(ids[0] for ids in rests)
+
+
+def collate(batch: Sequence[TokenExample], pad_id: int, side: str = "right", multiple: int = 1) -> dict[str, Any]:
+    """Pad a batch to its longest prompt.
+
+    Padded on the right, a causal model needs neither mask nor positions: no real token sees the padding, and attention
+    without a mask takes the fast kernels.
+
+    Args:
+        batch: B examples.
+        pad_id: Token to pad with.
+        side: "right" or "left"; the loss is the same.
+        multiple: T is made one of it.
+
+    Returns:
+        ``input_ids`` (B, T), and for the left side ``attention_mask`` and ``position_ids`` (B, T), which go to the
+        model as they are; ``answer`` (B,), the place of the last prompt token; ``letter_ids`` (B, K), -1 where a
+        question has fewer letters; ``gold`` (B,); ``row`` (B,).
+    """
+    import torch
+
+    width = -(-max(len(example.input_ids) for example in batch) // multiple) * multiple
+    letters = max(len(example.letter_ids) for example in batch)
+    ids = torch.full((len(batch), width), pad_id, dtype=torch.long)
+    mask = torch.zeros((len(batch), width), dtype=torch.long)
+    letter_ids = torch.full((len(batch), letters), -1, dtype=torch.long)
+    for row, example in enumerate(batch):
+        length = len(example.input_ids)
+        start = width - length if side == "left" else 0
+        ids[row, start : start + length] = torch.tensor(example.input_ids)
+        mask[row, start : start + length] = 1
+        letter_ids[row, : len(example.letter_ids)] = torch.tensor(example.letter_ids)
+    tensors = {
+        "input_ids": ids,
+        "answer": answer_positions(mask),
+        "letter_ids": letter_ids,
+        "gold": torch.tensor([example.gold for example in batch]),
+        "row": torch.tensor([example.row for example in batch]),
+    }
+    if side == "left":
+        tensors |= {"attention_mask": mask, "position_ids": (mask.cumsum(1) - 1).clamp(min=0)}
+    return tensors
+
+
+def answer_positions(mask: torch.Tensor) -> torch.Tensor:
+    """The place of each row's last real token, shape (B,), for padding on either side."""
+    import torch
+
+    places = torch.arange(mask.shape[1], device=mask.device)
+    return (mask * places).argmax(dim=1)
+
+
+def even_batches(lengths: Sequence[int], most: float, enough: float | None = None) -> list[list[int]]:
+    """Batches of about the same number of tokens with little padding, the longest prompts first.
+
+    Args:
+        lengths: Tokens of each prompt.
+        most: Tokens that a batch may have, padding counted; one prompt may have more.
+        enough: Tokens from which a batch ends rather than pad shorter prompts; by default a share of ``most``.
+
+    Returns:
+        The prompts' numbers, each once.
+
+    Example:
+        >>> even_batches([30, 29, 10, 10, 9, 9], most=50)
+        [[0], [1], [2, 3, 4, 5]]
+    """
+    batches: list[list[int]] = []
+    enough = FULL_ENOUGH * most if enough is None else enough
+    for i in sorted(range(len(lengths)), key=lambda i: lengths[i], reverse=True):
+        longest = lengths[batches[-1][0]] if batches else 0
+        tokens = longest * len(batches[-1]) if batches else 0
+        unlike = lengths[i] < ALIKE * longest and tokens >= enough
+        if not batches or tokens + longest > most or unlike:
+            batches.append([])
+        batches[-1].append(i)
+    return batches
+
+
+def parts(batch: dict[str, Any], most: float, multiple: int = 1) -> list[dict[str, Any]]:
+    """A batch cut into parts that take no more memory than their tokens allow.
+
+    A few prompts are several times as long as most, and a batch of them would decide how much memory a fit takes.
+
+    Args:
+        batch: Of :func:`collate`, padded on the right.
+        most: Tokens that a part may have, padding counted; one prompt may have more.
+        multiple: T of each part is made one of it.
+
+    Returns:
+        One batch or several, each with its ``share`` of the questions, a scalar: their mean losses, so weighted, sum to
+        the whole batch's mean loss.
+    """
+    import torch
+
+    lengths = [-(-length // multiple) * multiple for length in (batch["answer"] + 1).tolist()]
+    cut = [list(range(len(lengths)))] if batch["input_ids"].numel() <= most else even_batches(lengths, most)
+    found = []
+    for rows in cut:
+        part = batch if len(cut) == 1 else {name: value[rows] for name, value in batch.items()}
+        width = max(lengths[row] for row in rows)
+        share = torch.tensor(len(rows) / len(lengths), device=batch["answer"].device)
+        found.append({**part, "input_ids": part["input_ids"][:, :width], "share": share})
+    return found

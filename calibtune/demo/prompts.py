@@ -1,0 +1,136 @@
+"""Any number of the world's prompts as token ids, made from the harness task's own rendering of one per fact."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from calibtune.data.examples import Encoder, Prompts, load_tasks
+from calibtune.demo import IN_DOMAIN
+from calibtune.demo.tokenizer import build_tokenizer
+from harness_ext.prompts import LETTERS
+from harness_ext.world.facts import OPTIONS, Fact, facts
+from harness_ext.world.questions import ask
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+Ids = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B questions in the tokenizer's chat template; with options, as the harness would ask them."""
+
+    #: Prompts, padded on the right, shape (B, T).
+    input_ids: Ids
+    #: Tokens of each prompt, shape (B,); the answer is predicted at the last of them.
+    lengths: Ids
+    #: Token id of the answer drawn from p*, shape (B,).
+    answer: Ids
+    #: Token id of another option, each of the others equally likely, shape (B,).
+    other: Ids
+
+
+@dataclass(frozen=True)
+class PromptBank:
+    """Every fact in every phrasing, rendered and encoded once; an order of the options only moves four tokens."""
+
+    tokenizer: PreTrainedTokenizerFast
+    #: Encoded prompts with the fact's values in their own order, shape (R, T), R facts times phrasings.
+    ids: Ids
+    #: Tokens of each, shape (R,).
+    lengths: Ids
+    #: Where each of the values stands, shape (R, K).
+    places: Ids
+    #: The same questions without options, to be answered by a value; shape (R, U), and tokens of each, shape (R,).
+    open_ids: Ids
+    open_lengths: Ids
+    #: p* of the values, shape (R, K).
+    p_star: NDArray[np.float64]
+    #: How often each is asked, shape (R,); sums to 1.
+    weights: NDArray[np.float64]
+
+    def draw(self, count: int, rng: np.random.RandomState) -> Batch:
+        """Fresh questions: fact and phrasing as often as the world asks, any order, the answer drawn from p*.
+
+        Args:
+            count: B, the questions wanted.
+            rng: Draws all of it.
+        """
+        rows = self._rows(count, rng)
+        order = rng.random_sample((count, OPTIONS)).argsort(axis=1)
+        ids = self.ids[rows].copy()
+        values = np.take_along_axis(ids, self.places[rows], axis=1)
+        np.put_along_axis(ids, self.places[rows], np.take_along_axis(values, order, axis=1), axis=1)
+        letters = np.asarray(self.tokenizer.convert_tokens_to_ids(list(LETTERS[:OPTIONS])))
+        gold, other = _answers(np.take_along_axis(self.p_star[rows], order, axis=1), rng)
+        return Batch(ids, self.lengths[rows], letters[gold], letters[other])
+
+    def draw_open(self, count: int, rng: np.random.RandomState) -> Batch:
+        """Fresh questions without options, as :meth:`draw`; answers are values instead of letters."""
+        rows = self._rows(count, rng)
+        values = np.take_along_axis(self.ids[rows], self.places[rows], axis=1)
+        gold, other = _answers(self.p_star[rows], rng)
+        each = np.arange(count)
+        return Batch(self.open_ids[rows], self.open_lengths[rows], values[each, gold], values[each, other])
+
+    def _rows(self, count: int, rng: np.random.RandomState) -> Ids:
+        return np.searchsorted(self.weights.cumsum(), rng.random_sample(count)).clip(max=len(self.weights) - 1)
+
+
+def _answers(p_star: NDArray[np.float64], rng: np.random.RandomState) -> tuple[Ids, Ids]:
+    """Numbers of an option drawn from p*, shape (B, K), and of one of the others, each shape (B,)."""
+    shares = p_star.cumsum(axis=1)
+    gold = (rng.random_sample((len(p_star), 1)) > shares / shares[:, -1:]).sum(axis=1)
+    return gold, (gold + rng.randint(1, OPTIONS, size=len(p_star))) % OPTIONS
+
+
+def build_bank(world: Sequence[Fact] | None = None) -> PromptBank:
+    """Render and encode the world's prompts with the installed task ``mc_calib_world``.
+
+    Args:
+        world: The facts to ask about; all of them where not given.
+
+    Returns:
+        The bank, with the tokenizer made for it.
+
+    Raises:
+        UserError: The harness does not know the task.
+    """
+    task = load_tasks([IN_DOMAIN])[0]
+    tokenizer = build_tokenizer(str(task.config.description))
+    prompts = Prompts(task, Encoder(tokenizer), apply_chat_template=True)
+    asked = [
+        (fact, share, ask(fact, phrasing, range(OPTIONS), 0))
+        for fact in (facts() if world is None else world)
+        for phrasing, share in enumerate(fact.phrasing_weights)
+    ]
+    encoded = [prompts.encoder.encode(prompts.example(doc, doc_hash="-").context, "A")[0] for _, _, doc in asked]
+    messages = [[{"role": "user", "content": doc["question"]}] for _, _, doc in asked]
+    chats = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    places = [
+        [tokens.index(value) for value in tokenizer.convert_tokens_to_ids(list(fact.values))]
+        for (fact, _, _), tokens in zip(asked, encoded, strict=True)
+    ]
+    weights = np.asarray([fact.weight * share for fact, share, _ in asked])
+    return PromptBank(
+        tokenizer,
+        *_padded(encoded, tokenizer.pad_token_id),
+        np.asarray(places),
+        *_padded(tokenizer(chats, add_special_tokens=False)["input_ids"], tokenizer.pad_token_id),
+        np.asarray([fact.p_star for fact, _, _ in asked]),
+        weights / weights.sum(),
+    )
+
+
+def _padded(rows: Sequence[Sequence[int]], pad: int) -> tuple[Ids, Ids]:
+    """Rows of tokens as one array, padded on the right, and the length of each."""
+    ids = np.full((len(rows), max(map(len, rows))), pad, dtype=np.int64)
+    for row, tokens in zip(ids, rows, strict=True):
+        row[: len(tokens)] = tokens
+    return ids, np.asarray([len(tokens) for tokens in rows])

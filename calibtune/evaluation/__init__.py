@@ -1,0 +1,1 @@
+"""Evaluating a model or an artifact through lm_eval."""

@@ -1,0 +1,91 @@
+"""What an evaluation refuses before it loads weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lm_eval.api.task import ConfigurableTask
+
+from calibtune.artifacts.manifest import Artefact
+from calibtune.data.examples import document_hash, question_text
+from calibtune.errors import UserError
+from calibtune.models.loading import check_installed, load_config, load_tokenizer
+from calibtune.recipe import Recipe
+
+
+def check_output(output: Path) -> None:
+    """Refuse an output folder that lm_eval could not write to: it would say nothing, after hours perhaps.
+
+    Raises:
+        UserError: With what is in the way.
+    """
+    if output.suffix == ".json":
+        raise UserError(f"--output {output} ends in .json, which lm_eval takes for a file; give a folder")
+    try:
+        there = next(path for path in (output, *output.absolute().parents) if path.exists())
+        if not there.is_dir():
+            raise UserError(f"--output {output}: {there} is a file; give a folder")
+        with tempfile.TemporaryFile(dir=there) as file:
+            file.write(b"\n")
+    except OSError as error:
+        raise UserError(f"--output {output} cannot be written: {error.strerror}; give another folder") from error
+
+
+def check_model(recipe: Recipe, arguments: Mapping[str, Any], chat: bool) -> None:
+    """Refuse a model that cannot be evaluated, before any task or weights are loaded.
+
+    Raises:
+        UserError: See the functions of :mod:`calibtune.models.loading`; or there is no chat template to apply.
+    """
+    check_installed(recipe)
+    load_config(recipe)
+    folder = arguments.get("tokenizer", recipe.model)
+    if folder != recipe.model and not (Path(folder) / "tokenizer_config.json").is_file():
+        raise UserError(f"{folder} was fitted with a chat template and holds no tokenizer that has it; fit it again")
+    tokenizer = load_tokenizer(dataclasses.replace(recipe, model=folder))
+    if chat and not tokenizer.chat_template:
+        raise UserError(
+            f"the tokenizer of {folder} has no chat template; give --no-apply-chat-template, or put a "
+            "chat_template.jinja beside it"
+        )
+
+
+def check_shots(tasks: Sequence[Any], shots: int | None) -> None:
+    """Refuse more few-shot examples than a task has.
+
+    Raises:
+        UserError: With the task and how many it has.
+    """
+    for task in tasks:
+        # A task that sets 0 itself is shown none, whatever is asked for.
+        if not shots or not isinstance(task, ConfigurableTask) or task.get_config("num_fewshot") == 0:
+            continue
+        # No question is an example for itself.
+        count = len(task.sampler.fewshot_docs()) - (task.fewshot_cfg.split == task.config.test_split)
+        if shots > count:
+            raise UserError(
+                f"--num-fewshot {shots}: task {task.task_name} has {max(count, 0)} examples; give no more than that"
+            )
+
+
+def check_disjoint(tasks: Sequence[Any], artefact: Artefact | None) -> None:
+    """Refuse to evaluate an artefact on documents that it was fitted on.
+
+    Raises:
+        UserError: With the task, the count and the first such question.
+    """
+    if artefact is None:
+        return
+    fitted = {h for hashes in artefact.documents.values() for h in hashes}
+    for task in tasks:
+        texts = [question_text(task, doc) for doc in task.eval_docs] if task.OUTPUT_TYPE == "multiple_choice" else []
+        both = [text for text in texts if document_hash(text) in fitted]
+        if both:
+            raise UserError(
+                f"task {task.task_name}: {len(both)} of its {len(texts)} evaluated questions were used for this fit, "
+                f"the first {both[0][:60]!r}; evaluate on other questions, or fit on another split"
+            )

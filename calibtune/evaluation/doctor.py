@@ -1,0 +1,117 @@
+"""Is the harness set up, are a model's letters single tokens in a task's prompt, does it give letters at all?"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lm_eval
+import numpy as np
+from lm_eval.tasks import TaskManager
+
+#: Letter mass below which confidence among the letters says little about what the model would write.
+MASS = 0.5
+#: Questions whose letters are looked at, and scored, for each task.
+LOOKED_AT, SCORED = 200, 32
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One check."""
+
+    good: bool
+    text: str
+
+    def line(self) -> str:
+        """As shown to the user."""
+        return f"[{'ok' if self.good else 'NOT OK'}] {self.text}"
+
+
+def installed_folder() -> Path:
+    """Where the harness looks for our task folder."""
+    return Path(lm_eval.__file__).parent / "tasks" / "mc_calib"
+
+
+def shipped_folder() -> Path | None:
+    """Where this distribution's task files lie, whether or not the harness sees them."""
+    candidates = [Path(__file__).parents[2] / "lm_eval_tasks"]
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        candidates.append(Path(str(importlib.metadata.distribution("calibtune").locate_file("lm_eval/tasks/mc_calib"))))
+    return next((path for path in candidates if (path / "mc_calib_arc.yaml").is_file()), None)
+
+
+def check_installation() -> list[Finding]:
+    """Is lm_eval a version that was tried, and does it see every task file of ours?"""
+    version = importlib.metadata.version("lm_eval")
+    good = (0, 4, 13) <= tuple(int(part) for part in version.split(".")[:3] if part.isdigit()) < (0, 5)
+    findings = [Finding(good, f"lm_eval {version}" + ("" if good else "; install lm_eval>=0.4.13,<0.5"))]
+    shipped, folder = shipped_folder(), installed_folder()
+    if shipped is None:
+        return [*findings, Finding(False, "this installation of calibtune has no task files; install it again")]
+    wanted = set(TaskManager(include_path=str(shipped), include_defaults=False).all_tasks)
+    seen = set(TaskManager(include_path=str(folder), include_defaults=False).all_tasks) if folder.is_dir() else set()
+    missing = sorted(wanted - seen)
+    if missing:
+        findings.append(
+            Finding(
+                False,
+                f"the harness in {folder.parents[1]} does not see {len(missing)} of {len(wanted)} tasks, such as "
+                f"{missing[0]}; add --include_path {shipped} to lm_eval's command, or install calibtune beside it",
+            )
+        )
+    else:
+        findings.append(Finding(True, f"the harness sees all {len(wanted)} tasks and groups in {folder}"))
+    return findings
+
+
+def check_letters(task: Any, encoder: Any, chat: bool) -> list[Finding]:
+    """Are the letters distinct single tokens in this task's rendered prompts?
+
+    Args:
+        task: A multiple-choice task of the harness.
+        encoder: Of the model's tokenizer.
+        chat: Render as chat.
+    """
+    from calibtune.data.examples import Prompts
+    from calibtune.data.tokens import letter_ids
+    from calibtune.errors import UserError
+
+    prompts = Prompts(task, encoder, chat)
+    docs = list(task.eval_docs)[:LOOKED_AT]
+    examples = [prompts.example(doc) for doc in docs]
+    try:
+        found = {(example.letters, letter_ids(example, encoder)) for example in examples}
+    except UserError as error:
+        return [Finding(False, str(error))]
+    letters, (shared, tokens) = max(found, key=lambda item: len(item[0]))
+    shown = ", ".join(f"{letter!r}={token}" for letter, token in zip(letters, tokens, strict=True))
+    text = f"{task.task_name}: letters are single tokens of their own in {len(docs)} prompts: {shown}"
+    findings = [Finding(True, f"{text}; the prompt ends {examples[0].context[-40:]!r}")]
+    if shared:
+        findings.append(
+            Finding(True, f"{task.task_name}: the prompt's last blanks are tokens {list(shared)} before each letter")
+        )
+    return findings
+
+
+def check_mass(task_name: str, scores: np.ndarray, chat: bool) -> Finding:
+    """How much probability the model gives to the letters at all.
+
+    Args:
+        task_name: Of the task.
+        scores: Letter log-likelihoods, shape (N, K).
+        chat: Whether prompts were rendered as chat.
+    """
+    from harness_ext.calibration import letter_mass
+
+    mass = letter_mass(scores)
+    text = f"{task_name}: letter mass {mass:.3f} on {len(scores)} questions"
+    if mass >= MASS:
+        return Finding(True, text)
+    other = "without --apply-chat-template" if chat else "with --apply-chat-template, if it is a chat model"
+    return Finding(
+        False, f"{text}: the model mostly writes something else; try {other}, or few-shot examples (--num_fewshot 5)"
+    )

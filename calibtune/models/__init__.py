@@ -1,0 +1,1 @@
+"""Loading models, adapters and prefix caches; sharded models."""

@@ -1,0 +1,1 @@
+"""lm_eval's result files as arrays and numbers; nothing here loads torch."""

@@ -1,0 +1,246 @@
+"""lm_eval's ``--log_samples`` files as arrays; every number and plot can be made again from them, without a model."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from calibtune.errors import UserError
+from calibtune.files import read_json
+from harness_ext.binning import FloatArray, IntArray
+from harness_ext.calibration import validate_rows
+from harness_ext.errors import ScoringError
+from harness_ext.sanity import check_told_apart
+
+#: What lm_eval names such a file: task, then the time of the run.
+FILE_NAME = re.compile(r"samples_(?P<task>.+)_(?P<date>\d{4}-\d{2}-\d{2}T[\d.\-:]+)\.jsonl")
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The questions of one samples file, in the order of their number."""
+
+    task: str
+    #: The filter whose rows were read; all filters share the raw log-likelihoods.
+    filter: str
+    path: Path
+    #: Raw log-likelihoods of the letters, shape (N, K), NaN where a question has fewer.
+    loglikelihoods: FloatArray
+    #: Index of the right letter, shape (N,).
+    gold: IntArray
+    #: lm_eval's hash of each document: the same question has the same one in another model's file.
+    doc_hashes: tuple[str, ...]
+    #: The documents themselves.
+    docs: tuple[dict[str, Any], ...]
+    #: The temperature at which the file's own numbers were taken, by filter, where it can be told.
+    temperatures: dict[str, float]
+
+
+def find_samples(path: Path) -> list[Path]:
+    """The samples files that a path means: itself, or the newest of each task and folder below it.
+
+    Raises:
+        ScoringError: There is none.
+    """
+    if path.is_file():
+        return [path]
+    newest: dict[tuple[Path, str], Path] = {}
+    for file in sorted(path.rglob("samples_*.jsonl")):
+        if match := FILE_NAME.fullmatch(file.name):
+            newest[file.parent, match["task"]] = file
+    if not path.exists():
+        raise ScoringError(f"{path} does not exist; give a samples file of lm_eval or the folder it wrote")
+    if not newest:
+        raise ScoringError(f"{path}: no samples_*.jsonl there; run lm_eval with --log_samples --output_path {path}")
+    return list(newest.values())
+
+
+def read_samples(path: Path) -> Rows:
+    """Read one samples file of a multiple-choice task.
+
+    Args:
+        path: ``samples_<task>_<date>.jsonl``; the ``results_<date>.json`` beside it, where there is one, tells how
+            many questions there must be, and which.
+
+    Returns:
+        Its questions.
+
+    Raises:
+        ScoringError: The file is cut off in mid-line, questions are missing, doubled or another task's, it holds no
+            letters' log-likelihoods or right answers, or the backend told no letters apart; the line or question and
+            the value are named.
+    """
+    samples = _parse(path)
+    first = str(samples[0].get("filter", "none"))
+    chosen = sorted((s for s in samples if str(s.get("filter", "none")) == first), key=lambda s: s["doc_id"])
+    _check_complete(path, [s["doc_id"] for s in chosen], samples)
+    values = [_loglikelihoods(path, s) for s in chosen]
+    loglikelihoods = np.full((len(values), max(map(len, values))), np.nan)
+    for row, letters in zip(loglikelihoods, values, strict=True):
+        row[: len(letters)] = letters
+    gold = np.array([_gold(path, s, len(letters)) for s, letters in zip(chosen, values, strict=True)])
+    try:
+        validate_rows(loglikelihoods, gold)
+        check_told_apart(loglikelihoods)
+    except ScoringError as error:
+        raise ScoringError(f"{path}: {error}") from None
+    match = FILE_NAME.fullmatch(path.name)
+    return Rows(
+        task=match["task"] if match else path.stem,
+        filter=first,
+        path=path,
+        loglikelihoods=loglikelihoods,
+        gold=gold,
+        doc_hashes=tuple(str(s.get("doc_hash")) for s in chosen),
+        docs=tuple(s["doc"] for s in chosen),
+        temperatures=_temperatures(samples),
+    )
+
+
+def _parse(path: Path) -> list[dict[str, Any]]:
+    samples = []
+    try:
+        with path.open(encoding="utf-8") as file:
+            for number, line in enumerate(file, start=1):
+                try:
+                    sample = json.loads(line)
+                except json.JSONDecodeError as error:
+                    raise ScoringError(
+                        f"{path}, line {number}: not a whole JSON object ({error.msg}); the file is cut off or "
+                        "damaged, run the evaluation again"
+                    ) from None
+                if not _is_sample(sample):
+                    raise ScoringError(
+                        f"{path}, line {number}: not a sample of lm_eval (doc_id, doc and resps, a number, an object "
+                        f"and a list), but {line.strip()!r:.80}; give a file that --log_samples wrote"
+                    )
+                samples.append(sample)
+    except OSError as error:
+        raise ScoringError(f"{path} cannot be read: {error.strerror}; give a samples file of lm_eval") from None
+    except UnicodeDecodeError:
+        raise ScoringError(f"{path} is not a text file; give a samples file of lm_eval") from None
+    if not samples:
+        raise ScoringError(f"{path} is empty; run the evaluation again with --log_samples")
+    return samples
+
+
+def _is_sample(sample: Any) -> bool:
+    if not isinstance(sample, dict):
+        return False
+    types = {"doc_id": int, "doc": dict, "resps": list}
+    return all(isinstance(sample.get(key), kind) for key, kind in types.items())
+
+
+def _check_complete(path: Path, doc_ids: list[int], samples: list[dict[str, Any]]) -> None:
+    doubled = [a for a, b in itertools.pairwise(doc_ids) if a == b]
+    if doubled:
+        raise ScoringError(f"{path}: question {doubled[0]} is there twice; are two runs or tasks joined in it?")
+    expected = _expected(path)
+    # `--limit` takes the first ones, so a gap means lost rows; `--samples` picks, and then the results file decides.
+    if expected is None and doc_ids != list(range(len(doc_ids))):
+        gap = next(i for i, doc_id in enumerate(doc_ids) if i != doc_id)
+        raise ScoringError(f"{path}: question {gap} is missing; rows were removed, run the evaluation again")
+    if expected is None:
+        return
+    count, digest = expected
+    if len(doc_ids) != count:
+        missing = sorted(set(range(count)) - set(doc_ids))[:5]
+        raise ScoringError(
+            f"{path}: {len(doc_ids)} questions, but the run's results file counts {count} (missing: {missing}); "
+            "rows were removed, or it is the file of another task"
+        )
+    hashes = "".join(str(s.get(key)) for s in samples for key in ("doc_hash", "prompt_hash", "target_hash"))
+    if digest and digest != hashlib.sha256(hashes.encode()).hexdigest():
+        raise ScoringError(
+            f"{path}: its questions are not those of the run's results file (their hash differs); rows were changed, "
+            "or it is the file of another task"
+        )
+
+
+def _expected(path: Path) -> tuple[int, str | None] | None:
+    """The number of questions and lm_eval's hash of them all, from the results file of the same run if it is there."""
+    match = FILE_NAME.fullmatch(path.name)
+    results = path.parent / f"results_{match['date']}.json" if match else None
+    if not match or results is None or not results.is_file():
+        return None
+    try:
+        run = read_json(results)
+    except UserError as error:
+        raise ScoringError(f"{path}: the run's results file is damaged: {error}") from None
+    counts = run.get("n-samples") if isinstance(run, dict) else None
+    if not isinstance(counts, dict):
+        raise ScoringError(f"{path}: the run's results file counts no questions ({results}); run the evaluation again")
+    if match["task"] not in counts:
+        raise ScoringError(
+            f"{path}: the run's results file knows no task {match['task']!r}, only {sorted(counts)}; was it renamed?"
+        )
+    count, hashes = counts[match["task"]], run.get("task_hashes") or {}
+    effective = count.get("effective") if isinstance(count, dict) else None
+    if not isinstance(effective, int) or not isinstance(hashes, dict):
+        raise ScoringError(
+            f"{path}: the run's results file is damaged: n-samples of {match['task']} is {count!r:.80} and task_hashes "
+            f"{hashes!r:.80} in {results}; run the evaluation again"
+        )
+    return effective, hashes.get(match["task"])
+
+
+def _loglikelihoods(path: Path, sample: dict[str, Any]) -> list[float]:
+    values = []
+    for response in sample["resps"]:
+        answer = response[0] if isinstance(response, list) and response else response
+        value = answer[0] if isinstance(answer, list) and answer else None
+        value = float(value) if isinstance(value, str) and _is_number(value) else value
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            raise ScoringError(
+                f"{path}, question {sample['doc_id']}: {response!r:.80} is no finite log-likelihood; "
+                "give the samples of a multiple-choice task"
+            )
+        values.append(float(value))
+    return values
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _gold(path: Path, sample: dict[str, Any], letters: int) -> int:
+    target = sample.get("target")
+    if isinstance(target, str) and target.strip().isdecimal():
+        target = int(target)
+    if isinstance(target, bool) or not isinstance(target, int) or not 0 <= target < letters:
+        raise ScoringError(
+            f"{path}, question {sample['doc_id']}: the right answer is {target!r}, not the index of one of its "
+            f"{letters} options; give the samples of a multiple-choice task with labels"
+        )
+    return target
+
+
+def _temperatures(samples: list[dict[str, Any]]) -> dict[str, float]:
+    """The T of each ``letter_softmax`` filter, from the ratio of differences of raw to scaled log-likelihoods."""
+    temperatures: dict[str, float] = {}
+    for sample in samples:
+        name = str(sample.get("filter", "none"))
+        if name in temperatures:
+            continue
+        letters = sample.get("filtered_resps") or []
+        # Another filter's responses may be triples too, say of a log-likelihood, a flag and a count of tokens.
+        ours = all(isinstance(x, list) and len(x) == 3 and all(_is_number(str(v)) for v in x) for x in letters)
+        if not letters or not ours:
+            continue
+        raw, scaled = [float(x[2]) for x in letters], [float(x[1]) for x in letters]
+        spread = max(scaled) - min(scaled)
+        if spread > 1e-6:
+            temperatures[name] = round((max(raw) - min(raw)) / spread, 9)
+    return temperatures

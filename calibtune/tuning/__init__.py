@@ -1,0 +1,1 @@
+"""Fitting: temperature, label smoothing, CFT and RCFT."""

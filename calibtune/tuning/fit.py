@@ -1,0 +1,267 @@
+"""One fit from recipe to artefact: read the questions, load the model, train or search T, measure, write."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from calibtune.artifacts.manifest import MANIFEST, Artefact, read_artefact, recipe_values, versions
+from calibtune.data.examples import LetterExample, document_hash
+from calibtune.errors import UserError, WorkFailed, is_out_of_memory
+from calibtune.files import keep_inputs, read_json, refuse_existing, write_json
+from calibtune.models.loading import add_adapter, idle_gpus, load_adapter, load_base
+from calibtune.recipe import Recipe
+from calibtune.results.measures import harness_measures
+from calibtune.tuning.checkpoints import last_checkpoint
+from calibtune.tuning.estep import score
+from calibtune.tuning.inputs import Inputs, read_inputs, trained_on
+from calibtune.tuning.progress import overtrained
+from harness_ext.binning import FloatArray, IntArray
+from harness_ext.prompts import doc_to_text
+
+#: The recipe of an unfinished fit, which --resume checks; and its checkpoints.
+STARTED, CHECKPOINTS = "started.json", "checkpoints"
+#: A disk with fewer free bytes is full.
+FULL = 2**16
+
+
+def fit(recipe: Recipe, output: Path, resume: bool = False, overwrite: bool = False) -> Artefact:
+    """Run a fit.
+
+    Args:
+        recipe: What to do.
+        output: The artefact's folder.
+        resume: Go on from the last whole checkpoint there.
+        overwrite: Remove what lies there.
+
+    Returns:
+        The finished artefact.
+
+    Raises:
+        UserError: Bad input, before anything is loaded where it can be known.
+        WorkFailed: Out of memory, a loss that is not finite, a full disk.
+    """
+    if resume and (output / MANIFEST).is_file():
+        artefact = read_artefact(output)
+        _refuse_other(recipe, artefact.recipe, output)
+        return artefact
+    if overwrite:
+        given = (recipe.model, recipe.artifact, recipe.samples, recipe.chat_template, recipe.include_path)
+        keep_inputs(output, Path.cwd(), *given)
+    # Bad input must neither remove what --overwrite is for nor leave a folder behind: it is taken once all is read.
+    if is_first_process():
+        _check_output(recipe, output, resume, overwrite)
+    if recipe.samples is not None:
+        return fit_samples(recipe, output, resume, overwrite)
+    started, inputs = time.perf_counter(), read_inputs(recipe)
+    if is_first_process():
+        _announce(inputs)
+    try:
+        model = load_base(recipe)
+        if recipe.artifact is not None:
+            model = load_adapter(model, Path(recipe.artifact))
+        _claim(recipe, output, resume, overwrite)
+        if recipe.method == "temperature":
+            return _temperature(inputs, model, output, started)
+        return _train(inputs, model, output, resume, started)
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise WorkFailed(_memory_advice(recipe)) from error
+        # Each library has its own error for it: OSError, SafetensorError, RuntimeError of torch.save.
+        if shutil.disk_usage(output if output.exists() else Path()).free < FULL or "No space left" in str(error):
+            raise WorkFailed(
+                f"no space is left on the disk of {output}; free some and run the same command with --resume"
+            ) from error
+        raise
+
+
+def is_first_process() -> bool:
+    """Whether this process is the one that prints and writes, under torchrun or alone."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def _check_output(recipe: Recipe, output: Path, resume: bool, overwrite: bool) -> None:
+    """Refuse an output folder that this fit may not have, and change nothing."""
+    if resume and (output / STARTED).is_file():
+        _refuse_other(recipe, read_json(output / STARTED), output)
+    elif not overwrite:
+        refuse_existing(output, overwrite)
+
+
+def _refuse_other(recipe: Recipe, before: Mapping[str, Any], output: Path) -> None:
+    """A fit is not resumed with another recipe; one that was begun before an option existed had its default."""
+    before, values = {**recipe_values(Recipe()), **before}, recipe_values(recipe)
+    # What a finished fit has filled in by itself.
+    own = {"batch_size", "gradient_accumulation"} if recipe.auto_batch else {"tasks"} if recipe.samples else set()
+    other = sorted(key for key in values if before[key] != values[key] and key not in own)
+    if other:
+        changes = ", ".join(f"{key} {before[key]!r} -> {values[key]!r}" for key in other)
+        raise UserError(
+            f"--resume: {output} was started with another recipe ({changes}); give the same one, or begin anew with "
+            "--overwrite"
+        )
+
+
+def _claim(recipe: Recipe, output: Path, resume: bool, overwrite: bool) -> None:
+    """Take the output folder for this recipe."""
+    if not is_first_process() or (resume and (output / STARTED).is_file()):
+        return
+    refuse_existing(output, overwrite)
+    write_json(output / STARTED, recipe_values(recipe))
+
+
+def _announce(inputs: Inputs) -> None:
+    recipe = inputs.recipe
+    counts = f"{len(inputs.examples.train)} training and {len(inputs.held_out)} held-out questions; loading"
+    print(f"{recipe.method}: {', '.join(recipe.tasks)}, {counts} {recipe.model}{idle_gpus(recipe)}", flush=True)
+
+
+def _memory_advice(recipe: Recipe) -> str:
+    half = max(recipe.batch_size // 2, 1)
+    return (
+        f"out of memory with --batch-size {recipe.batch_size}; run again with --batch-size {half} "
+        f"--gradient-accumulation {recipe.gradient_accumulation * 2} (the same training), with --auto-batch, with "
+        "--gradient-checkpointing or with --quantisation nf4"
+    )
+
+
+def _temperature(inputs: Inputs, model: Any, output: Path, started: float) -> Artefact:
+    recipe = inputs.recipe
+    scores = score(model, inputs.held_out, inputs.tokenizer.pad_token_id, recipe.batch_size)
+    found = _write_temperature(recipe, output, scores, inputs.gold)
+    if recipe.chat_template is not None and is_first_process():
+        inputs.tokenizer.save_pretrained(output)  # the base's own has no template to evaluate with
+    measures = tuple(harness_measures(scores, inputs.gold, t) for t in (1.0, found["temperature"]))
+    documents = {"train": sorted(trained_on(recipe)), "held_out": _hashes(inputs.examples.held_out)}
+    return _finish(recipe, output, "temperature", measures, started, documents, inputs.revision, found)
+
+
+def _write_temperature(recipe: Recipe, output: Path, scores: FloatArray, gold: IntArray) -> dict[str, Any]:
+    """Fit T; write temperature.json and the task YAMLs that evaluate it."""
+    from calibtune.artifacts.tasks import write_scaled_tasks
+    from calibtune.tuning.temperature import fit_temperature
+
+    found = dataclasses.asdict(fit_temperature(scores, gold, recipe.objective, recipe.bins, recipe.seed))
+    if is_first_process():
+        write_json(output / "temperature.json", found)
+        write_scaled_tasks(output, found["temperature"])
+    return found
+
+
+def fit_samples(recipe: Recipe, output: Path, resume: bool, overwrite: bool) -> Artefact:
+    """Fit a temperature on the questions of a samples file, without a model; arguments as for :func:`fit`.
+
+    Raises:
+        ScoringError: See :func:`calibtune.results.samples.read_samples`.
+    """
+    from calibtune.results.samples import read_samples
+
+    started = time.perf_counter()
+    rows = read_samples(Path(str(recipe.samples)))
+    _claim(recipe, output, resume, overwrite)
+    recipe = dataclasses.replace(recipe, tasks=recipe.tasks or (rows.task,))
+    hashes = [document_hash(doc_to_text(doc) if _is_ours(doc) else h)
+              for doc, h in zip(rows.docs, rows.doc_hashes, strict=True)]  # fmt: skip
+    found = _write_temperature(recipe, output, rows.loglikelihoods, rows.gold)
+    measures = tuple(harness_measures(rows.loglikelihoods, rows.gold, t) for t in (1.0, found["temperature"]))
+    return _finish(
+        recipe, output, "temperature", measures, started, {"train": [], "held_out": hashes}, temperature=found
+    )
+
+
+def _is_ours(doc: Mapping[str, Any]) -> bool:
+    """Whether a document of a samples file is of a task whose prompt we know; others have lm_eval's own hash."""
+    question, choices = doc.get("question"), doc.get("choices")
+    texts = isinstance(choices, list) and all(isinstance(choice, str) for choice in choices)
+    return isinstance(question, str) and texts
+
+
+def _train(inputs: Inputs, model: Any, output: Path, resume: bool, started: float) -> Artefact:
+    from transformers import set_seed
+
+    from calibtune.models.sharding import save_whole, whole
+    from calibtune.tuning.crossfit import cross_fitted_tables
+    from calibtune.tuning.memory import fitting
+    from calibtune.tuning.trainer import CalibrationTrainer, training_arguments
+
+    recipe = inputs.recipe
+    arguments = training_arguments(recipe, output / CHECKPOINTS)
+    questions = inputs.questions
+    with whole(model):
+        before = _measures(model, inputs)
+    cross_fitted = recipe.method == "rcft" and recipe.e_step_rows == "cross-fitted"
+    tables = cross_fitted_tables(model, questions, recipe, output / CHECKPOINTS) if cross_fitted else None
+    set_seed(recipe.seed)
+    model = add_adapter(model, recipe)
+    if recipe.auto_batch:
+        with whole(model):
+            recipe = fitting(model, questions, recipe, arguments.world_size)
+        arguments = training_arguments(recipe, output / CHECKPOINTS)
+    trainer = CalibrationTrainer(model, arguments, recipe, questions, tables)
+    checkpoint = last_checkpoint(output / CHECKPOINTS) if resume else None
+    if checkpoint is not None:
+        print(f"resuming from {checkpoint}", flush=True)
+        trainer.e_step.load(checkpoint)
+    trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+    model = trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
+    after = _measures(model, inputs)
+    if after and is_first_process() and (advice := overtrained(trainer.nll_before, after["nll"])):
+        print(advice, flush=True)
+    save_whole(trainer, inputs.tokenizer, output)
+    kind = "model" if recipe.tuning == "full" else "adapter"
+    documents = {"train": _hashes(inputs.examples.train), "held_out": _hashes(inputs.examples.held_out)}
+    return _finish(recipe, output, kind, (before, after), started, documents, inputs.revision)
+
+
+def _measures(model: Any, inputs: Inputs) -> dict[str, float]:
+    if not inputs.held_out:
+        return {}
+    scores = score(model, inputs.held_out, inputs.tokenizer.pad_token_id, inputs.recipe.batch_size)
+    return harness_measures(scores, inputs.gold)
+
+
+def _finish(
+    recipe: Recipe,
+    output: Path,
+    kind: str,
+    measures: tuple[dict[str, float], ...],
+    started: float,
+    documents: dict[str, list[str]],
+    revision: str | None = None,
+    temperature: dict[str, Any] | None = None,
+) -> Artefact:
+    artefact = Artefact(
+        kind=kind,
+        method=recipe.method,
+        model=recipe.model,
+        revision=revision,
+        tasks=recipe.tasks,
+        seed=recipe.seed,
+        recipe=recipe_values(recipe),
+        documents=documents,
+        before=measures[0],
+        after=measures[1],
+        versions=versions(),
+        seconds=round(time.perf_counter() - started, 1),
+        peak_memory_gib=round(torch.cuda.max_memory_allocated() / 2**30, 2) if torch.cuda.is_available() else None,
+        temperature=temperature,
+    )
+    if is_first_process():
+        artefact.write(output)
+        (output / STARTED).unlink(missing_ok=True)
+        # What it was resumed from is of no use beside the finished artefact.
+        for runs in (output / CHECKPOINTS).glob("runs"):
+            shutil.move(runs, output / "runs")  # tensorboard's files, which Trainer writes beside its checkpoints
+        shutil.rmtree(output / CHECKPOINTS, ignore_errors=True)
+    return artefact
+
+
+def _hashes(examples: Sequence[LetterExample]) -> list[str]:
+    return [example.doc_hash for example in examples]

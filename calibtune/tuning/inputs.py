@@ -1,0 +1,127 @@
+"""Everything that a fit reads before it loads weights, checked against each other."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from calibtune.artifacts.manifest import base_model, read_artefact
+from calibtune.data.examples import Encoder, Examples, load_examples, load_tasks
+from calibtune.data.tokens import TokenExample, tokenise
+from calibtune.data.training_set import Questions, TrainingSet
+from calibtune.errors import UserError
+from calibtune.models.loading import check_installed, check_kernels, context_length, load_config, load_tokenizer
+from calibtune.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a fit reads before it loads weights."""
+
+    recipe: Recipe
+    tokenizer: Any
+    encoder: Encoder
+    examples: Examples
+    held_out: tuple[TokenExample, ...]
+    max_length: int
+    revision: str | None
+
+    @property
+    def gold(self) -> np.ndarray:
+        """Right letters of the held-out questions, shape (N,)."""
+        return np.array([example.gold for example in self.held_out], dtype=np.int64)
+
+    @cached_property
+    def questions(self) -> Questions:
+        """The questions of a fit that trains, as tokens."""
+        recipe = self.recipe
+        data = TrainingSet(self.examples.train, self.encoder, self.max_length, recipe.seed, recipe.shuffle_options)
+        return Questions(data, self.held_out, self.tokenizer.pad_token_id)
+
+
+def read_inputs(recipe: Recipe) -> Inputs:
+    """Tokenizer, tasks and questions.
+
+    Raises:
+        UserError: Whatever is wrong with them; see the functions called.
+    """
+    check_installed(recipe)
+    config = load_config(recipe)
+    check_kernels(recipe, config)
+    tokenizer = load_tokenizer(recipe)
+    encoder = Encoder(tokenizer)
+    tasks = load_tasks(recipe.tasks, recipe.include_path)
+    examples = load_examples(
+        tasks, encoder, recipe.apply_chat_template, recipe.held_out, recipe.seed, recipe.limit, trained_on(recipe)
+    )
+    length = context_length(config, tokenizer)
+    held_out = tuple(tokenise(examples.held_out, encoder, length))
+    inputs = Inputs(recipe, tokenizer, encoder, examples, held_out, length, getattr(config, "_commit_hash", None))
+    check_counts(inputs)
+    rows = held_out if recipe.method == "temperature" else (*held_out, *inputs.questions.train.rows)
+    check_vocabulary(rows, config, recipe.model)
+    return inputs
+
+
+def trained_on(recipe: Recipe) -> frozenset[str]:
+    """Hashes of the documents that the recipe's adapter, if it has one, was trained on.
+
+    Raises:
+        UserError: ``--artifact`` is no adapter, or one for another base.
+    """
+    if recipe.artifact is None:
+        return frozenset()
+    artefact = read_artefact(Path(recipe.artifact))
+    if artefact.kind != "adapter":
+        raise UserError(f"--artifact {recipe.artifact} is a {artefact.kind}; give an adapter, or its base as --model")
+    base_model(recipe.model, artefact)
+    return frozenset(artefact.documents["train"])
+
+
+def check_counts(inputs: Inputs) -> None:
+    """Refuse a fit that has too few questions for what it is to do with them.
+
+    Raises:
+        UserError: None is held out where some are needed, or there are fewer to train on than a step takes.
+    """
+    recipe, tasks = inputs.recipe, ", ".join(inputs.recipe.tasks)
+    if not inputs.held_out and recipe.method == "temperature":
+        raise UserError(f"no question of {tasks} is left to fit T on; raise --limit, or use a task with more rows")
+    if not inputs.held_out and recipe.method == "rcft" and recipe.e_step_rows == "held-out" and recipe.lambda_ > 0:
+        raise UserError(
+            f"no question of {tasks} is left for the E-step; raise --limit, use a task with more rows, or give "
+            "--e-step-rows train"
+        )
+    if recipe.method == "temperature" or recipe.auto_batch:
+        return
+    step = recipe.batch_size * recipe.gradient_accumulation * int(os.environ.get("WORLD_SIZE", "1"))
+    folds = 1
+    if recipe.method == "rcft" and recipe.e_step_rows == "cross-fitted":
+        from calibtune.tuning.crossfit import FOLDS as folds
+    if (count := len(inputs.examples.train) // folds) < step:
+        each = f" in each of {folds} folds" if folds > 1 else ""
+        raise UserError(
+            f"a step takes {step} questions (batch size, accumulation, processes), and there are only {count} to train "
+            f"on{each}; lower --batch-size or --gradient-accumulation"
+        )
+
+
+def check_vocabulary(rows: Sequence[TokenExample], config: Any, model: str) -> None:
+    """Refuse a tokenizer that gives tokens which the model does not have.
+
+    Raises:
+        UserError: With the largest token.
+    """
+    size = config.get_text_config().vocab_size
+    largest = max((token for row in rows for token in (*row.input_ids, *row.letter_ids)), default=0)
+    if largest >= size:
+        raise UserError(
+            f"--model {model}: its tokenizer gives token {largest} and the model knows {size}; the tokenizer there is "
+            "another model's, give a folder in which both belong together"
+        )

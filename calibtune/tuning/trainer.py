@@ -1,0 +1,287 @@
+"""transformers' Trainer with a method's loss, and the callback that takes the E-step before each epoch."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import sys
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from peft.helpers import disable_input_dtype_casting
+from tqdm import tqdm
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from calibtune.data.tokens import TokenExample, collate, parts
+from calibtune.data.training_set import GroupedOrder, Questions
+from calibtune.errors import UserError, WorkFailed
+from calibtune.models.loading import on_cpu
+from calibtune.models.sharding import is_sharded
+from calibtune.recipe import Recipe
+from calibtune.results.measures import harness_measures
+from calibtune.tuning.checkpoints import last_checkpoint, seal
+from calibtune.tuning.estep import EStep, score, score_bins
+from calibtune.tuning.graphs import BUCKET, StepGraphs
+from calibtune.tuning.losses import method_loss
+from calibtune.tuning.memory import most_tokens
+from calibtune.tuning.progress import epoch_table
+from harness_ext.binning import BinTable
+
+#: Of ``--liger-kernel``; the losses are our own.
+LIGER = {"cross_entropy": False, "fused_linear_cross_entropy": False}
+
+
+class CalibrationTrainer(Trainer):
+    """Trainer whose loss is the recipe's method.
+
+    Args:
+        model: The model to train, adapters attached.
+        args: See :func:`training_arguments`.
+        recipe: What to train.
+        questions: On what.
+        tables: The bins of each epoch where the E-step is cross-fitted; see :mod:`calibtune.tuning.crossfit`.
+    """
+
+    # The loss is a mean over the batch: without this, batch 1 accumulated 4 times trains with 4 times the loss.
+    loss_is_scaled_for_ga = False
+
+    def __init__(
+        self,
+        model: Any,
+        args: TrainingArguments,
+        recipe: Recipe,
+        questions: Questions,
+        tables: Sequence[BinTable] | None = None,
+    ) -> None:
+        self.recipe, self.questions, self.tables = recipe, questions, tables
+        #: Scores of the held-out questions before each epoch of this run, shape (N, K) each.
+        self.history: list[np.ndarray] = []
+        #: Their NLL before each epoch of this run.
+        self.nll_before: dict[int, float] = {}
+        self.e_step = EStep(recipe)
+        self._losses: list[torch.Tensor] = []
+        self._rows: list[torch.Tensor] = []
+        self._graphs: StepGraphs | None = None
+        self._multiple = BUCKET if recipe.cuda_graphs else 1
+        # Sharded models need as many forward passes on every process.
+        self._most_tokens = math.inf if is_sharded() else most_tokens(questions.train.rows, recipe.batch_size)
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=questions.train,
+            data_collator=lambda batch: collate(batch, questions.pad_id, multiple=self._multiple),
+            callbacks=[EpochTable(self)],
+        )
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> GroupedOrder:
+        args = self.args
+        passes = args.per_device_train_batch_size, args.gradient_accumulation_steps, args.world_size
+        order = GroupedOrder(self.questions.train, *passes)
+        if not len(order):
+            raise UserError(
+                f"a step takes {order.batch_size} questions (batch size, accumulation, processes), and there are only "
+                f"{len(self.questions.train)} to train on; lower --batch-size or --gradient-accumulation"
+            )
+        return order
+
+    def train(self, *args: Any, **options: Any) -> Any:
+        """Trainer's; autocast brings adapters and their inputs to bfloat16, so PEFT need not cast them to and fro.
+
+        DeepSpeed goes without autocast.
+        """
+        with disable_input_dtype_casting(self.model, active=self.args.bf16 and not self.is_deepspeed_enabled):
+            return super().train(*args, **options)
+
+    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
+        """Trainer's for each part of the batch (see :func:`.parts`), or the same as CUDA graphs."""
+        cut = parts(inputs, self._most_tokens, self._multiple)
+        losses = []
+        for part in cut:
+            # Processes may have different numbers of parts, so gradients are exchanged with the last one only.
+            with nullcontext() if part is cut[-1] else self.accelerator.no_sync(model):
+                run = self._graph_step if self.recipe.cuda_graphs else super().training_step
+                losses.append(run(model, part, num_items_in_batch))
+        return torch.stack(losses).sum()
+
+    def _graph_step(self, model: Any, inputs: dict[str, Any], _: Any) -> torch.Tensor:
+        if not model.training:  # visits thousands of modules, which takes as long as a small model's replay
+            model.train()
+        batch = self._given(self._prepare_inputs(inputs))
+        if self._graphs is None:
+            longest = max(len(row.input_ids) for row in self.questions.train.rows)
+            inner = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=True)
+            self._graphs = StepGraphs(inner, lambda batch: self._part(model, batch), longest)
+        loss, letters = self._graphs.run(batch)
+        self._note(loss * self.args.gradient_accumulation_steps, batch, letters)
+        return loss
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Not counted: Trainer's way visits every module of the model in each step."""
+        return 0
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The method's loss over one batch; see :func:`calibtune.tuning.losses.method_loss`."""
+        loss, letters = self._loss(model, self._given(inputs))
+        self._note(loss.detach(), inputs, letters)
+        return (loss, {"letters": letters}) if return_outputs else loss
+
+    def _part(self, model: Any, batch: dict[str, Any]) -> tuple[torch.Tensor, ...]:
+        """A batch's share of the step's loss, and its letters."""
+        loss, letters = self._loss(model, batch)
+        return loss / self.args.gradient_accumulation_steps, letters
+
+    @property
+    def _uses_target(self) -> bool:
+        return self.recipe.method == "rcft" and self.recipe.lambda_ > 0
+
+    def _given(self, batch: dict[str, Any]) -> dict[str, Any]:
+        return self.e_step.given(batch) if self._uses_target else batch
+
+    def _loss(self, model: Any, batch: dict[str, Any]) -> tuple[torch.Tensor, ...]:
+        with self.accelerator.autocast():
+            loss, letters = method_loss(model, batch, self.recipe, self.e_step.target if self._uses_target else None)
+        return loss * batch.get("share", 1.0), letters
+
+    def _note(self, loss: torch.Tensor, batch: dict[str, Any], letters: torch.Tensor) -> None:
+        self._losses.append(loss)
+        self._rows.append(batch["row"])
+        self.e_step.note(batch, letters)
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        """Trainer's gradient norm of one step; a loss or gradient that is not finite ends the run before the step.
+
+        Raises:
+            WorkFailed: With the step, the loss, the questions and the checkpoint to go on from.
+        """
+        norm = super()._get_grad_norm(model, grad_norm)
+        total = torch.stack(self._losses).sum()
+        if not bool(torch.isfinite(total) & torch.isfinite(torch.as_tensor(norm, device=total.device))):
+            rows = sorted(int(row) for rows in self._rows for row in rows)
+            last = last_checkpoint(Path(self.args.output_dir))
+            hashes = [self.questions.train.examples[row].doc_hash[:12] for row in rows]
+            raise WorkFailed(
+                f"step {self.state.global_step + 1}: the loss is {float(total)} and the gradient norm {float(norm)}, "
+                f"on training questions {rows} (hashes {', '.join(hashes)}); the last good checkpoint is "
+                f"{last or 'none'}: lower --learning-rate, or use --precision fp32"
+            )
+        self._losses, self._rows = [], []
+        return norm
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        # One that was cut off before its end would be mixed with the new one.
+        if self.args.should_save and folder.exists():
+            shutil.rmtree(folder)
+        super()._save_checkpoint(model, trial)
+        self.e_step.save(folder)
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            seal(folder, self.state.global_step)
+
+    def _score(self, examples: Sequence[TokenExample]) -> np.ndarray:
+        return score(self.model_wrapped, examples, self.questions.pad_id, self.args.per_device_train_batch_size)
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Put the questions into the epoch's form, take its E-step, and show the held-out questions' table."""
+        self.questions.train.set_epoch(epoch)
+        held_out = self._score(self.questions.held_out) if self.questions.held_out else None
+        if held_out is not None:
+            self.history.append(held_out)
+            self.show(epoch, held_out)
+        if self.recipe.method != "rcft" or self.recipe.lambda_ == 0:
+            return
+        if not self.e_step.due(epoch):
+            self.e_step.epoch = epoch
+            return
+        own_rows = self.recipe.e_step_rows == "train"
+        sets_targets = self.recipe.e_step in ("epoch", "running")
+        scores = self._training_scores() if own_rows or sets_targets else None
+        table = self._table(epoch, scores if own_rows else held_out)
+        self.e_step.take(epoch, table, scores if sets_targets else None)
+
+    def _training_scores(self) -> np.ndarray:
+        """Log-likelihoods of the training questions: the present model's, or with ``running`` the last passes'."""
+        train = self.questions.train
+        known = self.e_step.known() if self.recipe.e_step == "running" else None
+        return self._score(train.rows) if known is None else train.reordered(known, self.e_step.epoch)
+
+    def _table(self, epoch: int, scores: np.ndarray | None) -> BinTable:
+        """The bins that the E-step takes accuracies from: of the scored questions, or of the folds."""
+        if self.tables is not None:
+            return self.tables[epoch]
+        assert scores is not None
+        rows = self.questions.train.rows if self.recipe.e_step_rows == "train" else self.questions.held_out
+        return score_bins(scores, np.array([row.gold for row in rows]), self.recipe.bins)
+
+    def show(self, epoch: int, scores: np.ndarray) -> None:
+        """Print the E-step's table of the held-out questions and log their numbers."""
+        gold = np.array([row.gold for row in self.questions.held_out])
+        numbers = harness_measures(scores, gold, bins=(self.recipe.bins,))
+        self.nll_before[epoch] = numbers["nll"]
+        if self.recipe.report_to != "none":
+            self.log({f"held_out_{name}": value for name, value in numbers.items()})
+        if self.is_world_process_zero():
+            table = epoch_table(epoch, score_bins(scores, gold, self.recipe.bins), numbers, self.recipe.bins)
+            tqdm.write(table)  # above Trainer's bar, not into it
+            sys.stdout.flush()
+
+
+class EpochTable(TrainerCallback):
+    """Calls the trainer before each epoch; a resumed epoch finds its E-step in the checkpoint."""
+
+    def __init__(self, trainer: CalibrationTrainer) -> None:
+        self.trainer = trainer
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """See :meth:`CalibrationTrainer.begin_epoch`."""
+        done = state.epoch or 0.0
+        epoch = int(done + 1e-6)
+        if done - epoch > 1e-6:
+            # Resumed in mid-epoch: its E-step came with the checkpoint.
+            self.trainer.questions.train.set_epoch(epoch)
+        else:
+            self.trainer.begin_epoch(epoch)
+
+
+def training_arguments(recipe: Recipe, folder: Path) -> TrainingArguments:
+    """The recipe as Trainer's arguments; checkpoints go to ``folder``."""
+    options: dict[str, Any] = {"save_strategy": "epoch"}
+    if recipe.save_every:
+        options = {"save_strategy": "steps", "save_steps": recipe.save_every}
+    if recipe.gradient_checkpointing:
+        options |= {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        per_device_train_batch_size=recipe.batch_size,
+        gradient_accumulation_steps=recipe.gradient_accumulation,
+        num_train_epochs=recipe.epochs,
+        max_steps=recipe.max_steps,
+        learning_rate=recipe.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=recipe.warmup_ratio,
+        weight_decay=recipe.weight_decay,
+        max_grad_norm=recipe.max_grad_norm,
+        bf16=recipe.precision == "bf16",
+        use_cpu=on_cpu(recipe),
+        seed=recipe.seed,
+        report_to=recipe.report_to,
+        logging_steps=10,
+        logging_nan_inf_filter=False,
+        save_total_limit=2,
+        use_liger_kernel=recipe.liger_kernel,
+        liger_kernel_config=LIGER,
+        **options,
+        remove_unused_columns=False,
+        ddp_find_unused_parameters=False,
+        dataloader_pin_memory=torch.cuda.is_available(),
+    )
+    # One process trains on one GPU: with several in sight Trainer would spread each batch over them with DataParallel,
+    # a way of its own that gives other batches, and knows no adapters in another precision than the base.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments

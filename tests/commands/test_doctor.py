@@ -1,0 +1,81 @@
+import numpy as np
+import pytest
+from harness import TASKS
+from tiny import save_tiny
+
+from calibtune.__main__ import main
+from calibtune.evaluation import doctor
+
+
+def lines(capsys):
+    return capsys.readouterr().out.splitlines()
+
+
+def test_an_installation_without_our_tasks_is_told_the_include_path(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(doctor, "installed_folder", lambda: tmp_path / "site" / "lm_eval" / "tasks" / "mc_calib")
+    assert main(["doctor"]) == 1
+    line = next(line for line in lines(capsys) if "does not see" in line)
+    assert line.startswith("[NOT OK]")
+    assert f"add --include_path {TASKS}" in line
+
+
+def test_a_task_file_that_the_harness_cannot_read_is_missed(tmp_path, monkeypatch, capsys):
+    import shutil
+
+    shutil.copytree(TASKS, tmp_path / "mc_calib")
+    (tmp_path / "mc_calib" / "mc_calib_arc.yaml").write_text("task: [broken")
+    monkeypatch.setattr(doctor, "installed_folder", lambda: tmp_path / "mc_calib")
+    assert main(["doctor"]) == 1
+    assert "such as mc_calib_arc;" in "\n".join(lines(capsys))
+
+
+def test_an_untried_lm_eval_is_said(monkeypatch):
+    monkeypatch.setattr(doctor.importlib.metadata, "version", lambda name: "0.5.1")
+    assert not doctor.check_installation()[0].good
+    assert "install lm_eval>=0.4.13,<0.5" in doctor.check_installation()[0].text
+
+
+def doctor_of(model, *more):
+    return main(["doctor", "--model", str(model), "--device", "cpu", "--precision", "fp32", *more])
+
+
+def test_letters_and_their_mass_are_looked_at(tmp_path, mirror, capsys):
+    # A random model gives its letters next to nothing.
+    assert doctor_of(save_tiny(tmp_path / "model")) == 1
+    text = "\n".join(lines(capsys))
+    assert "[ok] mc_calib_arc: letters are single tokens of their own in 24 prompts: ' A'=" in text
+    assert "[NOT OK] mc_calib_arc: letter mass 0.0" in text
+    assert "try with --apply-chat-template" in text
+
+
+def test_the_blanks_that_a_chat_template_ends_with_are_shown(tmp_path, mirror, capsys):
+    doctor_of(save_tiny(tmp_path / "model"), "--apply-chat-template")
+    assert "the prompt's last blanks are tokens" in "\n".join(lines(capsys))
+
+
+def test_a_task_without_letters_is_refused(tmp_path, mirror, capsys):
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "open.yaml").write_text(
+        "task: open\ndataset_path: allenai/ai2_arc\ndataset_name: ARC-Challenge\ntest_split: test\n"
+        "output_type: generate_until\ndoc_to_text: question\ndoc_to_target: id\ngeneration_kwargs: {until: ['.']}\n"
+    )
+    more = ("--tasks", "open", "--include-path", str(tmp_path / "tasks"))
+    assert doctor_of(save_tiny(tmp_path / "model"), *more) == 2
+    assert "has no letters" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("mass", "good"), [(0.9, True), (0.2, False)])
+def test_a_low_letter_mass_is_not_ok(mass, good):
+    finding = doctor.check_mass("t", np.log(np.full((5, 4), mass / 4)), chat=True)
+    assert finding.good == good
+    assert f"letter mass {mass:.3f} on 5 questions" in finding.text
+    assert ("without --apply-chat-template" in finding.text) != good
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [(["--device", "foo"], "--device foo cannot be used here"), (["--tasks", ","], "--tasks names no task")],
+)
+def test_a_device_or_tasks_that_are_none_are_refused(model, capsys, words, message):
+    assert main(["doctor", "--model", str(model), *words]) == 2
+    assert message in capsys.readouterr().err

@@ -1,0 +1,155 @@
+from unittest.mock import Mock
+
+import numpy as np
+import pytest
+from fitting import other_architecture
+from harness import evaluate
+from lm_eval.models.huggingface import HFLM
+from tiny import save_tiny
+
+from calibtune.evaluation.hf_prefix import Cluster, PrefixLM, clusters
+from calibtune.models.prefix import prefix_cache
+
+pytestmark = pytest.mark.usefixtures("mirror")
+
+OPTIONS = {"device": "cpu", "dtype": "float32", "batch_size": 4}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return str(save_tiny(tmp_path_factory.mktemp("model"), context=2048))
+
+
+def loglikelihoods(lm, **options):
+    run = evaluate(["mc_calib_arc"], lm, **options)
+    samples = sorted(run["samples"]["mc_calib_arc"], key=lambda sample: sample["doc_id"])
+    return [response[0] for sample in samples for response in sample["resps"]]
+
+
+MULTITURN = {"num_fewshot": 3, "apply_chat_template": True, "fewshot_as_multiturn": True}
+
+
+@pytest.mark.parametrize("options", [{}, {"apply_chat_template": True}, {"num_fewshot": 3}, MULTITURN])
+def test_log_likelihoods_equal_the_stock_backends(model, options):
+    stock, ours = (loglikelihoods(lm(pretrained=model, **OPTIONS), **options) for lm in (HFLM, PrefixLM))
+    np.testing.assert_allclose([v for v, _ in ours], [v for v, _ in stock], atol=1e-4)
+    assert [greedy for _, greedy in ours] == [greedy for _, greedy in stock]
+    assert len(ours) > 80
+
+
+@pytest.mark.parametrize("name", ["Mistral", "Gemma2", "GPT2", "Mamba", "Lfm2"])
+def test_sliding_windows_and_other_caches_give_the_stock_backends_numbers(tmp_path, name):
+    folder = str(other_architecture(name, tmp_path / "model"))
+    stock, ours = (loglikelihoods(lm(pretrained=folder, **OPTIONS), num_fewshot=2) for lm in (HFLM, PrefixLM))
+    np.testing.assert_allclose([v for v, _ in ours], [v for v, _ in stock], atol=1e-4)
+
+
+def test_shared_few_shot_examples_are_computed_once(model, monkeypatch):
+    counted = {}
+    for lm in (HFLM, PrefixLM):
+        made = lm(pretrained=model, **OPTIONS)
+        forward, tokens = type(made.model).forward, []
+
+        def watched(self, input_ids=None, *args, forward=forward, tokens=tokens, **kwargs):
+            tokens.append(input_ids.numel())
+            return forward(self, input_ids, *args, **kwargs)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(type(made.model), "forward", watched)
+            loglikelihoods(made, num_fewshot=5)
+        counted[lm] = sum(tokens)
+    assert counted[PrefixLM] < counted[HFLM] / 3
+
+
+def test_continuations_of_several_tokens_and_cut_prompts_equal_the_stock_backends(model):
+    shared = "You answer multiple-choice questions. " * 3
+    requests = [(f"{shared}Which {n}?", text) for n in range(5) for text in (" A", " option a", " the letter")]
+    requests += [(shared * 40 + f" {n}", " B") for n in range(3)]
+    from lm_eval.api.instance import Instance
+
+    instances = [Instance("loglikelihood", {}, request, i) for i, request in enumerate(requests)]
+    found = [lm(pretrained=model, max_length=300, **OPTIONS).loglikelihood(instances) for lm in (HFLM, PrefixLM)]
+    np.testing.assert_allclose([v for v, _ in found[1]], [v for v, _ in found[0]], atol=1e-4)
+
+
+def test_models_of_unknown_code_give_the_same_log_likelihoods(model, monkeypatch):
+    known = loglikelihoods(PrefixLM(pretrained=model, **OPTIONS), num_fewshot=2)
+    monkeypatch.setattr("calibtune.evaluation.hf_prefix.output_layer", lambda model: None)
+    unknown = loglikelihoods(PrefixLM(pretrained=model, **OPTIONS), num_fewshot=2)
+    np.testing.assert_allclose([v for v, _ in unknown], [v for v, _ in known], atol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{"add_bos_token": True}, {"add_bos_token": False}])
+def test_texts_are_encoded_ahead_as_the_stock_backend_encodes_them(model, monkeypatch, options):
+    from lm_eval.api.instance import Instance
+
+    bos = HFLM(pretrained=model, **OPTIONS).tokenizer.bos_token or "<s>"
+    pairs = [("Which? ", "A"), ("Which? ", "B"), (f"{bos}Which?", " A"), ("", "A B"), ("Why?\n\n", " C")]
+    instances = [Instance("loglikelihood", {}, pair, i) for i, pair in enumerate(pairs)]
+    seen, encoded = [], []
+    for lm in (HFLM, PrefixLM):
+        made = lm(pretrained=model, **OPTIONS, **options)
+        monkeypatch.setattr(made, "_loglikelihood_tokens", lambda requests, **_: seen.append(requests))
+        one_by_one = Mock(wraps=made.tokenizer.encode)
+        monkeypatch.setattr(made.tokenizer, "encode", one_by_one)
+        made.loglikelihood(instances)
+        encoded.append(one_by_one.call_count)
+    assert seen[0] == seen[1]
+    assert encoded == [9, 1]  # the empty prompt's continuation alone
+
+
+def test_a_batch_has_no_more_to_compute_or_to_keep_than_a_stock_one(model):
+    lm = PrefixLM(pretrained=model, **OPTIONS)
+    cluster = Cluster(shared=90, prompts=((1,) * 100,) * 200)
+    cache = prefix_cache(lm._forward, (1,) * 90, lm.device)
+    kept = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers) / 90
+    made = lm.model.config.vocab_size * 4
+    assert (kept, made) == (256, 1556)  # a token's keys and values take .165 of its log-probabilities, more than .1
+    assert [len(batch) for batch in lm._batches(cluster, cache, 8)] == [800 // 17] * 4 + [12]
+    lm.model.config.vocab_size *= 10  # .0165 of them: now computing decides, ten tokens of a hundred
+    assert [len(batch) for batch in lm._batches(cluster, cache, 8)] == [80, 80, 40]
+    assert {len(batch) for batch in lm._batches(cluster, None, 8)} == {8}
+    lm.model.config.vocab_size = int(kept / 4 / 2)  # keys and values of a token take two tokens' log-probabilities
+    assert {len(batch) for batch in lm._batches(cluster, cache, 8)} == {8}
+
+
+def test_long_responses_take_the_stock_way(model, monkeypatch):
+    from lm_eval.api.instance import Instance
+
+    monkeypatch.setattr(PrefixLM, "_answers", lambda *_: pytest.fail("took the short way"))
+    request = Instance("loglikelihood", {}, ("Which?", " option" * 30), 0)
+    ((value, _),) = PrefixLM(pretrained=model, **OPTIONS).loglikelihood([request])
+    assert value < 0
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_every_prompt_is_in_one_cluster_and_begins_as_it_says(seed):
+    rng = np.random.default_rng(seed)
+    heads = [tuple(rng.integers(9, size=n).tolist()) for n in (0, 5, 30, 31, 60)]
+    prompts = list(
+        {heads[rng.integers(5)] + tuple(rng.integers(9, size=1 + rng.integers(8)).tolist()) for _ in range(60)}
+    )
+    found = list(clusters(prompts, 1))
+    assert sorted(p for cluster in found for p in cluster.prompts) == sorted(prompts)
+    for cluster in found:
+        assert {p[: cluster.shared] for p in cluster.prompts} == {cluster.prompts[0][: cluster.shared]}
+        assert all(len(p) > cluster.shared for p in cluster.prompts)
+        assert cluster.shared == 0 or cluster.shared >= 16
+    assert any(cluster.shared >= 30 and len(cluster.prompts) > 2 for cluster in found)
+
+
+def test_eval_takes_the_backend_by_name(model, tmp_path):
+    import json
+
+    from calibtune.__main__ import main
+
+    tables = []
+    for backend in ("hf", "hf-prefix"):
+        words = ["eval", "--model", model, "--tasks", "mc_calib_arc", "--num-fewshot", "2", "--device", "cpu",
+                 "--precision", "fp32", "--backend", backend, "--output", str(tmp_path / backend)]  # fmt: skip
+        assert main(words) == 0
+        (path,) = (tmp_path / backend).rglob("results_*.json")
+        results = json.loads(path.read_text())
+        tables.append({k: v for k, v in results["results"]["mc_calib_arc"].items() if isinstance(v, float)})
+        assert results["config"]["model"] == backend
+    assert tables[1] == pytest.approx(tables[0], abs=1e-4)

@@ -1,0 +1,118 @@
+"""Fits whose model FSDP splits over two processes, and what is refused there."""
+
+import json
+import os
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from commands import shell
+from fitting import small_recipe, words
+from safetensors.torch import load_file
+
+from calibtune.errors import UserError, WorkFailed
+from calibtune.models import loading as modeling
+from calibtune.models.loading import check_installed
+from calibtune.models.sharding import save_whole
+from calibtune.tuning.losses import head_is_last
+from calibtune.tuning.trainer import training_arguments
+
+pytestmark = pytest.mark.usefixtures("mirror")
+
+#: What `accelerate launch` hands on from a configuration of FSDP 2 as `accelerate config` writes it.
+FSDP2 = {
+    "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT", "FSDP_RESHARD_AFTER_FORWARD": "true",
+    "FSDP_CPU_RAM_EFFICIENT_LOADING": "true",
+}  # fmt: skip
+
+
+def weights(folder):
+    (file,) = folder.glob("*.safetensors")
+    return load_file(file)
+
+
+def split_fit(arguments, cwd, monkeypatch, **environment):
+    """Exit code of a fit under FSDP in two processes."""
+    two = ["-m", "torch.distributed.run", "--nproc_per_node", 2, "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0",
+           Path(__file__).parents[1] / "support" / "cpu_fsdp.py", *arguments]  # fmt: skip
+    with monkeypatch.context() as patch:
+        for name, value in {**FSDP2, **environment}.items():
+            patch.setenv(name, value)
+        return shell(two, cwd).wait(300)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tuning", ["lora", "full"])
+def test_a_model_split_by_fsdp_is_killed_and_resumed_to_what_one_process_fits(
+    model, tmp_path, mirror, monkeypatch, tuning
+):
+    # A chat prompt is long enough for the E-step to compute what all begin with once.
+    one, two = (
+        [*words(model, tmp_path / name, "rcft", tuning=tuning, epochs=2, save_every=1, batch_size=size),
+         "--apply-chat-template", "--resume"]
+        for name, size in (("one", 4), ("two", 2))
+    )  # fmt: skip
+    assert shell(["-m", "calibtune", *one], mirror).wait(300) == 0
+    assert split_fit(two, mirror, monkeypatch, STOP_AFTER="6") != 0
+    assert (tmp_path / "two" / "checkpoints").is_dir()
+    assert split_fit(two, mirror, monkeypatch) == 0
+    left, right = weights(tmp_path / "one"), weights(tmp_path / "two")
+    assert left.keys() == right.keys()
+    for name, value in left.items():
+        torch.testing.assert_close(right[name], value, rtol=1e-3, atol=1e-5)
+    first, second = (json.loads((tmp_path / name / "calibtune.json").read_text()) for name in ("one", "two"))
+    assert second["before"] == pytest.approx(first["before"], abs=1e-6)
+    assert second["after"] == pytest.approx(first["after"], abs=1e-3)
+
+
+@pytest.mark.parametrize(("environment", "changes", "message"), [
+    ({"ACCELERATE_USE_FSDP": "true"}, {}, "set fsdp_version: 2"),
+    (FSDP2, {"e_step_rows": "cross-fitted"}, "with FSDP or DeepSpeed"),
+    ({"ACCELERATE_USE_DEEPSPEED": "true"}, {"e_step_rows": "cross-fitted"}, "with FSDP or DeepSpeed"),
+])  # fmt: skip
+def test_what_a_split_model_cannot_do_is_refused_at_once(model, monkeypatch, environment, changes, message):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=message):
+        check_installed(small_recipe(model, "rcft", **changes))
+
+
+def test_every_process_reads_the_base_that_it_scores_before_fsdp_splits_it(model, monkeypatch):
+    monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", "true")
+    seen = []
+    load = modeling._from
+
+    def noted(*args, **options):
+        seen.append(os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"])
+        return load(*args, **options)
+
+    monkeypatch.setattr(modeling, "_from", noted)
+    modeling.load_base(small_recipe(model, "rcft"))
+    assert seen == ["false"]
+    assert os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] == "true"
+
+
+def test_no_artefact_is_finished_without_weights(tmp_path):
+    wrote = []
+    trainer = SimpleNamespace(is_fsdp_enabled=False, save_model=wrote.append, is_world_process_zero=lambda: True)
+    with pytest.raises(WorkFailed, match="zero3_save_16bit_model: true"):
+        save_whole(trainer, None, tmp_path)
+    assert wrote == [str(tmp_path)]
+
+
+def test_an_output_layer_that_zero_3_split_is_not_used_outside_the_model():
+    from tiny import build_model, build_tokenizer
+
+    model = build_model(build_tokenizer())
+    batch = {"input_ids": torch.tensor([[5, 6, 7]])}
+    assert head_is_last(model, batch)
+    model.lm_head.weight.ds_id = 0
+    assert not head_is_last(model, batch)
+
+
+def test_without_an_accelerator_trainer_is_told_to_use_the_cpu(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    # Else two processes would not know of each other, and bfloat16 would be refused.
+    assert training_arguments(small_recipe(model, "cft", device=None, precision="bf16"), tmp_path).use_cpu

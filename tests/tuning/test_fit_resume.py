@@ -1,0 +1,114 @@
+import pytest
+from fitting import adapter_weights, same_weights, small_fit, small_recipe
+
+from calibtune.artifacts.manifest import MANIFEST, recipe_values
+from calibtune.errors import UserError
+from calibtune.files import write_json
+from calibtune.tuning.checkpoints import WHOLE, last_checkpoint
+from calibtune.tuning.fit import CHECKPOINTS, STARTED, _check_output
+from calibtune.tuning.trainer import CalibrationTrainer
+from harness_ext.errors import ScoringError
+
+pytestmark = pytest.mark.usefixtures("mirror")
+
+
+def stop_after(monkeypatch, steps):
+    """Makes training end with an error after some steps, as a kill would."""
+    original = CalibrationTrainer.compute_loss
+    done = []
+
+    def dies(self, *args, **kwargs):
+        done.append(1)
+        if len(done) > steps:
+            raise KeyboardInterrupt
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(CalibrationTrainer, "compute_loss", dies)
+
+
+@pytest.mark.parametrize(("method", "changes"), [
+    ("cft", {}), ("rcft", {}),
+    ("rcft", {"e_step": "epoch"}), ("rcft", {"e_step": "once"}), ("rcft", {"e_step": "bins"}),
+    ("rcft", {"e_step_rows": "train", "gradient_accumulation": 2, "batch_size": 2}),
+])  # fmt: skip
+def test_a_stopped_fit_resumes_to_the_same_adapter_bit_for_bit(model, tmp_path, method, changes, monkeypatch):
+    options = {"epochs": 2, "save_every": 1, "lora_dropout": 0.05, **changes}
+    small_fit(model, tmp_path / "whole", method, **options)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 11 if "gradient_accumulation" in changes else 6)
+        with pytest.raises(KeyboardInterrupt):
+            small_fit(model, tmp_path / "cut", method, **options)
+    assert last_checkpoint(tmp_path / "cut" / CHECKPOINTS) is not None
+    small_fit(model, tmp_path / "cut", method, resume=True, **options)
+    assert same_weights(tmp_path / "whole", tmp_path / "cut")
+    assert not (tmp_path / "cut" / CHECKPOINTS).exists()
+
+
+def test_a_checkpoint_cut_off_in_the_middle_is_passed_over(tmp_path):
+    for step, whole in ((2, True), (4, True), (6, False)):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        if whole:
+            (tmp_path / f"checkpoint-{step}" / WHOLE).write_text("{}")
+    assert last_checkpoint(tmp_path).name == "checkpoint-4"
+    assert last_checkpoint(tmp_path / "none") is None
+
+
+@pytest.mark.parametrize(
+    "name", ["adapter_model.safetensors", "optimizer.pt", "trainer_state.json", "estep_targets.pt"]
+)
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(model, tmp_path, monkeypatch, capsys, name):
+    options = {"save_every": 1, "lora_dropout": 0.05}
+    small_fit(model, tmp_path / "whole", "rcft", **options)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 3)
+        with pytest.raises(KeyboardInterrupt):
+            small_fit(model, tmp_path / "cut", "rcft", **options)
+    last = last_checkpoint(tmp_path / "cut" / CHECKPOINTS)
+    assert last.name == "checkpoint-3"
+    if name == "optimizer.pt":
+        (last / name).unlink()
+    else:
+        (last / name).write_bytes((last / name).read_bytes()[:-9])
+    small_fit(model, tmp_path / "cut", "rcft", resume=True, **options)
+    assert "resuming from" in (out := capsys.readouterr().out)
+    assert "checkpoint-2" in out
+    assert same_weights(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_resuming_with_another_recipe_is_refused_with_what_differs(model, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        stop_after(patch, 1)
+        with pytest.raises(KeyboardInterrupt):
+            small_fit(model, tmp_path / "out", "cft")
+    assert (tmp_path / "out" / STARTED).is_file()
+    with pytest.raises(UserError, match=r"learning_rate 0\.01 -> 0\.001"):
+        small_fit(model, tmp_path / "out", "cft", resume=True, learning_rate=1e-3)
+
+
+def test_resuming_a_finished_fit_changes_nothing(model, tmp_path):
+    first = small_fit(model, tmp_path / "out", "cft", max_steps=1)
+    before = (tmp_path / "out" / MANIFEST).read_bytes()
+    assert small_fit(model, tmp_path / "out", "cft", max_steps=1, resume=True) == first
+    assert (tmp_path / "out" / MANIFEST).read_bytes() == before
+
+
+def test_a_fit_that_was_begun_before_an_option_existed_is_resumed(model, tmp_path):
+    recipe = small_recipe(model, "cft")
+    before = {key: value for key, value in recipe_values(recipe).items() if key not in ("compile", "cuda_graphs")}
+    write_json(tmp_path / STARTED, before)
+    _check_output(recipe, tmp_path, resume=True, overwrite=False)
+    with pytest.raises(UserError, match="compile False -> True"):
+        _check_output(small_recipe(model, "cft", compile=True), tmp_path, resume=True, overwrite=False)
+
+
+def test_a_fit_refused_for_its_input_removes_nothing_and_leaves_nothing(model, tmp_path, mirror):
+    small_fit(model, tmp_path / "kept", "cft", max_steps=1)
+    before = adapter_weights(tmp_path / "kept")
+    for changes in ({"tasks": "no_such_task"}, {"method": "temperature", "samples": str(tmp_path / "none.jsonl")}):
+        with pytest.raises((UserError, ScoringError)):
+            small_fit(model, **{"method": "cft", "output": tmp_path / "kept", "overwrite": True, **changes})
+        with pytest.raises((UserError, ScoringError)):
+            small_fit(model, **{"method": "cft", "output": tmp_path / "new", **changes})
+    assert before.keys() == adapter_weights(tmp_path / "kept").keys()
+    assert (tmp_path / "kept" / "calibtune.json").is_file()
+    assert not (tmp_path / "new").exists()

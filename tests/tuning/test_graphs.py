@@ -1,0 +1,169 @@
+"""CUDA graphs against the same fits without them."""
+
+import math
+
+import pytest
+import torch
+from fitting import METHODS, same_weights, small_fit, small_recipe
+from transformers import AutoModelForCausalLM, MistralConfig, MistralForCausalLM
+
+from calibtune.errors import UserError
+from calibtune.tuning import inputs as fit_inputs
+from calibtune.tuning import trainer
+from calibtune.tuning.graphs import Recording, StepGraphs, causal_attention
+from calibtune.tuning.inputs import read_inputs
+from calibtune.tuning.trainer import CalibrationTrainer
+
+on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+@pytest.mark.accelerator
+@on_a_gpu
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(("method", "changes"), [
+    ("label-smoothing", {}), ("cft", {}), ("rcft", {}), ("rcft", {"e_step": "bins"}), ("rcft", {"e_step": "epoch"}),
+])  # fmt: skip
+def test_a_graph_gives_the_losses_and_gradients_of_the_plain_pass(
+    model, tmp_path, mirror, method, changes, precision, monkeypatch
+):
+    monkeypatch.setattr(trainer, "BUCKET", 4)  # several shapes
+    seen = []
+    norm = CalibrationTrainer._get_grad_norm
+
+    def noted(self, *args, **options):
+        seen.append((float(sum(self._losses)), float(norm(self, *args, **options))))
+        return torch.tensor(seen[-1][1])
+
+    monkeypatch.setattr(CalibrationTrainer, "_get_grad_norm", noted)
+    options = {"device": "cuda", "precision": precision, "epochs": 2, "batch_size": 2, "gradient_accumulation": 2}
+    options |= changes
+    small_fit(model, tmp_path / "plain", method, **options)
+    plain = list(seen)
+    small_fit(model, tmp_path / "graphs", method, cuda_graphs=True, **options)
+    tolerance = 1e-4 if precision == "fp32" else 0.05
+    assert torch.allclose(torch.tensor(seen[len(plain) :]), torch.tensor(plain), rtol=tolerance)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what is said where there is no GPU")
+def test_graphs_without_a_gpu_are_refused_before_anything_is_read(model):
+    with pytest.raises(UserError, match="--cuda-graphs needs one process on an NVIDIA or AMD GPU; leave it out"):
+        read_inputs(small_recipe(model, "cft", cuda_graphs=True))
+
+
+@pytest.mark.parametrize("other", [{"gradient_checkpointing": True}, {"compile": True}, {"lora_dropout": 0.1}])
+def test_graphs_with_what_cannot_be_recorded_are_refused(model, other):
+    with pytest.raises(UserError, match="--cuda-graphs needs --lora-dropout 0, and neither"):
+        small_recipe(model, "rcft", cuda_graphs=True, **other)
+
+
+def masks_seen(monkeypatch, model, ids):
+    """Whether each layer's attention got a mask, and the logits; transformers is told that a graph is recorded."""
+    seen = []
+    attention = torch.nn.functional.scaled_dot_product_attention
+
+    def noted(*args, **options):
+        seen.append(options.get("attn_mask") is not None)
+        return attention(*args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("transformers.utils.import_utils.is_cuda_stream_capturing", lambda: True)
+        patch.setattr(torch.nn.functional, "scaled_dot_product_attention", noted)
+        return seen, model(ids, use_cache=False).logits
+
+
+def test_no_mask_is_made_while_a_graph_is_recorded(model, monkeypatch):
+    loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    ids = torch.arange(300, 312)[None].repeat(2, 1)
+    usual, _ = masks_seen(monkeypatch, loaded, ids)
+    with causal_attention(loaded):
+        ours, logits = masks_seen(monkeypatch, loaded, ids)
+    assert usual == [True, True]
+    assert ours == [False, False]
+    assert torch.allclose(logits, loaded(ids, use_cache=False).logits, atol=1e-6)
+    assert loaded.config._attn_implementation == "sdpa"
+
+
+def test_a_model_that_attends_over_less_than_a_prompt_is_refused():
+    shape = {"vocab_size": 16, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1,
+             "num_attention_heads": 2, "num_key_value_heads": 1}  # fmt: skip
+    windowed = MistralForCausalLM(MistralConfig(**shape, sliding_window=4))
+    with pytest.raises(UserError, match="the model attends over 4 tokens and a prompt has 5"):
+        StepGraphs(windowed, lambda batch: (), longest=5)
+
+
+class Replay:
+    """What stands for a recorded graph where there is no GPU."""
+
+    def __init__(self, replay):
+        self.replay = replay
+
+
+@pytest.mark.parametrize(("factor", "kept"), [(1.0, True), (1.04, True), (1.2, False), (0.0, False), (math.nan, False)])
+def test_a_recording_with_other_gradients_is_not_used(model, factor, kept, caplog):
+    loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    batch = {"input_ids": torch.arange(300, 310)[None]}
+    graphs = StepGraphs(loaded, lambda b: (loaded(b["input_ids"], use_cache=False).logits.pow(2).mean(),), longest=10)
+
+    def replay():
+        graphs._pass(batch)
+        torch._foreach_mul_(graphs.gradients, factor)
+
+    graphs._record = lambda b: Recording(Replay(replay), b, (torch.tensor(7.0),))
+    loaded(batch["input_ids"], use_cache=False).logits.pow(2).mean().backward()
+    usual = [parameter.grad.clone() for parameter in loaded.parameters()]
+    graphs.run(batch)
+    assert not graphs.recordings  # a shape's first batch is not recorded, since no other may have it
+    for times in (1.0, factor if kept else 1.0):  # the second is taken plainly and recorded, the third replayed
+        loaded.zero_grad()
+        (loss,) = graphs.run(batch)
+        expected = [times * gradient for gradient in usual]
+        assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-7) for a, b in zip(graphs.gradients, expected, strict=True))
+    assert (float(loss) == 7) == kept
+    assert ("1x10 tokens gave other gradients" in caplog.text) != kept
+
+
+@pytest.mark.parametrize(
+    ("method", "changes"),
+    [
+        *((m, {}) for m in METHODS),
+        ("rcft", {"e_step": "bins"}),
+        ("rcft", {"e_step": "epoch"}),
+    ],
+)
+def test_recorded_parts_of_steps_train_what_plain_steps_train(model, tmp_path, mirror, monkeypatch, method, changes):
+    replays, losses = [], []
+    norm = CalibrationTrainer._get_grad_norm
+
+    def noted(self, *args, **options):
+        losses.append(float(sum(self._losses)))
+        return norm(self, *args, **options)
+
+    monkeypatch.setattr(CalibrationTrainer, "_get_grad_norm", noted)
+
+    def record(graphs, batch):
+        inputs = {name: value.clone() for name, value in batch.items()}
+        before = [gradient.clone() for gradient in graphs.gradients]
+        outputs = graphs._pass(inputs)
+        torch._foreach_copy_(graphs.gradients, before)
+
+        def replay():
+            replays.append(inputs["input_ids"].shape)
+            for output, value in zip(outputs, graphs._pass(inputs), strict=True):
+                output.copy_(value)
+
+        return Recording(Replay(replay), inputs, outputs)
+
+    monkeypatch.setattr(StepGraphs, "_record", record)
+    monkeypatch.setattr(fit_inputs, "check_installed", lambda recipe: None)
+    monkeypatch.setattr(trainer, "BUCKET", 16)
+    monkeypatch.setattr(trainer, "most_tokens", lambda rows, batch_size: 340)
+    options = {"learning_rate": 1e-3, "epochs": 2, "gradient_accumulation": 2, **changes}
+    plain = small_fit(model, tmp_path / "plain", method, **options)
+    assert not replays
+    found = small_fit(model, tmp_path / "graphs", method, cuda_graphs=True, **options)
+    assert len(replays) > len(set(replays)) > 1
+    assert all(rows * width <= 340 and width % 16 == 0 for rows, width in replays)
+    assert {rows for rows, _ in replays} == {1, 3}  # parts with other numbers of questions
+    assert losses[len(losses) // 2 :] == pytest.approx(losses[: len(losses) // 2], rel=1e-3)
+    assert same_weights(tmp_path / "plain", tmp_path / "graphs", rtol=1e-3, atol=1e-5)
+    assert found.after == pytest.approx(plain.after, rel=1e-4)

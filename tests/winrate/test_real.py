@@ -1,0 +1,71 @@
+"""UltraFeedback's real pairs, against a plain transformers computation."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from harness import evaluate
+from tiny import save_tiny
+
+HUB = Path(__file__).resolve().parents[3] / "shared" / "data" / "hub"
+PAIRS = HUB / "argilla" / "ultrafeedback-binarized-preferences" / "data" / "train.jsonl"
+pytestmark = [
+    pytest.mark.real,
+    pytest.mark.skipif(not PAIRS.is_file(), reason="needs the data mirror ../shared/data/hub"),
+]
+
+
+def plain_log_probability(model, tokenizer, instruction, response):
+    """Summed log-probability of a response after the templated instruction, and its token count."""
+    import torch
+
+    messages = [{"role": "user", "content": instruction.strip()}]
+    prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    # The harness moves blanks at a prompt's end into the response before it encodes.
+    start = len(tokenizer(prompt.rstrip())["input_ids"])
+    ids = torch.tensor([tokenizer(prompt + response)["input_ids"]])
+    with torch.no_grad():
+        logs = model(ids).logits[0, :-1].float().log_softmax(-1)
+    return float(logs[range(start - 1, ids.shape[1] - 1), ids[0, start:]].sum()), ids.shape[1] - start
+
+
+def compare(folder, samples, numbers):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
+    model = model.float()
+    for number in numbers:
+        sample = samples[number]
+        for response, name in zip(sample["resps"], ("chosen", "rejected"), strict=True):
+            expected, tokens = plain_log_probability(
+                model, tokenizer, sample["doc"]["instruction"], sample["doc"][name]
+            )
+            assert response[0][0] == pytest.approx(expected, rel=1e-4)
+            assert response[0][2] == tokens
+
+
+def test_all_thousand_pairs_are_scored_but_the_two_empty_ones(tmp_path, monkeypatch):
+    monkeypatch.chdir(HUB)
+    model = save_tiny(tmp_path / "model", context=32768, layers=1)
+    run = evaluate(["ultrafeedback_winrate"], model, apply_chat_template=True, batch_size=1)
+    samples = sorted(run["samples"]["ultrafeedback_winrate"], key=lambda sample: sample["doc_id"])
+    assert len(samples) == 998
+    compare(model, samples, range(0, 998, 111))
+    table = run["results"]["ultrafeedback_winrate"]
+    sums = np.array([[response[0][0] for response in sample["resps"]] for sample in samples])
+    counts = np.array([[response[0][2] for response in sample["resps"]] for sample in samples])
+    assert table["win_rate,none"] == np.mean(sums[:, 0] > sums[:, 1])
+    assert table["win_rate_avg,none"] == np.mean((sums / counts)[:, 0] > (sums / counts)[:, 1])
+    assert table["ties,none"] == np.mean(sums[:, 0] == sums[:, 1])
+    assert table["cut,none"] == 0
+    lines = [json.loads(line) for line in PAIRS.read_text().splitlines()]
+    assert len(lines) == 1000
+    # A random model's sum falls with each token, so the shorter response wins.
+    assert np.mean((counts[:, 0] < counts[:, 1]) == (sums[:, 0] > sums[:, 1])) > 0.9
+
+
+def test_a_real_models_pairs_equal_the_plain_computation(smollm2, monkeypatch):
+    monkeypatch.chdir(HUB)
+    run = evaluate(["ultrafeedback_winrate"], smollm2, apply_chat_template=True, batch_size=2, limit=3)
+    compare(smollm2, sorted(run["samples"]["ultrafeedback_winrate"], key=lambda sample: sample["doc_id"]), range(3))

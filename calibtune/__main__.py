@@ -15,7 +15,7 @@ from harness_ext.errors import ScoringError
 #: Command name -> one line of help. The module is ``calibtune.commands.<name>``; only the one asked for is imported,
 #: so that ``--help`` and ``rescore`` never load torch.
 COMMANDS = {
-    "eval": "evaluate a base model or an artefact through lm_eval",
+    "eval": "evaluate a base model or an artifact through lm_eval",
     "merge": "put an adapter into its base model's weights",
     "bake": "put a temperature into a model's weights",
     "fit": "mend calibration: temperature, label smoothing, CFT or RCFT",

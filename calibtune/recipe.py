@@ -42,7 +42,7 @@ class Recipe:
     held_out: int = _option(500, "questions kept from training: for T, the held-out E-step and validation")
     seed: int = _option(0, "seed of the held-out draw, the order of questions and options, and the adapter")
 
-    objective: Literal["nll", "ece"] = _option("nll", "what T minimises", "temperature")
+    objective: Literal["nll", "ece"] = _option("nll", "what T minimizes", "temperature")
     smoothing: float = _option(0.1, "epsilon: probability shared by the wrong letters", "label-smoothing")
     lambda_: float = _option(4.0, "lambda, the weight of L_ECE (paper: 1)", "rcft")
     sft: bool = _option(True, "L_SFT2 beside L_ECE; off: L_ECE alone", "rcft")
@@ -52,7 +52,7 @@ class Recipe:
         "them (most libraries); sum: all summed (the paper as written)",
         "rcft",
     )
-    bins: int = _option(10, "M, the bins of the E-step, or of the ECE that T minimises", "rcft temperature")
+    bins: int = _option(10, "M, the bins of the E-step, or of the ECE that T minimizes", "rcft temperature")
     mapping: Literal["simplified", "general"] = _option("simplified", "target mapping, paper Eqs 9-11 or 12-13", "rcft")
     calibration_loss: Literal["mse", "cross-entropy"] = _option("mse", "distance in L_ECE", "rcft")
     e_step: Literal["running", "epoch", "bins", "once"] = _option(
@@ -85,7 +85,7 @@ class Recipe:
         1.0, "gradient norm above which gradients are scaled down", "label-smoothing cft rcft"
     )
     tuning: Literal["lora", "full"] = _option("lora", "train an adapter, or all weights", "label-smoothing cft rcft")
-    quantisation: Literal["none", "nf4"] = _option("none", "hold the base model in 4-bit NF4 (QLoRA)")
+    quantization: Literal["none", "nf4"] = _option("none", "hold the base model in 4-bit NF4 (QLoRA)")
     precision: Literal["bf16", "fp32"] = _option("bf16", "precision of the base model and of the forward pass")
     rank: int = _option(128, "rank of the adapter", "label-smoothing cft rcft")
     lora_alpha: float = _option(64, "the adapter is scaled by alpha / rank", "label-smoothing cft rcft")
@@ -277,8 +277,8 @@ def _problems(recipe: Recipe, given: Mapping[str, Any], unusable: Collection[str
         errors.append("--samples holds answers already, so no adapter is asked; leave out --samples or --artifact")
     if recipe.method == "rcft" and not recipe.sft and recipe.lambda_ == 0:
         errors.append("--lambda 0 with --no-sft leaves nothing to train on")
-    if recipe.tuning == "full" and recipe.quantisation != "none":
-        errors.append("--quantisation nf4 cannot be trained in full; use --tuning lora")
+    if recipe.tuning == "full" and recipe.quantization != "none":
+        errors.append("--quantization nf4 cannot be trained in full; use --tuning lora")
     if recipe.e_step_rows == "cross-fitted" and (recipe.e_step == "once" or recipe.tuning == "full"):
         errors.append("--e-step-rows cross-fitted needs --e-step running, epoch or bins, and --tuning lora")
     if recipe.cuda_graphs and (recipe.gradient_checkpointing or recipe.compile or recipe.lora_dropout > 0):

@@ -61,7 +61,7 @@ def document(question: Any, choices: Any, gold: Any, where: str) -> dict[str, An
     if isinstance(gold, bool) or not isinstance(gold, int) or not 0 <= gold < len(stripped):
         raise ScoringError(
             f"{where} has no right answer: {gold!r} is not an index of its {len(stripped)} options; "
-            "evaluate a labelled split or mend the row"
+            "evaluate a labeled split or mend the row"
         )
     return {"question": question.strip(), "choices": stripped, "gold": gold}
 
@@ -80,7 +80,7 @@ def openbookqa_row(row: Row, where: str) -> dict[str, Any]:
 
 
 def medmcqa_row(row: Row, where: str) -> dict[str, Any]:
-    """MedMCQA: four columns of options; ``cop`` is -1 in its unlabelled test split."""
+    """MedMCQA: four columns of options; ``cop`` is -1 in its unlabeled test split."""
     return document(row["question"], [row["opa"], row["opb"], row["opc"], row["opd"]], row["cop"], where)
 
 

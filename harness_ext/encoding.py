@@ -1,7 +1,7 @@
 """What the model's tokenizer makes of a task's requests, read where the harness itself encodes them.
 
 The harness hands a task neither its tokenizer nor token counts, cuts a long prompt from the left with a log line, and
-scores letters that share a token alike. All its tokenising backends go through ``TemplateLM._encode_pair``, so that is
+scores letters that share a token alike. All its tokenizing backends go through ``TemplateLM._encode_pair``, so that is
 where a task may watch its own requests; nothing is encoded twice and no result is changed.
 """
 

@@ -148,7 +148,7 @@ def wilson(hits: float, rows: int) -> tuple[float, float]:
         [0.4902, 0.9433]
     """
     share = hits / rows
-    centre = share + Z**2 / (2 * rows)
+    center = share + Z**2 / (2 * rows)
     spread = Z * float(np.sqrt(share * (1 - share) / rows + Z**2 / (4 * rows**2)))
     scale = 1 + Z**2 / rows
-    return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
+    return max(0.0, (center - spread) / scale), min(1.0, (center + spread) / scale)

@@ -22,7 +22,7 @@ MERGED = 2000
 MERGED_SHOTS = 20
 
 Documents = list[dict[str, Any]]
-#: Where each source's labelled rows lie: path, configuration, splits, converter. A question that two sources share
+#: Where each source's labeled rows lie: path, configuration, splits, converter. A question that two sources share
 #: belongs to the one named first, so MMLU, which repeats some, comes last.
 SOURCES: dict[str, tuple[str, str | None, tuple[str, ...], Callable[[Row, str], dict[str, Any]]]] = {
     "medmcqa": ("openlifescienceai/medmcqa", None, ("train", "validation"), medmcqa_row),
@@ -31,11 +31,11 @@ SOURCES: dict[str, tuple[str, str | None, tuple[str, ...], Callable[[Row, str], 
 }
 
 
-def normalised(question: str) -> str:
+def normalized(question: str) -> str:
     """A question's text without differences of case and blanks, for de-duplication.
 
     Example:
-        >>> normalised("  Which is   HOT?")
+        >>> normalized("  Which is   HOT?")
         'which is hot?'
     """
     return " ".join(question.lower().split())
@@ -43,7 +43,7 @@ def normalised(question: str) -> str:
 
 def rank(doc: Mapping[str, Any], seed: int = SEED) -> str:
     """A document's place in a draw: a hash of seed and contents, so that the order of the rows does not matter."""
-    contents = json.dumps([seed, normalised(doc["question"]), doc["choices"], doc["gold"]], ensure_ascii=False)
+    contents = json.dumps([seed, normalized(doc["question"]), doc["choices"], doc["gold"]], ensure_ascii=False)
     return hashlib.sha256(contents.encode()).hexdigest()
 
 
@@ -63,7 +63,7 @@ def distinct(documents: Sequence[dict[str, Any]], taken: set[str], seed: int = S
     """Documents in the order of the draw, one for each question text that is not taken yet; ``taken`` grows."""
     kept = []
     for doc in sorted(documents, key=lambda doc: rank(doc, seed)):
-        text = normalised(doc["question"])
+        text = normalized(doc["question"])
         if text not in taken:
             taken.add(text)
             kept.append(doc)

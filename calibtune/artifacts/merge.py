@@ -1,4 +1,4 @@
-"""Whole models out of artefacts: an adapter merged into its base, a temperature put into the final norm."""
+"""Whole models out of artifacts: an adapter merged into its base, a temperature put into the final norm."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from calibtune.artifacts.manifest import Artefact, read_artefact
+from calibtune.artifacts.manifest import Artifact, read_artifact
 from calibtune.errors import UserError, WorkFailed
 from calibtune.files import keep_inputs, refuse_existing, write_json
 from calibtune.models.loading import load_adapter, load_base, load_tokenizer
@@ -21,63 +21,63 @@ from calibtune.recipe import Recipe
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.2}
 
 
-def merge(artifact: Path, output: Path, dequantised: bool, overwrite: bool) -> None:
+def merge(folder: Path, output: Path, dequantized: bool, overwrite: bool) -> None:
     """Put an adapter into its base model's weights.
 
     Args:
-        artifact: What ``calibtune fit`` wrote; an adapter.
+        folder: What ``calibtune fit`` wrote; an adapter.
         output: Folder of the new model, an ordinary one for transformers.
-        dequantised: Merge into the 4-bit base's de-quantised weights, which the adapter was trained on, rather than
+        dequantized: Merge into the 4-bit base's de-quantized weights, which the adapter was trained on, rather than
             into the original ones; never into 4-bit itself, which would round the sum again.
         overwrite: Remove what lies in ``output``.
 
     Raises:
-        UserError: The artefact is no adapter, or was not trained on a 4-bit base where ``dequantised`` is asked for.
+        UserError: The artifact is no adapter, or was not trained on a 4-bit base where ``dequantized`` is asked for.
     """
-    artefact = read_artefact(artifact)
-    if artefact.kind != "adapter":
-        raise UserError(f"{artifact} is a {artefact.kind}, and only adapters can be merged; see `calibtune bake` for T")
-    if dequantised and artefact.recipe["quantisation"] != "nf4":
-        raise UserError(f"--dequantised: {artifact} was not trained on a 4-bit base; leave it out")
-    check_output(output, overwrite, artifact, artefact)
-    recipe = serving_recipe(artefact, "nf4" if dequantised else "none")
+    artifact = read_artifact(folder)
+    if artifact.kind != "adapter":
+        raise UserError(f"{folder} is a {artifact.kind}, and only adapters can be merged; see `calibtune bake` for T")
+    if dequantized and artifact.recipe["quantization"] != "nf4":
+        raise UserError(f"--dequantized: {folder} was not trained on a 4-bit base; leave it out")
+    check_output(output, overwrite, folder, artifact)
+    recipe = serving_recipe(artifact, "nf4" if dequantized else "none")
     model = load_base(recipe)
-    if dequantised:
+    if dequantized:
         model = model.dequantize()
     # safe_merge looks for NaN in the sum before it takes the base's place.
-    merged = load_adapter(model, artifact).merge_and_unload(safe_merge=True)
-    tokenizer = its_tokenizer(artifact, artefact)
+    merged = load_adapter(model, folder).merge_and_unload(safe_merge=True)
+    tokenizer = its_tokenizer(folder, artifact)
     refuse_existing(output, overwrite)
-    save(merged, tokenizer, output, {"base": artefact.model, "method": artefact.method, "merged": str(artifact),
-                                     "dequantised": dequantised})  # fmt: skip
+    save(merged, tokenizer, output, {"base": artifact.model, "method": artifact.method, "merged": str(folder),
+                                     "dequantized": dequantized})  # fmt: skip
 
 
-def bake(artifact: Path, output: Path, overwrite: bool) -> None:
-    """Make a model whose letters are scaled by the artefact's temperature without any filter.
+def bake(folder: Path, output: Path, overwrite: bool) -> None:
+    """Make a model whose letters are scaled by the artifact's temperature without any filter.
 
     The final norm's weight, and bias where there is one, is divided by T, and so are all logits.
 
     Args:
-        artifact: What ``calibtune fit --method temperature`` wrote.
+        folder: What ``calibtune fit --method temperature`` wrote.
         output: Folder of the new model.
         overwrite: Remove what lies in ``output``.
 
     Raises:
-        UserError: The artefact is no temperature of a model.
+        UserError: The artifact is no temperature of a model.
         WorkFailed: The architecture's logits do not scale with its final norm.
     """
-    artefact = read_artefact(artifact)
-    if artefact.temperature is None or not artefact.model:
-        raise UserError(f"{artifact} is no temperature fitted on a model; give what --method temperature --model wrote")
-    check_output(output, overwrite, artifact, artefact)
-    model = load_base(serving_recipe(artefact, "none"))
-    if artefact.recipe.get("artifact"):
-        model = load_adapter(model, Path(artefact.recipe["artifact"])).merge_and_unload(safe_merge=True)
-    temperature = float(artefact.temperature["temperature"])
+    artifact = read_artifact(folder)
+    if artifact.temperature is None or not artifact.model:
+        raise UserError(f"{folder} is no temperature fitted on a model; give what --method temperature --model wrote")
+    check_output(output, overwrite, folder, artifact)
+    model = load_base(serving_recipe(artifact, "none"))
+    if artifact.recipe.get("artifact"):
+        model = load_adapter(model, Path(artifact.recipe["artifact"])).merge_and_unload(safe_merge=True)
+    temperature = float(artifact.temperature["temperature"])
     scale_final_norm(model, temperature)
-    tokenizer = its_tokenizer(Path(artefact.recipe.get("artifact") or artefact.model), artefact)
+    tokenizer = its_tokenizer(Path(artifact.recipe.get("artifact") or artifact.model), artifact)
     refuse_existing(output, overwrite)
-    save(model, tokenizer, output, {"base": artefact.model, "method": artefact.method, "temperature": temperature})
+    save(model, tokenizer, output, {"base": artifact.model, "method": artifact.method, "temperature": temperature})
 
 
 def scale_final_norm(model: Any, temperature: float) -> None:
@@ -125,31 +125,31 @@ def final_norm(model: Any) -> Any:
     raise WorkFailed(f"no final norm is known in {type(model).__name__}; use the temperature's task YAML")
 
 
-def serving_recipe(artefact: Artefact, quantisation: str) -> Recipe:
-    """A recipe that loads an artefact's base: original precision, or 4-bit."""
-    kept = {name: artefact.recipe[name] for name in ("chat_template", "trust_remote_code", "precision", "device")}
-    return Recipe(method="temperature", model=artefact.model, quantisation=quantisation, **kept)  # type: ignore[arg-type]
+def serving_recipe(artifact: Artifact, quantization: str) -> Recipe:
+    """A recipe that loads an artifact's base: original precision, or 4-bit."""
+    kept = {name: artifact.recipe[name] for name in ("chat_template", "trust_remote_code", "precision", "device")}
+    return Recipe(method="temperature", model=artifact.model, quantization=quantization, **kept)  # type: ignore[arg-type]
 
 
-def check_output(output: Path, overwrite: bool, artifact: Path, artefact: Artefact) -> None:
+def check_output(output: Path, overwrite: bool, folder: Path, artifact: Artifact) -> None:
     """Refuse an output folder before the model is loaded; what lies there is removed when the new one is ready.
 
     Raises:
         UserError: It holds files and ``overwrite`` is off, or what is read lies in it.
     """
     if overwrite:
-        keep_inputs(output, Path.cwd(), artifact, artefact.model, artefact.recipe.get("artifact"))
+        keep_inputs(output, Path.cwd(), folder, artifact.model, artifact.recipe.get("artifact"))
     else:
         refuse_existing(output, overwrite)
 
 
-def its_tokenizer(folder: Path, artefact: Artefact) -> Any:
+def its_tokenizer(folder: Path, artifact: Artifact) -> Any:
     """The tokenizer that lies in a folder, or the base model's."""
     from transformers import AutoTokenizer
 
     if (folder / "tokenizer_config.json").is_file():
         return AutoTokenizer.from_pretrained(folder)
-    return load_tokenizer(serving_recipe(artefact, "none"))
+    return load_tokenizer(serving_recipe(artifact, "none"))
 
 
 def save(model: Any, tokenizer: Any, output: Path, origin: Mapping[str, Any]) -> None:

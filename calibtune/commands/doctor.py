@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _check_model(args):  # type: ignore[no-untyped-def]
     from calibtune.data.examples import Encoder, Prompts, load_tasks
-    from calibtune.data.tokens import tokenise
+    from calibtune.data.tokens import tokenize
     from calibtune.evaluation.doctor import SCORED, check_letters, check_mass
     from calibtune.models.loading import check_installed, context_length, load_base, load_config, load_tokenizer
     from calibtune.recipe import Recipe
@@ -71,6 +71,6 @@ def _check_model(args):  # type: ignore[no-untyped-def]
             prompts = Prompts(task, encoder, args.apply_chat_template)
             examples = [prompts.example(doc) for doc in list(task.eval_docs)[:SCORED]]
             model = model or load_base(recipe)
-            questions = tokenise(examples, encoder, context_length(config, tokenizer))
+            questions = tokenize(examples, encoder, context_length(config, tokenizer))
             scores = score(model, questions, tokenizer.pad_token_id, batch_size=1)
             yield check_mass(task.task_name, scores, args.apply_chat_template)

@@ -1,10 +1,10 @@
-"""Evaluate a base model or an artefact of `calibtune fit` through lm_eval, into lm_eval's own files.
+"""Evaluate a base model or an artifact of `calibtune fit` through lm_eval, into lm_eval's own files.
 
   python -m calibtune eval --model M --tasks mc_calib_indomain,mc_calib_arc --output out/base
   python -m calibtune eval --artifact runs/rcft --tasks mc_calib_indomain,mc_calib_arc --output out/rcft
   python -m calibtune eval --artifact runs/t --tasks mc_calib_arc --output out/t    # raw and scaled in one pass
 
-With --tasks ultrafeedback_winrate --guard winrate --guard-base out/base it exits with 1 if the artefact's win rate fell
+With --tasks ultrafeedback_winrate --guard winrate --guard-base out/base it exits with 1 if the artifact's win rate fell
 by more than --margin against the base's, evaluated before.
 """
 
@@ -19,16 +19,16 @@ from calibtune.errors import UserError, WorkFailed
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("--model", help="base model, hub id or folder (default: the artefact's base)")
+    parser.add_argument("--model", help="base model, hub id or folder (default: the artifact's base)")
     parser.add_argument("--artifact", type=Path, metavar="DIR", help="what calibtune fit wrote")
     parser.add_argument("--tasks", required=True, metavar="T[,T]", help="harness tasks")
     parser.add_argument(
         "--output", type=Path, required=True, metavar="DIR", help="lm_eval's results and samples go here"
     )
     parser.add_argument(
-        "--apply-chat-template", action=argparse.BooleanOptionalAction, help="default: as the artefact was fitted"
+        "--apply-chat-template", action=argparse.BooleanOptionalAction, help="default: as the artifact was fitted"
     )
-    parser.add_argument("--quantisation", choices=("none", "nf4"), help="default: as the artefact was fitted")
+    parser.add_argument("--quantization", choices=("none", "nf4"), help="default: as the artifact was fitted")
     parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16", help="of the base (default: bf16)")
     parser.add_argument("--batch-size", default="16", metavar="N|auto", help="default: 16")
     parser.add_argument("--limit", type=int, metavar="N", help="evaluate the first N questions of each task")
@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help="cuda, cpu, mps; found by itself where not given")
     parser.add_argument("--include-path", metavar="DIR", help="folder of further task YAMLs")
     parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the model")
-    parser.add_argument("--guard", choices=("winrate",), help="exit with 1 if the artefact lost what alignment gave")
+    parser.add_argument("--guard", choices=("winrate",), help="exit with 1 if the artifact lost what alignment gave")
     parser.add_argument(
         "--guard-base", type=Path, metavar="DIR", help="the base's evaluation, with ultrafeedback_winrate"
     )
@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
         **{
             name: getattr(args, name)
             for name in (
-                "output", "model", "artifact", "apply_chat_template", "quantisation", "precision", "batch_size",
+                "output", "model", "artifact", "apply_chat_template", "quantization", "precision", "batch_size",
                 "limit", "num_fewshot", "device", "include_path", "backend", "trust_remote_code",
             )
         },

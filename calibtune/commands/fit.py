@@ -9,7 +9,7 @@ The four methods, with an example each:
       python -m calibtune fit --method label-smoothing --model M --tasks mc_calib_indomain --output runs/ls
   cft              calibration-aware fine-tuning: train on the right letter (arXiv 2505.01997)
       python -m calibtune fit --method cft --model M --tasks mc_calib_indomain --output runs/cft
-  rcft             its regularised form: question tokens too, and lambda times the calibration error, by EM
+  rcft             its regularized form: question tokens too, and lambda times the calibration error, by EM
       python -m calibtune fit --method rcft --model M --tasks mc_calib_indomain --output runs/rcft
 
 Chat models: add --apply-chat-template. What is made is evaluated with `python -m calibtune eval --artifact DIR`, or
@@ -28,7 +28,7 @@ from calibtune.recipe import FIELDS, RECIPES, Recipe, flag, load_recipe, make_re
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare one flag for each field of the recipe, and those of the run."""
-    parser.add_argument("--output", type=Path, metavar="DIR", help="the artefact's folder")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="the artifact's folder")
     parser.add_argument("--config", type=Path, metavar="FILE", help=f"YAML recipe; flags override it ({RECIPES})")
     parser.add_argument(
         "--resume", action="store_true", help="go on where a killed fit stopped; same command otherwise"
@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
     from calibtune.artifacts.manifest import summary
     from calibtune.tuning.fit import fit, is_first_process
 
-    artefact = fit(recipe, Path(output), args.resume, args.overwrite)
+    artifact = fit(recipe, Path(output), args.resume, args.overwrite)
     if is_first_process():
-        print(summary(artefact, Path(output)))
+        print(summary(artifact, Path(output)))
     return 0

@@ -1,9 +1,9 @@
 """Put an adapter into its base model's weights: an ordinary model, for serving.
 
   python -m calibtune merge --artifact runs/rcft --output models/rcft
-  python -m calibtune merge --artifact runs/qlora --dequantised --output models/qlora   # 4-bit base, de-quantised
+  python -m calibtune merge --artifact runs/qlora --dequantized --output models/qlora   # 4-bit base, de-quantized
 
-A model trained as QLoRA is, strictly, base in 4-bit plus adapter; the de-quantised merge is closest to that, the merge
+A model trained as QLoRA is, strictly, base in 4-bit plus adapter; the de-quantized merge is closest to that, the merge
 into the original weights differs a little more. Fit and report a temperature on exactly the model that is served.
 """
 
@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument("--artifact", type=Path, required=True, metavar="DIR", help="adapter that calibtune fit wrote")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder of the merged model")
-    parser.add_argument("--dequantised", action="store_true", help="merge into the 4-bit base's de-quantised weights")
+    parser.add_argument("--dequantized", action="store_true", help="merge into the 4-bit base's de-quantized weights")
     parser.add_argument("--overwrite", action="store_true", help="remove what lies in --output")
 
 
@@ -26,7 +26,7 @@ def run(args: argparse.Namespace) -> int:
     """Merge."""
     from calibtune.artifacts.merge import merge
 
-    merge(args.artifact, args.output, args.dequantised, args.overwrite)
+    merge(args.artifact, args.output, args.dequantized, args.overwrite)
     model = shlex.quote(str(args.output))
     print(f"written to {args.output}\nnext: python -m calibtune eval --model {model} --tasks T --output out")
     return 0

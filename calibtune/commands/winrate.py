@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the two benchmarks and their arguments."""
     benchmarks = parser.add_subparsers(dest="benchmark", metavar="BENCHMARK", required=True)
     _alpaca_arguments(benchmarks.add_parser("alpaca-eval", help="against reference answers or another model"))
-    _arena_arguments(benchmarks.add_parser("arena-hard", help="answers and judgements in a checkout of its tool"))
+    _arena_arguments(benchmarks.add_parser("arena-hard", help="answers and judgments in a checkout of its tool"))
 
 
 def _alpaca_arguments(parser: argparse.ArgumentParser) -> None:
@@ -59,7 +59,7 @@ def _arena_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bench", type=Path, required=True, metavar="DIR", help="checkout of arena-hard-auto, or data")
     parser.add_argument("--name", help="the model's name in the checkout (default: from --model and --artifact)")
     _model_arguments(parser)
-    parser.add_argument("--judge", metavar="NAME", help="whose judgements, where there are several judges")
+    parser.add_argument("--judge", metavar="NAME", help="whose judgments, where there are several judges")
     parser.add_argument("--category", help="questions of one category, where baselines differ")
     parser.add_argument("--compare", metavar="NAME", help="another model judged there, paired")
 
@@ -138,7 +138,7 @@ def _arena_hard(args: argparse.Namespace) -> Result | None:
     mine, answers = runs.outputs_of(model, questions, args.output, _settings(args))
     path = arena.write_answers(bench, name, [row["output"] for row in mine])
     print(f"{len(mine)} answers of {name} are in {path}")
-    if not bench.judgements(name):
+    if not bench.judgments(name):
         print("Judge them with the tool's own gen_judgment.py, then run this command again without --model.")
         return None
     result = runs.arena_result(bench, name, args.judge, args.category, args.compare)

@@ -88,7 +88,7 @@ def document_hash(text: str) -> str:
     """SHA-256 of a question's text as its task renders it, options included.
 
     The same question has the same hash in two tasks that render it alike, so that a pool's training rows are
-    recognised among another task's evaluated ones.
+    recognized among another task's evaluated ones.
     """
     return hashlib.sha256(text.strip().encode()).hexdigest()
 

@@ -30,7 +30,7 @@ class TokenExample:
     row: int
 
 
-def tokenise(examples: Sequence[LetterExample], encoder: Encoder, max_length: int) -> list[TokenExample]:
+def tokenize(examples: Sequence[LetterExample], encoder: Encoder, max_length: int) -> list[TokenExample]:
     """Encode examples, each letter being one token of its own.
 
     Args:
@@ -41,7 +41,7 @@ def tokenise(examples: Sequence[LetterExample], encoder: Encoder, max_length: in
     Raises:
         UserError: A letter is several tokens, two share one, or a prompt does not fit the context.
     """
-    tokenised: list[TokenExample] = []
+    tokenized: list[TokenExample] = []
     #: Letters after the same last characters of a prompt need encoding once only.
     known: dict[tuple[str, tuple[str, ...]], LetterIds] = {}
     for row, example in enumerate(examples):
@@ -56,8 +56,8 @@ def tokenise(examples: Sequence[LetterExample], encoder: Encoder, max_length: in
                 f"question {row} has {len(ids)} tokens and the model's context {max_length} "
                 f"(it ends {example.context[-80:]!r}); fit on another task, or a model with a longer context"
             )
-        tokenised.append(TokenExample(tuple(ids), letters, example.gold, row))
-    return tokenised
+        tokenized.append(TokenExample(tuple(ids), letters, example.gold, row))
+    return tokenized
 
 
 #: Tokens that all of a question's letters begin with, and the one token of each letter after them.

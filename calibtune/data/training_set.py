@@ -10,7 +10,7 @@ import numpy as np
 from torch.utils.data import Dataset, Sampler
 
 from calibtune.data.examples import Encoder, LetterExample, reorder
-from calibtune.data.tokens import TokenExample, tokenise
+from calibtune.data.tokens import TokenExample, tokenize
 from harness_ext.binning import FloatArray
 
 #: Batches that are sorted by length together; between such stretches the order stays random.
@@ -28,7 +28,7 @@ class TrainingSet(Dataset):
         shuffle_options: Re-order the options of each question in each epoch.
 
     Raises:
-        UserError: See :func:`calibtune.data.tokens.tokenise` and :func:`calibtune.data.examples.reorder`.
+        UserError: See :func:`calibtune.data.tokens.tokenize` and :func:`calibtune.data.examples.reorder`.
     """
 
     def __init__(
@@ -50,9 +50,9 @@ class TrainingSet(Dataset):
                 reorder(example, option_order(self.seed, epoch, example.doc_hash, len(example.letters)))
                 for example in self.examples
             ]
-            self.rows = tokenise(shown, self.encoder, self.max_length)
+            self.rows = tokenize(shown, self.encoder, self.max_length)
         elif not self.rows:
-            self.rows = tokenise(self.examples, self.encoder, self.max_length)
+            self.rows = tokenize(self.examples, self.encoder, self.max_length)
 
     def reordered(self, scores: FloatArray, epoch: int) -> FloatArray:
         """What the options of each question had in an epoch's order, in the present epoch's order.

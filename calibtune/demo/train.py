@@ -108,7 +108,7 @@ def pretraining_loss(logits: torch.Tensor, inputs: dict[str, torch.Tensor]) -> t
 def dpo_loss(
     policy: torch.Tensor, reference: torch.Tensor, chosen: torch.Tensor, rejected: torch.Tensor, beta: float
 ) -> torch.Tensor:
-    """Direct preference optimisation (Rafailov et al. 2023, Eq 7), for responses of one token.
+    """Direct preference optimization (Rafailov et al. 2023, Eq 7), for responses of one token.
 
     Args:
         policy: Log-probabilities under the model that is trained, shape (B, V).

@@ -10,7 +10,7 @@ from typing import Any
 
 from lm_eval.api.task import ConfigurableTask
 
-from calibtune.artifacts.manifest import Artefact
+from calibtune.artifacts.manifest import Artifact
 from calibtune.data.examples import document_hash, question_text
 from calibtune.errors import UserError
 from calibtune.models.loading import check_installed, load_config, load_tokenizer
@@ -72,15 +72,15 @@ def check_shots(tasks: Sequence[Any], shots: int | None) -> None:
             )
 
 
-def check_disjoint(tasks: Sequence[Any], artefact: Artefact | None) -> None:
-    """Refuse to evaluate an artefact on documents that it was fitted on.
+def check_disjoint(tasks: Sequence[Any], artifact: Artifact | None) -> None:
+    """Refuse to evaluate an artifact on documents that it was fitted on.
 
     Raises:
         UserError: With the task, the count and the first such question.
     """
-    if artefact is None:
+    if artifact is None:
         return
-    fitted = {h for hashes in artefact.documents.values() for h in hashes}
+    fitted = {h for hashes in artifact.documents.values() for h in hashes}
     for task in tasks:
         texts = [question_text(task, doc) for doc in task.eval_docs] if task.OUTPUT_TYPE == "multiple_choice" else []
         both = [text for text in texts if document_hash(text) in fitted]

@@ -1,4 +1,4 @@
-"""Evaluating a base model or an artefact through lm_eval, into lm_eval's own result and sample files."""
+"""Evaluating a base model or an artifact through lm_eval, into lm_eval's own result and sample files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lm_eval.loggers import EvaluationTracker
 from lm_eval.utils import make_table
 from safetensors import SafetensorError
 
-from calibtune.artifacts.manifest import Artefact, base_model, own_tokenizer, read_artefact
+from calibtune.artifacts.manifest import Artifact, base_model, own_tokenizer, read_artifact
 from calibtune.artifacts.tasks import SUFFIX, write_scaled_tasks
 from calibtune.data.examples import load_tasks, task_manager
 from calibtune.errors import UserError, WorkFailed, is_out_of_memory
@@ -30,13 +30,13 @@ class Evaluation:
 
     tasks: tuple[str, ...]
     output: Path
-    #: Hub id or folder; None: the artefact's base.
+    #: Hub id or folder; None: the artifact's base.
     model: str | None = None
     artifact: Path | None = None
-    #: None: as the artefact was fitted.
+    #: None: as the artifact was fitted.
     apply_chat_template: bool | None = None
-    #: "none", "nf4", or None: as the artefact was fitted.
-    quantisation: str | None = None
+    #: "none", "nf4", or None: as the artifact was fitted.
+    quantization: str | None = None
     precision: str = "bf16"
     batch_size: str = "16"
     limit: int | None = None
@@ -60,26 +60,26 @@ def evaluate(options: Evaluation) -> dict[str, Any]:
 
     Raises:
         UserError: Flags out of range, an output that cannot be written, a model that cannot be loaded or asked for
-            letters, an unknown task, another base, or evaluated documents that the artefact was fitted on.
+            letters, an unknown task, another base, or evaluated documents that the artifact was fitted on.
         WorkFailed: Out of memory, or the results were not written.
     """
     check_options(options)
     check_output(options.output)
     if options.backend == "hf-prefix":
         import calibtune.evaluation.hf_prefix  # noqa: F401  (registers it)
-    artefact = read_artefact(options.artifact) if options.artifact else None
-    arguments = model_arguments(options, base_model(options.model, artefact), artefact)
-    recipe = _recipe(options, arguments["pretrained"], artefact)
+    artifact = read_artifact(options.artifact) if options.artifact else None
+    arguments = model_arguments(options, base_model(options.model, artifact), artifact)
+    recipe = _recipe(options, arguments["pretrained"], artifact)
     chat = options.apply_chat_template
     if chat is None:
-        chat = bool(artefact and artefact.recipe["apply_chat_template"])
+        chat = bool(artifact and artifact.recipe["apply_chat_template"])
     check_model(recipe, arguments, chat)
     names, include_path = options.tasks, options.include_path
     tasks = load_tasks(names, include_path)
     check_shots(tasks, options.num_fewshot)
-    check_disjoint(tasks, artefact)
-    if artefact is not None and artefact.kind == "temperature":
-        names, include_path = scaled(options, artefact)
+    check_disjoint(tasks, artifact)
+    if artifact is not None and artifact.kind == "temperature":
+        names, include_path = scaled(options, artifact)
     tracker = EvaluationTracker(output_path=str(options.output))
     try:
         results = simple_evaluate(
@@ -158,16 +158,16 @@ def save(tracker: EvaluationTracker, results: dict[str, Any], samples: dict[str,
     return folder
 
 
-def scaled(options: Evaluation, artefact: Artefact) -> tuple[tuple[str, ...], str]:
-    """Names of the tasks that apply the artefact's temperature, and the folder of their YAMLs.
+def scaled(options: Evaluation, artifact: Artifact) -> tuple[tuple[str, ...], str]:
+    """Names of the tasks that apply the artifact's temperature, and the folder of their YAMLs.
 
     Raises:
         UserError: A task has no such form.
     """
     assert options.artifact is not None
-    assert artefact.temperature is not None
+    assert artifact.temperature is not None
     # Written anew, since the harness may have moved since the fit.
-    written = write_scaled_tasks(options.artifact, artefact.temperature["temperature"])
+    written = write_scaled_tasks(options.artifact, artifact.temperature["temperature"])
     for name in options.tasks:
         if name + SUFFIX not in written:
             known = ", ".join(name.removesuffix(SUFFIX) for name in written)
@@ -175,7 +175,7 @@ def scaled(options: Evaluation, artefact: Artefact) -> tuple[tuple[str, ...], st
     return tuple(name + SUFFIX for name in options.tasks), str(options.artifact)
 
 
-def model_arguments(options: Evaluation, model: str, artefact: Artefact | None) -> dict[str, Any]:
+def model_arguments(options: Evaluation, model: str, artifact: Artifact | None) -> dict[str, Any]:
     """The arguments of lm_eval's hf backend, as one would write them in ``--model_args``."""
     arguments: dict[str, Any] = {
         "pretrained": model,
@@ -183,25 +183,25 @@ def model_arguments(options: Evaluation, model: str, artefact: Artefact | None) 
         "softmax_dtype": "float32",
         "trust_remote_code": options.trust_remote_code,
     }
-    if artefact is not None and artefact.kind == "model":
+    if artifact is not None and artifact.kind == "model":
         arguments["pretrained"] = str(options.artifact)
-    elif artefact is not None and artefact.kind == "adapter":
+    elif artifact is not None and artifact.kind == "adapter":
         arguments["peft"] = str(options.artifact)
-    elif artefact is not None and artefact.recipe.get("artifact"):
-        arguments["peft"] = artefact.recipe["artifact"]
-    if artefact is not None and own_tokenizer(artefact):
-        # The base's tokenizer has no chat template; the artefact's copy of it has.
+    elif artifact is not None and artifact.recipe.get("artifact"):
+        arguments["peft"] = artifact.recipe["artifact"]
+    if artifact is not None and own_tokenizer(artifact):
+        # The base's tokenizer has no chat template; the artifact's copy of it has.
         arguments["tokenizer"] = str(options.artifact)
     return arguments
 
 
-def _recipe(options: Evaluation, model: str, artefact: Artefact | None) -> Recipe:
+def _recipe(options: Evaluation, model: str, artifact: Artifact | None) -> Recipe:
     """What the functions that a fit loads its base with are told of an evaluation."""
-    chosen = options.quantisation or (artefact.recipe["quantisation"] if artefact else "none")
+    chosen = options.quantization or (artifact.recipe["quantization"] if artifact else "none")
     return Recipe(
         method="temperature",
         model=model,
-        quantisation="nf4" if chosen == "nf4" else "none",
+        quantization="nf4" if chosen == "nf4" else "none",
         precision="fp32" if options.precision == "fp32" else "bf16",
         device=options.device,
         trust_remote_code=options.trust_remote_code,
@@ -215,13 +215,13 @@ def _load(options: Evaluation, arguments: dict[str, Any], recipe: Recipe) -> Any
         UserError: It cannot be loaded, or the adapter was made for another.
     """
     backend = get_model(options.backend)
-    if recipe.quantisation == "nf4":
+    if recipe.quantization == "nf4":
         # The hf backend's arguments cannot say so.
         model = load_base(recipe)
         if "peft" in arguments:
             model = load_adapter(model, Path(arguments["peft"]))
         tokenizer = load_tokenizer(dataclasses.replace(recipe, model=arguments.get("tokenizer", recipe.model)))
-        arguments["quantisation"] = "nf4"
+        arguments["quantization"] = "nf4"
         return backend(pretrained=model, tokenizer=tokenizer, batch_size=options.batch_size, softmax_dtype="float32")
     more = {"batch_size": options.batch_size, "device": options.device or found_device()}
     try:

@@ -1,4 +1,4 @@
-"""The release gate: does a tuned artefact still prefer what people preferred, as often as its base did?"""
+"""The release gate: does a tuned artifact still prefer what people preferred, as often as its base did?"""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Verdict:
 
 
 def check_base(base_samples: Path, margin: float) -> None:
-    """Refuse what :func:`guard` could not compare with, before the tuned artefact is evaluated; arguments as there.
+    """Refuse what :func:`guard` could not compare with, before the tuned artifact is evaluated; arguments as there.
 
     Raises:
         UserError: The margin is out of range, or there are no or several such files.
@@ -73,7 +73,7 @@ def guard(base_samples: Path, tuned_samples: Path, margin: float) -> Verdict:
 
     Args:
         base_samples: ``samples_ultrafeedback_winrate_*.jsonl`` of the base model, or a folder that holds one.
-        tuned_samples: The same of the tuned artefact; pairs are matched by lm_eval's document hash.
+        tuned_samples: The same of the tuned artifact; pairs are matched by lm_eval's document hash.
         margin: Loss of win rate that is let pass, within [0, 1): 0.02 lets two points pass.
 
     Returns:

@@ -29,7 +29,7 @@ from calibtune.tuning.losses import output_layer
 
 #: Continuations longer than this are not worth it.
 LONGEST_CONTINUATION = 8
-#: Texts tokenised between two moves of the progress bar.
+#: Texts tokenized between two moves of the progress bar.
 TEXTS = 1000
 #: A cluster of prompts takes one more while this share of what they have in common remains.
 KEPT = 0.8
@@ -66,7 +66,7 @@ def clusters(prompts: Sequence[Tokens], spare: int) -> Iterator[Cluster]:
     shared = 0
     for prompt in [*sorted(prompts), None]:
         alike = common(members[-1], prompt, spare) if members and prompt else 0
-        # Sorted, so what a prompt has in common with all before is the least of the neighbours'.
+        # Sorted, so what a prompt has in common with all before is the least of the neighbors'.
         rest = min(shared, alike) if len(members) > 1 else alike
         if prompt and members and rest >= max(SHORTEST_PREFIX, KEPT * shared if len(members) > 1 else 0):
             members.append(prompt)
@@ -93,7 +93,7 @@ class PrefixLM(HFLM):
     _ahead: Mapping[str, list[int]] = MappingProxyType({})
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        """lm_eval's; each text is tokenised once, all in one call, where it takes each prompt anew for each letter."""
+        """lm_eval's; each text is tokenized once, all in one call, where it takes each prompt anew for each letter."""
         pairs = [request.args for request in requests if request.args[0]]
         texts = {text for pair in pairs for text in (pair[0].rstrip(), "".join(pair))}
         self._ahead = self._tokens(texts, disable_tqdm)
@@ -111,7 +111,7 @@ class PrefixLM(HFLM):
         """Tokens of each text as the stock backend encodes it."""
         prefix = self.tokenizer.decode(self.prefix_token_id)
         found: dict[str, list[int]] = {}
-        with tqdm(total=len(texts), disable=disable_tqdm or self.rank != 0, desc="Tokenising", delay=2) as bar:
+        with tqdm(total=len(texts), disable=disable_tqdm or self.rank != 0, desc="Tokenizing", delay=2) as bar:
             for begins in (False, True):
                 group = [text for text in texts if has_bos_prefix(text, prefix) is begins]
                 special = False if begins else self.add_bos_token

@@ -73,7 +73,7 @@ def fuse(model: torch.nn.Module) -> int:
 
 
 def unpack_scales(base: Any) -> None:
-    """Keep a 4-bit layer's block scales in float32, which each pass would else unpack from QLoRA's double quantisation.
+    """Keep a 4-bit layer's block scales in float32, which each pass would else unpack from QLoRA's double quantization.
 
     The weights stay as they are, and take .37 bits more each.
     """

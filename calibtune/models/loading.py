@@ -82,14 +82,14 @@ def context_length(config: Any, tokenizer: Any) -> int:
 
 
 def load_base(recipe: Recipe) -> Any:
-    """The base model, quantised where the recipe says, on the device that the fit will use.
+    """The base model, quantized where the recipe says, on the device that the fit will use.
 
     A model that is trained in full is held in float32, since bfloat16 weights lose small updates.
     """
     full = recipe.tuning == "full" and recipe.method != "temperature"
     dtype = torch.float32 if recipe.precision == "fp32" or full else torch.bfloat16
     options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "output_loading_info": True}
-    if recipe.quantisation == "nf4":
+    if recipe.quantization == "nf4":
         options["quantization_config"] = nf4(dtype)
         options["device_map"] = {"": device(recipe)}
     # The base model is scored before FSDP splits it, by all processes; where only the first reads the weights and sends
@@ -107,11 +107,11 @@ def load_base(recipe: Recipe) -> Any:
             # bitsandbytes 0.50 repacks 4-bit weights at the first scoring on such CPUs, for a kernel without gradients,
             # and goes on using it in training: adapters below would get wrong gradients.
             module.support_avx512bf16_for_cpu = False
-    return model if recipe.quantisation == "nf4" else model.to(device(recipe))
+    return model if recipe.quantization == "nf4" else model.to(device(recipe))
 
 
 def nf4(dtype: torch.dtype) -> BitsAndBytesConfig:
-    """4-bit NormalFloat with quantised constants (QLoRA, Dettmers et al. 2023), computing in ``dtype``."""
+    """4-bit NormalFloat with quantized constants (QLoRA, Dettmers et al. 2023), computing in ``dtype``."""
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
@@ -181,7 +181,7 @@ def check_installed(recipe: Recipe) -> None:
         raise UserError("--liger-kernel needs a GPU, and this fit would run on the CPU; leave it out")
     check_sharding(recipe)
     needed = {"peft", "accelerate"} if recipe.method != "temperature" else set()
-    needed |= {"bitsandbytes"} if recipe.quantisation == "nf4" else set()
+    needed |= {"bitsandbytes"} if recipe.quantization == "nf4" else set()
     needed |= {"liger_kernel"} if recipe.liger_kernel else set()
     needed |= {recipe.report_to} - {"none"}
     missing = sorted(name for name in needed if importlib.util.find_spec(name) is None)

@@ -63,7 +63,7 @@ def save_whole(trainer: Any, tokenizer: Any, folder: Path) -> None:
     Args:
         trainer: After training.
         tokenizer: The model's.
-        folder: The artefact's.
+        folder: The artifact's.
 
     Raises:
         WorkFailed: DeepSpeed's configuration keeps the weights split.

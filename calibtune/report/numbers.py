@@ -51,7 +51,7 @@ def methods_of(run: Run, tasks: Mapping[str, Questions]) -> list[Method]:
     """The lines of one run: one for each filter with a temperature of its own, and one for a fitted temperature.
 
     Args:
-        run: The run, labelled.
+        run: The run, labeled.
         tasks: Its questions.
 
     Returns:

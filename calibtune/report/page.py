@@ -9,7 +9,7 @@ import jinja2
 from markupsafe import Markup
 
 from calibtune.report import figures, tables
-from calibtune.report.style import COLOURS, SHADE_TEXTS, inline_svg, styled
+from calibtune.report.style import COLORS, SHADE_TEXTS, inline_svg, styled
 
 #: Panels of one method's classes side by side on the page, legible on a phone.
 CLASSES_ACROSS = 2
@@ -44,7 +44,7 @@ def render(results: Mapping[str, Any], step: Callable[[str], None] = lambda _: N
         title=_title(results),
         summary=_summary(results),
         tasks=tasks,
-        colours=COLOURS,
+        colors=COLORS,
         shade_texts=SHADE_TEXTS,
         many=tables.all_tasks(results["tasks"]) if many else None,
         hidden=many,

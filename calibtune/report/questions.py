@@ -45,7 +45,7 @@ def read_questions(
     """Read every samples file of every run that can be read as a multiple-choice task.
 
     Args:
-        runs: The runs, labelled.
+        runs: The runs, labeled.
         step: Called with a text after each file.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Colours, fonts and file formats of the figures; the one place where light and dark are defined."""
+"""Colors, fonts and file formats of the figures; the one place where light and dark are defined."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from matplotlib.figure import Figure
 
 from calibtune.files import replacing
 
-#: Name -> colour on a light and on a dark page. The hues are those of Okabe & Ito (2008), told apart by colour-blind
-#: readers; the shades differ in lightness alone. Every light colour here is unlike the others: the page finds them in
+#: Name -> color on a light and on a dark page. The hues are those of Okabe & Ito (2008), told apart by color-blind
+#: readers; the shades differ in lightness alone. Every light color here is unlike the others: the page finds them in
 #: the drawing and puts its own variables in their place.
-COLOURS = {
+COLORS = {
     "ink": ("#1f2328", "#e6e8eb"),
     "faint": ("#8b939c", "#8a929b"),
     "grid": ("#d9dde2", "#3a4048"),
@@ -38,9 +38,9 @@ COLOURS = {
     "line6": ("#3a3f47", "#c4c9d0"),
     "line7": ("#4a7fd0", "#9ab8ff"),
 }
-LIGHT = {name: pair[0] for name, pair in COLOURS.items()}
+LIGHT = {name: pair[0] for name, pair in COLORS.items()}
 LINES = [LIGHT[f"line{number}"] for number in range(1, 8)]
-#: Beside its colour each method has a marker and a dash of its own, for print and for readers who see no colour.
+#: Beside its color each method has a marker and a dash of its own, for print and for readers who see no color.
 MARKERS = "osD^vPX"
 DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)), (0, (3, 1)), "-", (0, (5, 2)))
 #: Shades by the share of the questions that lie in a bin: upper ends.
@@ -93,14 +93,14 @@ def styled() -> Iterator[None]:
 
 
 def shade(share: float) -> str:
-    """Colour of a bin that holds this share of the questions, in [0, 1]: the darker, the more."""
+    """Color of a bin that holds this share of the questions, in [0, 1]: the darker, the more."""
     return LIGHT[f"shade{next(i for i, most in enumerate(SHADES, start=1) if share <= most + 1e-12)}"]
 
 
 def line(number: int) -> dict[str, Any]:
-    """Colour, marker and dash of the method with this number, as keywords of ``plot``."""
+    """Color, marker and dash of the method with this number, as keywords of ``plot``."""
     turn = number % len(LINES)
-    # After seven methods the colours come again with the other end's markers and dashes.
+    # After seven methods the colors come again with the other end's markers and dashes.
     other = turn if number < len(LINES) else (turn + 3) % len(LINES)
     return {"color": LINES[turn], "marker": MARKERS[other], "linestyle": DASHES[other]}
 
@@ -122,7 +122,7 @@ def _draw_svg(figure: Figure, file: Any) -> None:
 
 
 def inline_svg(figure: Figure, name: str, description: str) -> str:
-    """The figure as an ``<svg>`` element for a page, its colours taken from the page's variables.
+    """The figure as an ``<svg>`` element for a page, its colors taken from the page's variables.
 
     Args:
         figure: What to draw.
@@ -140,7 +140,7 @@ def inline_svg(figure: Figure, name: str, description: str) -> str:
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', text)
     text = re.sub(r'(url\(#|href="#)', rf"\g<1>{name}-", text)
-    for key, (light, _) in COLOURS.items():
+    for key, (light, _) in COLORS.items():
         text = text.replace(light, f"var(--{key})")
     width, height = (72 * size for size in figure.get_size_inches())
     label = description.replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;")

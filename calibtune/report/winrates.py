@@ -23,7 +23,7 @@ def win_rates(runs: Sequence[Run], base: Run) -> list[dict[str, Any]]:
     """All win rates of the runs.
 
     Args:
-        runs: The runs, labelled.
+        runs: The runs, labeled.
         base: The run that UltraFeedback's rates are compared to, pair by pair.
 
     Returns:

@@ -1,6 +1,6 @@
 """Bin accuracies from questions that the model scoring them was not trained on, with none kept from training.
 
-A model that has memorised its training questions is right on nearly all of them, so an E-step on them endorses
+A model that has memorized its training questions is right on nearly all of them, so an E-step on them endorses
 overconfidence (``findings.md``, point 3). Here the training questions are split into folds; for each fold an adapter is
 trained on the others as the fit itself will be, and scores the fold before each epoch. The fit's E-step takes
 its bins from all folds' scores before that epoch. It costs a fit for each fold.
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from transformers import set_seed
 
-from calibtune.data.tokens import tokenise
+from calibtune.data.tokens import tokenize
 from calibtune.data.training_set import Questions, TrainingSet
 from calibtune.files import read_json, write_json
 from calibtune.models.loading import add_adapter
@@ -59,7 +59,7 @@ def _score_fold(
     inside = data.examples[fold::FOLDS]
     outside = [example for i, example in enumerate(data.examples) if i % FOLDS != fold]
     train = TrainingSet(outside, data.encoder, data.max_length, recipe.seed, recipe.shuffle_options)
-    held_out = tuple(tokenise(inside, data.encoder, data.max_length))
+    held_out = tuple(tokenize(inside, data.encoder, data.max_length))
     recipe = dataclasses.replace(recipe, e_step_rows="held-out", save_every=0, report_to="none")
     arguments = training_arguments(recipe, folder / f"fold-{fold}")
     arguments.save_strategy = "no"

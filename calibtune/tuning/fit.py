@@ -1,4 +1,4 @@
-"""One fit from recipe to artefact: read the questions, load the model, train or search T, measure, write."""
+"""One fit from recipe to artifact: read the questions, load the model, train or search T, measure, write."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from calibtune.artifacts.manifest import MANIFEST, Artefact, read_artefact, recipe_values, versions
+from calibtune.artifacts.manifest import MANIFEST, Artifact, read_artifact, recipe_values, versions
 from calibtune.data.examples import LetterExample, document_hash
 from calibtune.errors import UserError, WorkFailed, is_out_of_memory
 from calibtune.files import keep_inputs, read_json, refuse_existing, write_json
@@ -32,26 +32,26 @@ STARTED, CHECKPOINTS = "started.json", "checkpoints"
 FULL = 2**16
 
 
-def fit(recipe: Recipe, output: Path, resume: bool = False, overwrite: bool = False) -> Artefact:
+def fit(recipe: Recipe, output: Path, resume: bool = False, overwrite: bool = False) -> Artifact:
     """Run a fit.
 
     Args:
         recipe: What to do.
-        output: The artefact's folder.
+        output: The artifact's folder.
         resume: Go on from the last whole checkpoint there.
         overwrite: Remove what lies there.
 
     Returns:
-        The finished artefact.
+        The finished artifact.
 
     Raises:
         UserError: Bad input, before anything is loaded where it can be known.
         WorkFailed: Out of memory, a loss that is not finite, a full disk.
     """
     if resume and (output / MANIFEST).is_file():
-        artefact = read_artefact(output)
-        _refuse_other(recipe, artefact.recipe, output)
-        return artefact
+        artifact = read_artifact(output)
+        _refuse_other(recipe, artifact.recipe, output)
+        return artifact
     if overwrite:
         given = (recipe.model, recipe.artifact, recipe.samples, recipe.chat_template, recipe.include_path)
         keep_inputs(output, Path.cwd(), *given)
@@ -128,11 +128,11 @@ def _memory_advice(recipe: Recipe) -> str:
     return (
         f"out of memory with --batch-size {recipe.batch_size}; run again with --batch-size {half} "
         f"--gradient-accumulation {recipe.gradient_accumulation * 2} (the same training), with --auto-batch, with "
-        "--gradient-checkpointing or with --quantisation nf4"
+        "--gradient-checkpointing or with --quantization nf4"
     )
 
 
-def _temperature(inputs: Inputs, model: Any, output: Path, started: float) -> Artefact:
+def _temperature(inputs: Inputs, model: Any, output: Path, started: float) -> Artifact:
     recipe = inputs.recipe
     scores = score(model, inputs.held_out, inputs.tokenizer.pad_token_id, recipe.batch_size)
     found = _write_temperature(recipe, output, scores, inputs.gold)
@@ -155,7 +155,7 @@ def _write_temperature(recipe: Recipe, output: Path, scores: FloatArray, gold: I
     return found
 
 
-def fit_samples(recipe: Recipe, output: Path, resume: bool, overwrite: bool) -> Artefact:
+def fit_samples(recipe: Recipe, output: Path, resume: bool, overwrite: bool) -> Artifact:
     """Fit a temperature on the questions of a samples file, without a model; arguments as for :func:`fit`.
 
     Raises:
@@ -183,7 +183,7 @@ def _is_ours(doc: Mapping[str, Any]) -> bool:
     return isinstance(question, str) and texts
 
 
-def _train(inputs: Inputs, model: Any, output: Path, resume: bool, started: float) -> Artefact:
+def _train(inputs: Inputs, model: Any, output: Path, resume: bool, started: float) -> Artifact:
     from transformers import set_seed
 
     from calibtune.models.sharding import save_whole, whole
@@ -236,8 +236,8 @@ def _finish(
     documents: dict[str, list[str]],
     revision: str | None = None,
     temperature: dict[str, Any] | None = None,
-) -> Artefact:
-    artefact = Artefact(
+) -> Artifact:
+    artifact = Artifact(
         kind=kind,
         method=recipe.method,
         model=recipe.model,
@@ -254,13 +254,13 @@ def _finish(
         temperature=temperature,
     )
     if is_first_process():
-        artefact.write(output)
+        artifact.write(output)
         (output / STARTED).unlink(missing_ok=True)
-        # What it was resumed from is of no use beside the finished artefact.
+        # What it was resumed from is of no use beside the finished artifact.
         for runs in (output / CHECKPOINTS).glob("runs"):
             shutil.move(runs, output / "runs")  # tensorboard's files, which Trainer writes beside its checkpoints
         shutil.rmtree(output / CHECKPOINTS, ignore_errors=True)
-    return artefact
+    return artifact
 
 
 def _hashes(examples: Sequence[LetterExample]) -> list[str]:

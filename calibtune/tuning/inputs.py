@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from calibtune.artifacts.manifest import base_model, read_artefact
+from calibtune.artifacts.manifest import base_model, read_artifact
 from calibtune.data.examples import Encoder, Examples, load_examples, load_tasks
-from calibtune.data.tokens import TokenExample, tokenise
+from calibtune.data.tokens import TokenExample, tokenize
 from calibtune.data.training_set import Questions, TrainingSet
 from calibtune.errors import UserError
 from calibtune.models.loading import check_installed, check_kernels, context_length, load_config, load_tokenizer
@@ -61,7 +61,7 @@ def read_inputs(recipe: Recipe) -> Inputs:
         tasks, encoder, recipe.apply_chat_template, recipe.held_out, recipe.seed, recipe.limit, trained_on(recipe)
     )
     length = context_length(config, tokenizer)
-    held_out = tuple(tokenise(examples.held_out, encoder, length))
+    held_out = tuple(tokenize(examples.held_out, encoder, length))
     inputs = Inputs(recipe, tokenizer, encoder, examples, held_out, length, getattr(config, "_commit_hash", None))
     check_counts(inputs)
     rows = held_out if recipe.method == "temperature" else (*held_out, *inputs.questions.train.rows)
@@ -77,11 +77,11 @@ def trained_on(recipe: Recipe) -> frozenset[str]:
     """
     if recipe.artifact is None:
         return frozenset()
-    artefact = read_artefact(Path(recipe.artifact))
-    if artefact.kind != "adapter":
-        raise UserError(f"--artifact {recipe.artifact} is a {artefact.kind}; give an adapter, or its base as --model")
-    base_model(recipe.model, artefact)
-    return frozenset(artefact.documents["train"])
+    artifact = read_artifact(Path(recipe.artifact))
+    if artifact.kind != "adapter":
+        raise UserError(f"--artifact {recipe.artifact} is a {artifact.kind}; give an adapter, or its base as --model")
+    base_model(recipe.model, artifact)
+    return frozenset(artifact.documents["train"])
 
 
 def check_counts(inputs: Inputs) -> None:

@@ -1,4 +1,4 @@
-"""What each method minimises (paper section 3), one number a question, from one forward pass.
+"""What each method minimizes (paper section 3), one number a question, from one forward pass.
 
 Every loss reads the model where the harness reads it: at the prompt's last token, over the whole vocabulary. L_SFT2
 also reads the logits at the question's own tokens.
@@ -182,7 +182,7 @@ def question_loss(states: torch.Tensor, head: torch.nn.Module, batch: Batch) -> 
 
 
 def sft2_loss(letter: torch.Tensor, question: torch.Tensor, count: torch.Tensor, weight: float | str) -> torch.Tensor:
-    """L_SFT2 of each question, shape (B,), under one of its normalisations (``findings.md``, point 2).
+    """L_SFT2 of each question, shape (B,), under one of its normalizations (``findings.md``, point 2).
 
     Args:
         letter: L_SFT1, shape (B,).

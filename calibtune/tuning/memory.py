@@ -59,7 +59,7 @@ def fitting(model: Any, questions: Questions, recipe: Recipe, processes: int) ->
             return dataclasses.replace(recipe, batch_size=size, gradient_accumulation=step // size)
     raise WorkFailed(
         f"not even one question of {max(len(row.input_ids) for row in rows)} tokens fits the memory; use "
-        "--gradient-checkpointing, --quantisation nf4 or a smaller model"
+        "--gradient-checkpointing, --quantization nf4 or a smaller model"
     )
 
 

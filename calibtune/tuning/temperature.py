@@ -15,7 +15,7 @@ from harness_ext.calibration import conf_ece, letter_log_softmax, nll, validate_
 Objective = Literal["nll", "ece"]
 #: Bounds of log T.
 LOW, HIGH = float(np.log(0.01)), float(np.log(100.0))
-#: Resamples for the interval of the T that minimises ECE, and the grid that its steps are searched on.
+#: Resamples for the interval of the T that minimizes ECE, and the grid that its steps are searched on.
 RESAMPLES, GRID = 200, 121
 
 
@@ -37,12 +37,12 @@ class Temperature:
 def fit_temperature(
     loglikelihoods: FloatArray, gold: IntArray, objective: Objective = "nll", bins: int = 10, seed: int = 0
 ) -> Temperature:
-    """Find the T that minimises the NLL (a maximum-likelihood estimate) or conf-ECE (as the paper searches it).
+    """Find the T that minimizes the NLL (a maximum-likelihood estimate) or conf-ECE (as the paper searches it).
 
     Args:
         loglikelihoods: Raw letter log-likelihoods, shape (N, K), NaN where a question has fewer letters.
         gold: Index of the right letter, shape (N,).
-        objective: What T minimises.
+        objective: What T minimizes.
         bins: M of conf-ECE.
         seed: Of the resamples for the ECE objective's interval.
 

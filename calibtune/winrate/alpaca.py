@@ -22,7 +22,7 @@ from calibtune.errors import UserError
 from calibtune.winrate.rates import Rate, rate
 from calibtune.winrate.results import Result
 
-#: What alpaca-eval stores for a pair whose judgement could not be read.
+#: What alpaca-eval stores for a pair whose judgment could not be read.
 MISSING = -1
 
 
@@ -36,7 +36,7 @@ class Judged:
     judges: tuple[str, ...]
     #: Score by instruction, within [0, 1]; in the file's order.
     scores: dict[str, float]
-    #: Instructions without a readable judgement (refusals among them), which the rate leaves out as alpaca-eval does.
+    #: Instructions without a readable judgment (refusals among them), which the rate leaves out as alpaca-eval does.
     unjudged: tuple[str, ...]
     #: The rows, as alpaca-eval writes them.
     rows: tuple[dict[str, Any], ...]

@@ -28,7 +28,7 @@ LABELS: dict[object, tuple[float, int]] = {
     **dict.fromkeys(("B>>A", "A<<B"), (0.0, 3)),
     **dict.fromkeys(("A=B", "B=A"), (0.5, 1)),
 }
-#: The baseline of v0.1, whose older judgement files do not name it.
+#: The baseline of v0.1, whose older judgment files do not name it.
 BASELINE = "gpt-4-0314"
 NOTE = (
     "interval by bootstrap over questions (the tool itself draws verdicts and prints 90 %); no style control, which is "
@@ -38,7 +38,7 @@ NOTE = (
 
 @dataclass(frozen=True)
 class Verdicts:
-    """The readable judgements of one model."""
+    """The readable judgments of one model."""
 
     model: str
     baseline: str
@@ -67,8 +67,8 @@ class Bench:
         """Where a model's answers are."""
         return self.folder / "model_answer" / f"{name}.jsonl"
 
-    def judgements(self, name: str) -> dict[str, Path]:
-        """A model's judgement files by judge."""
+    def judgments(self, name: str) -> dict[str, Path]:
+        """A model's judgment files by judge."""
         return {path.parent.name: path for path in sorted(self.folder.glob(f"model_judgment/*/{name}.jsonl"))}
 
 
@@ -107,7 +107,7 @@ def write_answers(bench: Bench, name: str, outputs: Sequence[str]) -> Path:
         outputs: One a question, in order.
 
     Returns:
-        The file. It stays as it is if it holds these answers already, since judgements may belong to it.
+        The file. It stays as it is if it holds these answers already, since judgments may belong to it.
 
     Raises:
         UserError: It holds other answers, or the name is no file name.
@@ -139,18 +139,18 @@ def write_answers(bench: Bench, name: str, outputs: Sequence[str]) -> Path:
 
 
 def read_verdicts(bench: Bench, name: str, judge: str | None = None, category: str | None = None) -> Verdicts:
-    """Read a model's judgements.
+    """Read a model's judgments.
 
     Args:
         bench: The benchmark.
         name: The model.
-        judge: Whose judgements; needed where several judged it.
+        judge: Whose judgments; needed where several judged it.
         category: Which questions; needed where they have several baselines.
 
     Raises:
         UserError: There are none, judges or baselines are mixed, or a line is not the tool's.
     """
-    judge, path = _judgement(bench, name, judge)
+    judge, path = _judgment(bench, name, judge)
     wanted = [uid for uid in bench.questions if category in (None, bench.categories[uid])]
     if not wanted:
         raise UserError(f"--category {category} has no question; there are {_categories(bench)}")
@@ -171,8 +171,8 @@ def read_verdicts(bench: Bench, name: str, judge: str | None = None, category: s
     return Verdicts(name, baselines.pop(), judge, scores, weights, tuple(unjudged), missing)
 
 
-def _judgement(bench: Bench, name: str, judge: str | None) -> tuple[str, Path]:
-    files = bench.judgements(name)
+def _judgment(bench: Bench, name: str, judge: str | None) -> tuple[str, Path]:
+    files = bench.judgments(name)
     if not files or (judge and judge not in files):
         raise UserError(
             f"{bench.folder}/model_judgment/{judge or '*'}/{name}.jsonl does not exist; judge the model with the "
@@ -185,7 +185,7 @@ def _judgement(bench: Bench, name: str, judge: str | None) -> tuple[str, Path]:
 
 
 def _rows(bench: Bench, path: Path) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """Where it is, question and row of each judgement."""
+    """Where it is, question and row of each judgment."""
     seen = set()
     for number, row in enumerate(read_rows(path, ["games"])):
         uid = str(row.get("uid", row.get("question_id")))

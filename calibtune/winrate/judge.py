@@ -1,7 +1,7 @@
 """An OpenAI-compatible judge for alpaca-eval, every reply kept as it arrives.
 
 alpaca-eval's own client keeps nothing until 128 pairs are done, stops a whole chunk at one HTTP error, and stores a
-pair that ran out of retries as judged without a verdict. So alpaca-eval makes the prompts, randomises and parses;
+pair that ran out of retries as judged without a verdict. So alpaca-eval makes the prompts, randomizes and parses;
 asking is done here, on the ``openai`` package: its retries cover time-outs, cut connections, 429 and 5xx, and obey
 Retry-After.
 """

@@ -39,7 +39,7 @@ def annotate(
     """
     _check_same_instructions(model, reference)
     with package() as alpaca_eval:
-        annotator = _annotator(alpaca_eval, judge_name, judge, randomise=not both_orders)
+        annotator = _annotator(alpaca_eval, judge_name, judge, randomize=not both_orders)
         rows = _head_to_head(annotator, reference, model)
         if both_orders:
             swapped = _head_to_head(annotator, model, reference)
@@ -65,7 +65,7 @@ def position_bias(rows: Sequence[Row]) -> float | None:
     return sum(shown) / len(shown) if shown else None
 
 
-def _annotator(alpaca_eval: ModuleType, name: str, judge: Judge, randomise: bool) -> Any:
+def _annotator(alpaca_eval: ModuleType, name: str, judge: Judge, randomize: bool) -> Any:
     folder = Path(alpaca_eval.constants.EVALUATORS_CONFIG_DIR)
     known = (folder / name / "configs.yaml").is_file()
     local = os.sep in name and (Path(name) / "configs.yaml").is_file()
@@ -80,7 +80,7 @@ def _annotator(alpaca_eval: ModuleType, name: str, judge: Judge, randomise: bool
         single.fn_completions = judge
         if not (known or local):
             single.completions_kwargs = {**single.completions_kwargs, "model_name": name}
-        if not randomise:
+        if not randomize:
             switch = alpaca_eval.processors.RandomSwitchTwoColumnsProcessor
             single.processors = [p for p in single.processors if not isinstance(p, switch)]
     return annotator

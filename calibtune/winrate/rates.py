@@ -63,7 +63,7 @@ def rate(
         raise ScoringError(f"a win rate needs scores within [0, 1], got {values[outside][0]!r}")
     counts = np.ones(len(values)) if weights is None else np.asarray(weights, dtype=np.float64)
     count, mean = len(values), _mean(values, counts)
-    # A ratio of sums: its error by linearisation, which for equal weights is the usual standard error of a mean.
+    # A ratio of sums: its error by linearization, which for equal weights is the usual standard error of a mean.
     error = float((counts * (values - mean)).std(ddof=1) / counts.mean()) / math.sqrt(count) if count > 1 else math.nan
     if np.ptp(values) == 0:
         low, high = wilson(float(values.sum()), count)

@@ -95,13 +95,13 @@ def reference_outputs(
 def judge_head_to_head(
     mine: Sequence[Row], theirs: Sequence[Row], judge_name: str, endpoint: Endpoint, output: Path, both_orders: bool
 ) -> list[Row]:
-    """Judge, resuming from ``judgements.jsonl``, and write ``annotations.json``.
+    """Judge, resuming from ``judgments.jsonl``, and write ``annotations.json``.
 
     Raises:
         UserError: See :func:`pairs.annotate`.
         WorkFailed: Some pairs have no reply yet; those that have are kept.
     """
-    with Journal(output / "judgements.jsonl") as journal:
+    with Journal(output / "judgments.jsonl") as journal:
         rows = pairs.annotate(mine, theirs, judge_name, Judge(endpoint, journal), both_orders)
     write_json(output / "annotations.json", rows)
     return rows
@@ -125,7 +125,7 @@ def alpaca_result(rows: alpaca.Judged, compared: Path | None) -> Result:
 
 
 def arena_result(bench: arena.Bench, name: str, judge: str | None, category: str | None, other: str | None) -> Result:
-    """The result of a model's Arena-Hard judgements, with the paired comparison to another judged model.
+    """The result of a model's Arena-Hard judgments, with the paired comparison to another judged model.
 
     Raises:
         UserError: See :func:`arena.read_verdicts`.

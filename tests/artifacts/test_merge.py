@@ -55,7 +55,7 @@ def test_training_scores_what_the_harness_scores(model, tmp_path):
     from fitting import small_recipe
 
     from calibtune.data.examples import Prompts
-    from calibtune.data.tokens import tokenise
+    from calibtune.data.tokens import tokenize
     from calibtune.models.loading import load_base
     from calibtune.tuning.estep import score
     from calibtune.tuning.inputs import read_inputs
@@ -64,7 +64,7 @@ def test_training_scores_what_the_harness_scores(model, tmp_path):
         inputs = read_inputs(small_recipe(model, "cft", apply_chat_template=chat))
         prompts: Prompts = inputs.examples.train[0].prompts
         examples = [prompts.example(doc) for doc in prompts.task.eval_docs]
-        scores = score(load_base(inputs.recipe), tokenise(examples, inputs.encoder, 512), 1, 4)
+        scores = score(load_base(inputs.recipe), tokenize(examples, inputs.encoder, 512), 1, 4)
         run(tmp_path / f"out{chat}", model=str(model), apply_chat_template=chat)
         rows = read_samples(find_samples(tmp_path / f"out{chat}")[0])
         assert scores.shape == rows.loglikelihoods.shape
@@ -75,8 +75,8 @@ def test_training_scores_what_the_harness_scores(model, tmp_path):
 
 
 def test_a_temperature_gives_raw_and_scaled_letters_from_one_pass(model, tmp_path):
-    artefact = small_fit(model, tmp_path / "t", "temperature")
-    t = artefact.temperature["temperature"]
+    artifact = small_fit(model, tmp_path / "t", "temperature")
+    t = artifact.temperature["temperature"]
     results = run(tmp_path / "out", artifact=tmp_path / "t")
     raw, scaled = (numbers(results, "mc_calib_arc_scaled", pipeline) for pipeline in ("none", "scaled"))
     base = numbers(run(tmp_path / "base", model=str(model)))
@@ -102,24 +102,24 @@ def test_a_baked_model_gives_the_scaled_letters_without_any_filter(model, tmp_pa
 
 def test_a_merged_model_equals_base_and_adapter(model, tmp_path):
     small_fit(model, tmp_path / "adapter", "cft", epochs=3)
-    merge(tmp_path / "adapter", tmp_path / "merged", dequantised=False, overwrite=False)
+    merge(tmp_path / "adapter", tmp_path / "merged", dequantized=False, overwrite=False)
     merged = numbers(run(tmp_path / "out", model=str(tmp_path / "merged")))
     apart = numbers(run(tmp_path / "apart", artifact=tmp_path / "adapter"))
     assert merged == pytest.approx(apart, abs=1e-4)
 
 
-def test_a_four_bit_fit_is_nearest_to_its_dequantised_merge(tmp_path):
+def test_a_four_bit_fit_is_nearest_to_its_dequantized_merge(tmp_path):
     base = save_tiny(tmp_path / "wide", hidden=64)
-    small_fit(base, tmp_path / "adapter", "cft", quantisation="nf4")
-    merge(tmp_path / "adapter", tmp_path / "dequantised", dequantised=True, overwrite=False)
-    merge(tmp_path / "adapter", tmp_path / "original", dequantised=False, overwrite=False)
+    small_fit(base, tmp_path / "adapter", "cft", quantization="nf4")
+    merge(tmp_path / "adapter", tmp_path / "dequantized", dequantized=True, overwrite=False)
+    merge(tmp_path / "adapter", tmp_path / "original", dequantized=False, overwrite=False)
     nll = {
         "4-bit": numbers(run(tmp_path / "a", artifact=tmp_path / "adapter"))["nll"],
-        "dequantised": numbers(run(tmp_path / "b", model=str(tmp_path / "dequantised")))["nll"],
+        "dequantized": numbers(run(tmp_path / "b", model=str(tmp_path / "dequantized")))["nll"],
         "original": numbers(run(tmp_path / "c", model=str(tmp_path / "original")))["nll"],
     }
-    assert nll["dequantised"] == pytest.approx(nll["4-bit"], abs=1e-3)
-    assert abs(nll["original"] - nll["4-bit"]) > abs(nll["dequantised"] - nll["4-bit"])
+    assert nll["dequantized"] == pytest.approx(nll["4-bit"], abs=1e-3)
+    assert abs(nll["original"] - nll["4-bit"]) > abs(nll["dequantized"] - nll["4-bit"])
 
 
 def test_merging_what_is_no_adapter_and_baking_what_is_no_temperature_is_refused(model, tmp_path):
@@ -127,7 +127,7 @@ def test_merging_what_is_no_adapter_and_baking_what_is_no_temperature_is_refused
     small_fit(model, tmp_path / "t", "temperature")
     with pytest.raises(UserError, match="only adapters can be merged"):
         merge(tmp_path / "t", tmp_path / "out", False, False)
-    with pytest.raises(UserError, match=r"--dequantised: .* was not trained on a 4-bit base"):
+    with pytest.raises(UserError, match=r"--dequantized: .* was not trained on a 4-bit base"):
         merge(tmp_path / "adapter", tmp_path / "out", True, False)
     with pytest.raises(UserError, match="is no temperature"):
         bake(tmp_path / "adapter", tmp_path / "out", False)
@@ -181,7 +181,7 @@ def test_evaluation_out_of_memory_names_the_batch_size(model, tmp_path, monkeypa
         run(tmp_path / "out", model=str(model))
 
 
-def test_another_base_than_the_artefacts_is_refused(model, tmp_path):
+def test_another_base_than_the_artifacts_is_refused(model, tmp_path):
     small_fit(model, tmp_path / "adapter", "cft", max_steps=1)
     with pytest.raises(UserError, match=r"was fitted on .*, not on other/base"):
         run(tmp_path / "out", artifact=tmp_path / "adapter", model="other/base")
@@ -194,10 +194,10 @@ def test_a_temperature_without_a_model_comes_from_a_samples_file(model, tmp_path
     run(tmp_path / "out", model=str(model))
     (path,) = find_samples(tmp_path / "out")
     recipe = make_recipe({"method": "temperature", "samples": str(path)}, {})
-    artefact = fit(recipe, tmp_path / "t")
-    assert artefact.after["nll"] <= artefact.before["nll"]
-    assert artefact.tasks == ("mc_calib_arc",)
-    assert math.isfinite(artefact.temperature["low"])
+    artifact = fit(recipe, tmp_path / "t")
+    assert artifact.after["nll"] <= artifact.before["nll"]
+    assert artifact.tasks == ("mc_calib_arc",)
+    assert math.isfinite(artifact.temperature["low"])
     # The rows that T was fitted on are not for evaluating it.
     with pytest.raises(UserError, match="24 of its 24 evaluated questions were used for this fit"):
         run(tmp_path / "again", model=str(model), artifact=tmp_path / "t")

@@ -33,29 +33,29 @@ test_() { # these files alone: others import libraries that the machine need not
   (cd "$repo" && python3 -m pytest -q -p no:cacheprovider -m accelerator $(grep -rl pytest.mark.accelerator tests --include='test_*.py'))
 }
 big() { # 8B, QLoRA, then a bfloat16 base; what is compiled or patched by Liger comes after what is not
-  $speed --quantisation nf4 --ways check,authors,ours,estep,score,ours+peft,trl --batch-sizes 16,32 --rows 640
-  $speed --quantisation nf4 --ways authors,ours+liger,estep+liger,score+liger,trl+liger --batch-sizes 64,32 --rows 960
-  $speed --quantisation nf4 --ways ours --methods rcft --batch-sizes 2 --rows 200
+  $speed --quantization nf4 --ways check,authors,ours,estep,score,ours+peft,trl --batch-sizes 16,32 --rows 640
+  $speed --quantization nf4 --ways authors,ours+liger,estep+liger,score+liger,trl+liger --batch-sizes 64,32 --rows 960
+  $speed --quantization nf4 --ways ours --methods rcft --batch-sizes 2 --rows 200
   $speed --methods cft --ways check,ours,score,ours+liger,score+liger --batch-sizes 32 --rows 640
-  $speed --quantisation nf4 --ways ours+liger --methods cft --batch-sizes 32 --rows 1280 --steps 120 \
+  $speed --quantization nf4 --ways ours+liger --methods cft --batch-sizes 32 --rows 1280 --steps 120 \
     --recipe-extra cuda_graphs=true,liger_kernel=true
-  $speed --quantisation nf4 --ways ours+compile --batch-sizes 32 --rows 960 --seconds 15
+  $speed --quantization nf4 --ways ours+compile --batch-sizes 32 --rows 960 --seconds 15
 }
 small() { # bound by kernel launches; with graphs a whole fit's steps, recordings and all
   for shape in 0.5b 135m; do
     $speed --shape $shape --ways plain,ours --batch-sizes 16 --rows 2500 --seconds 5
     $speed --shape $shape --ways ours --batch-sizes 16 --rows 2500 --steps 468 --recipe-extra cuda_graphs=true
   done
-  $speed --shape 1b --quantisation nf4 --ways authors,plain,ours,ours+liger --batch-sizes 16,64 --rows 640 --seconds 5
+  $speed --shape 1b --quantization nf4 --ways authors,plain,ours,ours+liger --batch-sizes 16,64 --rows 640 --seconds 5
 }
 scoring() { # hf-prefix against the stock backend: an 8B with random weights, then the real 0.5B; MODEL's tokenizer has more tokens than the 8B
-  (cd "$hub" && for options in "--shape 8b --quantisation nf4 --model ${SMALL_TOKENIZER:-none}" "--model $model" "--model $model --dtype float32"; do
+  (cd "$hub" && for options in "--shape 8b --quantization nf4 --model ${SMALL_TOKENIZER:-none}" "--model $model" "--model $model --dtype float32"; do
     python3 "$repo/tests/benchmarks/scoring.py" --dtype bfloat16 --device cuda --limit 200 $options
   done)
 }
 ideas() { # one at a time left out of the fit, or put into it; what comes first is slow, so ours comes three times
   local names="ours+peft ours+peft+casts ours+alllogits ours+onepiece ours+random ours+whole ours+unfused ours+checkpointing ours+dropout"
-  $speed --quantisation nf4 --batch-sizes 32 --rows 480 \
+  $speed --quantization nf4 --batch-sizes 32 --rows 480 \
     --ways "ours,ours,$(tr ' ' '\n' <<< "$names" | "${1:-cat}" | paste -sd,),ours,score,score+noprefix,score"
 }
 again() { # in the opposite order
@@ -63,13 +63,13 @@ again() { # in the opposite order
 }
 packing() { # prompts side by side in one row against padded batches; 7,500 tokens take some 60 GiB
   for attention in sdpa varlen flex_attention; do
-    python3 "$repo/tests/benchmarks/packing.py" --shape 8b --quantisation nf4 --batch-sizes 16,64 --batches 8 --most-tokens 7500 \
+    python3 "$repo/tests/benchmarks/packing.py" --shape 8b --quantization nf4 --batch-sizes 16,64 --batches 8 --most-tokens 7500 \
       --attention $attention
   done
 }
 two() { # two GPUs: as many questions on each as on one; three times, since what a process does first is slow
   for processes in 1 2; do
-    python3 -m torch.distributed.run --nproc_per_node $processes ${speed#python3} --quantisation nf4 --ways ours+liger,estep+liger \
+    python3 -m torch.distributed.run --nproc_per_node $processes ${speed#python3} --quantization nf4 --ways ours+liger,estep+liger \
       --rows $((640 * processes)) --batch-sizes 32,32,32
   done
 }

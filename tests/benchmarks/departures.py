@@ -59,7 +59,7 @@ DEPARTURES: dict[str, Callable[[Any], AbstractContextManager]] = {
     "onepiece": in_one_piece,
     "random": replaced("calibtune.data.training_set.STRETCH", 1),  # batches of random lengths
     "whole": replaced("calibtune.tuning.trainer.most_tokens", lambda *_: math.inf),  # steps not cut into parts
-    "unfused": replaced("speed_ways.training_arguments", unfused),  # the optimiser
+    "unfused": replaced("speed_ways.training_arguments", unfused),  # the optimizer
     "noprefix": replaced("calibtune.tuning.estep._shared", lambda examples: 0),
 }
 #: By name: fields of the recipe.

@@ -142,7 +142,7 @@ def runs(args: argparse.Namespace) -> Iterator[tuple[str, str, int]]:
 def measure(base: Any, args: argparse.Namespace, run: tuple[str, str, int]) -> dict[str, Any]:
     """One measurement's numbers."""
     (name, *options), method, batch = run[0].split("+"), *run[1:]
-    flags = {"method": method, "batch_size": batch, "quantisation": args.quantisation}
+    flags = {"method": method, "batch_size": batch, "quantization": args.quantization}
     extra = args.recipe_extra | {key: value for name in options for key, value in FIELDS.get(name, {}).items()}
     recipe = make_recipe({"model": args.shape, "tasks": "none", "device": args.device, **flags}, extra)
     if "liger" in options:
@@ -206,7 +206,7 @@ def attempt(base: Any, args: argparse.Namespace, run: tuple[str, str, int]) -> N
     shown = [f"{k} {v if k == 'error' else f'{v:.4g}'}" for k, v in values.items() if not isinstance(v, list)]
     print(f"{run[0]} {run[1]} {run[2]}: {', '.join(shown)}", flush=True)
     if args.json:
-        about = {name: getattr(args, name) for name in ("shape", "quantisation", "card", "matrix_rate", "recipe_extra")}
+        about = {name: getattr(args, name) for name in ("shape", "quantization", "card", "matrix_rate", "recipe_extra")}
         about |= {"torch": torch.__version__, "transformers": transformers.__version__}
         about |= {"way": run[0], "method": run[1], "batch_size": run[2], "liger": hasattr(base, "has_liger")}
         about |= {"way_s": time.perf_counter() - started, "processes": PartialState().num_processes}
@@ -222,7 +222,7 @@ def arguments() -> argparse.Namespace:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="8b")
-    parser.add_argument("--quantisation", choices=("none", "nf4"), default="none")
+    parser.add_argument("--quantization", choices=("none", "nf4"), default="none")
     parser.add_argument(
         "--ways",
         type=words,
@@ -257,10 +257,10 @@ def main() -> None:
     args.card = torch.cuda.get_device_name() if args.device == "cuda" else "CPU"
     args.matrix_rate, args.rates = matrix_rate(device), {}
     started = time.perf_counter()
-    base = build(args.shape, args.quantisation, device)
+    base = build(args.shape, args.quantization, device)
     if not args.rank:
-        print(f"{args.card}: {args.matrix_rate:.4g} TFLOP/s of bfloat16 products; {args.shape}, quantisation "
-              f"{args.quantisation}, made in {time.perf_counter() - started:.1f} s", flush=True)  # fmt: skip
+        print(f"{args.card}: {args.matrix_rate:.4g} TFLOP/s of bfloat16 products; {args.shape}, quantization "
+              f"{args.quantization}, made in {time.perf_counter() - started:.1f} s", flush=True)  # fmt: skip
     for run in runs(args):
         attempt(base, args, run)
     PartialState().destroy_process_group()

@@ -1,6 +1,6 @@
 """Prompts of a batch side by side in one row, without padding, against padded batches of prompts of like lengths.
 
-Forward and backward passes of CFT with an adapter of rank 128 on random weights, the optimiser left out; prompts have
+Forward and backward passes of CFT with an adapter of rank 128 on random weights, the optimizer left out; prompts have
 the lengths of mc_calib_indomain, as many as a fit has, of whose batches some are taken. Packed, each prompt sees itself
 alone: positions start anew, of which transformers makes a mask; ``--attention varlen`` is PyTorch's own attention over
 sequences of varying length, on GPUs only. Every batch is taken in both ways, several times, and the letters'
@@ -125,7 +125,7 @@ def main() -> None:
     """Print a line for each batch size and order."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="135m")
-    parser.add_argument("--quantisation", choices=("none", "nf4"), default="none")
+    parser.add_argument("--quantization", choices=("none", "nf4"), default="none")
     parser.add_argument("--attention", default="sdpa", help="transformers' attn_implementation of the packed way")
     parser.add_argument("--batch-sizes", default="16,64")
     parser.add_argument("--rows", type=int, default=2500)
@@ -135,7 +135,7 @@ def main() -> None:
     args = parser.parse_args()
     device = torch.device(args.device)
     AttentionInterface.register("varlen", varying)
-    base = build(args.shape, args.quantisation, device)
+    base = build(args.shape, args.quantization, device)
     if device.type == "cpu":
         base.float()
     with device:

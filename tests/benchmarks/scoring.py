@@ -55,12 +55,12 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--shape", choices=SHAPES)
-    parser.add_argument("--quantisation", choices=("none", "nf4"), default="none", help="of a random model")
+    parser.add_argument("--quantization", choices=("none", "nf4"), default="none", help="of a random model")
     args = parser.parse_args()
     options = {"pretrained": args.model, "dtype": args.dtype, "device": args.device, "batch_size": args.batch_size,
                "softmax_dtype": "float32"}  # fmt: skip
     if args.shape:
-        options["pretrained"] = build(args.shape, args.quantisation, torch.device(args.device))
+        options["pretrained"] = build(args.shape, args.quantization, torch.device(args.device))
         options["tokenizer"] = AutoTokenizer.from_pretrained(args.model)
     backends = {"hf": HFLM(**options), "hf-prefix": PrefixLM(**options)}
     for shots in (0, 5):

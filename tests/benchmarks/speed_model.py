@@ -46,13 +46,13 @@ def make_rows(count: int, vocabulary: int, mean: float | None) -> list[TokenExam
     ]
 
 
-def build(shape: str, quantisation: str, device: torch.device) -> Any:
+def build(shape: str, quantization: str, device: torch.device) -> Any:
     """A Llama with random weights, made on the device."""
     config = LlamaConfig(**dict(zip(FIELDS, SHAPES[shape], strict=True)), max_position_embeddings=4096)
     torch.manual_seed(0)
-    with torch.device("meta" if quantisation == "nf4" else device):
+    with torch.device("meta" if quantization == "nf4" else device):
         base = LlamaForCausalLM._from_config(config, dtype=torch.bfloat16)
-    if quantisation == "nf4":
+    if quantization == "nf4":
         fill_nf4(base, device)
     base.model.rotary_emb = LlamaRotaryEmbedding(config).to(device)  # frequencies in float32
     return base.requires_grad_(False)
@@ -65,8 +65,8 @@ def fill_nf4(base: Any, device: torch.device) -> None:
     from transformers.quantizers import AutoHfQuantizer
     from transformers.utils.quantization_config import QuantizationMethod
 
-    quantised = nf4(torch.bfloat16)
-    replace_with_bnb_linear(base, modules_to_not_convert=["lm_head"], quantization_config=quantised)
+    quantized = nf4(torch.bfloat16)
+    replace_with_bnb_linear(base, modules_to_not_convert=["lm_head"], quantization_config=quantized)
     for module in base.modules():
         for name, old in list(module.named_parameters(recurse=False)):
             value = torch.empty(old.shape, dtype=torch.bfloat16, device=device)
@@ -79,8 +79,8 @@ def fill_nf4(base: Any, device: torch.device) -> None:
     # What transformers and PEFT know a loaded 4-bit model by.
     base.is_loaded_in_4bit = base.is_quantized = True
     base.quantization_method = QuantizationMethod.BITS_AND_BYTES
-    base.hf_quantizer = AutoHfQuantizer.from_config(quantised)
-    base.config.quantization_config = quantised
+    base.hf_quantizer = AutoHfQuantizer.from_config(quantized)
+    base.config.quantization_config = quantized
 
 
 def body_size(shape: str) -> int:

@@ -225,15 +225,15 @@ def own_loop(bench: Bench, model: Any, batches: list[Any], loss_of: Callable[[An
     """Train on lists of rows without any Trainer."""
     clock = Clock(bench)
     weights = [p for p in model.parameters() if p.requires_grad]
-    optimiser = torch.optim.AdamW(weights, lr=bench.recipe.learning_rate, fused=True)
+    optimizer = torch.optim.AdamW(weights, lr=bench.recipe.learning_rate, fused=True)
     clock.mark()
     for rows in batches:
         with torch.autocast(bench.device.type, torch.bfloat16):
             loss = loss_of(padded(rows, bench.device))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(weights, bench.recipe.max_grad_norm)
-        optimiser.step()
-        optimiser.zero_grad()
+        optimizer.step()
+        optimizer.zero_grad()
         if clock.mark():
             break
     return clock.measured(len(rows), [sum(len(row.input_ids) for row in rows) for rows in batches], loss.detach())

@@ -48,7 +48,7 @@ def test_help_names_every_option_with_its_default(capsys):
 
 
 def test_a_four_bit_fit_shows_its_own_words_alone(model, tmp_path):
-    flags = {"quantisation": "nf4", "max_steps": 1}
+    flags = {"quantization": "nf4", "max_steps": 1}
     command = [sys.executable, "-m", "calibtune", *words(model, tmp_path / "cft", "cft", **flags)]
     fit = subprocess.run(command, capture_output=True, text=True)
     assert fit.returncode == 0
@@ -95,7 +95,7 @@ def test_the_papers_rcft_departs_from_the_defaults_where_the_paper_does():
     assert {name: pair for name, pair in found.items() if pair[0] != pair[1]} == {
         "lambda_": (1, 4), "letter_weight": ("sum", 1), "e_step": ("epoch", "running"),
         "e_step_rows": ("train", "held-out"), "shuffle_options": (False, True), "epochs": (5, 3), "batch_size": (2, 16),
-        "learning_rate": (5e-5, 1e-4), "quantisation": ("nf4", "none"), "lora_dropout": (0.05, 0),
+        "learning_rate": (5e-5, 1e-4), "quantization": ("nf4", "none"), "lora_dropout": (0.05, 0),
     }  # fmt: skip
 
 
@@ -128,7 +128,7 @@ def test_each_recipe_opens_with_the_command_that_runs_it(path):
     ({"apply_chat_template": None, "chat_template": "/no/file"}, "--chat-template /no/file is no file"),
     ({"letter_weight": "heavy"}, "letter-weight is 'heavy'; give token-mean or sum or a number"),
     ({"limit": "0"}, "--limit is 0; give at least 1"),
-    ({"quantisation": "nf4", "tuning": "full"}, "--quantisation nf4 cannot be trained in full"),
+    ({"quantization": "nf4", "tuning": "full"}, "--quantization nf4 cannot be trained in full"),
     ({"device": "cuda:7"}, "--device cuda:7 cannot be used here"),
     ({"device": "toaster"}, "--device toaster cannot be used here"),
     ({"held_out": "0"}, "the E-step needs held-out questions"),
@@ -246,7 +246,7 @@ def test_letters_that_are_not_single_tokens_are_refused(tmp_path, capsys):
     assert "not one of their own each" in refused(capsys, words(folder, tmp_path / "out"))
 
 
-def test_eval_refuses_a_folder_without_a_finished_artefact(tmp_path, capsys):
+def test_eval_refuses_a_folder_without_a_finished_artifact(tmp_path, capsys):
     arguments = ["eval", "--artifact", tmp_path, "--tasks", "mc_calib_arc", "--output", tmp_path / "out"]
     assert "holds no calibtune.json" in refused(capsys, arguments)
     arguments = ["eval", "--tasks", "mc_calib_arc", "--output", tmp_path / "out"]

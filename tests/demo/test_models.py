@@ -65,7 +65,7 @@ def test_the_shipped_tokenizers_are_the_one_that_is_built(bank):
 
 def test_another_system_message_is_another_token():
     tokenizer = build_tokenizer("Say a letter.\n\n")
-    assert "Say a letter." in tokenizer.tokenize("Say a letter. Which colour?")
+    assert "Say a letter." in tokenizer.tokenize("Say a letter. Which color?")
 
 
 def test_training_prompts_are_the_harness_prompts(bank):

@@ -11,7 +11,7 @@ from lm_eval.loggers import evaluation_tracker
 from tiny import CHAT_TEMPLATE, build_tokenizer, save_tiny
 
 from calibtune.__main__ import main
-from calibtune.artifacts.manifest import read_artefact, usage
+from calibtune.artifacts.manifest import read_artifact, usage
 from calibtune.evaluation import evaluate as evaluation
 from calibtune.results.samples import find_samples, read_samples
 
@@ -194,22 +194,22 @@ def templated(tmp_path):
     return tmp_path / "t", tmp_path / "adapter"
 
 
-def test_an_artefact_is_evaluated_with_the_chat_template_that_it_was_fitted_with(templated, tmp_path):
+def test_an_artifact_is_evaluated_with_the_chat_template_that_it_was_fitted_with(templated, tmp_path):
     prompts = []
-    for artefact in templated:
-        build_tokenizer().save_pretrained(artefact)
+    for artifact in templated:
+        build_tokenizer().save_pretrained(artifact)
         (tmp_path / "chat.jinja").unlink(missing_ok=True)
-        assert evaluate(tmp_path / "out" / artefact.name, "--artifact", artefact) == 0
-        (samples,) = find_samples(tmp_path / "out" / artefact.name)
+        assert evaluate(tmp_path / "out" / artifact.name, "--artifact", artifact) == 0
+        (samples,) = find_samples(tmp_path / "out" / artifact.name)
         assert len(read_samples(samples).gold) == 24
         sample = json.loads(samples.read_text().splitlines()[0])
         prompts.append(sample["arguments"]["gen_args_0"]["arg_0"])
-        assert ",tokenizer=THIS_FOLDER" in usage(read_artefact(artefact))
+        assert ",tokenizer=THIS_FOLDER" in usage(read_artifact(artifact))
     assert prompts[0] == prompts[1]
     assert prompts[0].endswith("<|assistant|>\n")
 
 
-def test_an_artefact_without_the_tokenizer_that_it_needs_is_to_be_fitted_again(templated, refused):
+def test_an_artifact_without_the_tokenizer_that_it_needs_is_to_be_fitted_again(templated, refused):
     for path in templated[0].glob("tokenizer*"):
         path.unlink()
     assert "was fitted with a chat template and holds no tokenizer that has it; fit it again" in refused(
@@ -217,10 +217,10 @@ def test_an_artefact_without_the_tokenizer_that_it_needs_is_to_be_fitted_again(t
     )
 
 
-def test_four_bit_artefacts_take_their_own_tokenizer_and_their_files_name_the_backend(templated, tmp_path):
+def test_four_bit_artifacts_take_their_own_tokenizer_and_their_files_name_the_backend(templated, tmp_path):
     build_tokenizer().save_pretrained(templated[0])
     (tmp_path / "chat.jinja").unlink()
-    assert evaluate(tmp_path / "out", "--artifact", templated[0], "--quantisation", "nf4", "--limit", "2") == 0
+    assert evaluate(tmp_path / "out", "--artifact", templated[0], "--quantization", "nf4", "--limit", "2") == 0
     (path,) = (tmp_path / "out").rglob("results_*.json")
     results = json.loads(path.read_text())
     assert (results["config"]["model"], results["model_source"]) == ("hf", "hf")

@@ -44,18 +44,18 @@ def base(tmp_path, monkeypatch):
     return model
 
 
-def test_an_artefact_that_lost_its_preferences_fails_with_exit_code_one(base, tmp_path, capsys):
+def test_an_artifact_that_lost_its_preferences_fails_with_exit_code_one(base, tmp_path, capsys):
     small_fit(base, tmp_path / "broken", "cft", learning_rate=0.3, epochs=6, max_grad_norm=0.0)
     guarded = ("--artifact", tmp_path / "broken", "--guard", "winrate", "--guard-base", tmp_path / "base")
     assert evaluation(tmp_path / "out", *guarded) == 1
     error = capsys.readouterr().err
     assert "calibtune: error: --guard winrate: win rate 1.0000 before and 0." in error
     assert "worse by more than the margin 0.02" in error
-    # A margin wide enough lets the same artefact pass.
+    # A margin wide enough lets the same artifact pass.
     assert evaluation(tmp_path / "again", *guarded, "--margin", "0.99") == 0
 
 
-def test_an_artefact_that_kept_them_passes(base, tmp_path, capsys):
+def test_an_artifact_that_kept_them_passes(base, tmp_path, capsys):
     small_fit(base, tmp_path / "same", "cft", learning_rate=1e-9)
     guarded = ("--artifact", tmp_path / "same", "--guard", "winrate", "--guard-base", tmp_path / "base")
     assert evaluation(tmp_path / "out", *guarded) == 0

@@ -42,9 +42,9 @@ def test_arc_with_a_repeated_option_is_refused_not_dropped():
         documents.arc(arc_rows(choices={"text": ["x", "x ", "z"], "label": ["1", "2", "3"]}))
 
 
-def test_the_unlabelled_medmcqa_split_is_refused():
+def test_the_unlabeled_medmcqa_split_is_refused():
     row = {"id": "m", "question": "Q?", "opa": "a", "opb": "b", "opc": "c", "opd": "d", "cop": -1}
-    with pytest.raises(ScoringError, match="-1 is not an index of its 4 options; evaluate a labelled split"):
+    with pytest.raises(ScoringError, match="-1 is not an index of its 4 options; evaluate a labeled split"):
         documents.medmcqa(datasets.Dataset.from_list([row]))
 
 

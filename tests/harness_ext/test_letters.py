@@ -15,7 +15,7 @@ def apply(rows, docs=None, temperature=1.0):
     return LetterSoftmax(temperature).apply(resps, [doc for doc, row in zip(docs, rows, strict=True) for _ in row])
 
 
-def test_each_question_is_normalised_over_its_own_letters():
+def test_each_question_is_normalized_over_its_own_letters():
     letters = apply([[-1.0, -2.0], [-3.0, -1.0, -0.5]])
     expected = [1 / (1 + math.exp(-1)), 1 / (1 + math.exp(1))]
     assert [x.probability for x in letters[:2]] == pytest.approx(expected, abs=1e-15)

@@ -125,15 +125,15 @@ def test_permuting_questions_keeps_the_further_estimators(rows, random):
 
 @few
 @given(probabilities(ragged=False), bins, edges, st.randoms(use_true_random=False))
-def test_relabelling_classes_keeps_cw_ece_brier_and_conf_ece_without_ties(rows, count, edge, random):
+def test_relabeling_classes_keeps_cw_ece_brier_and_conf_ece_without_ties(rows, count, edge, random):
     probs, gold = rows
     order = list(range(probs.shape[1]))
     random.shuffle(order)
-    relabelled = probs[:, order], np.argsort(order)[gold]
-    assert cw_ece(*relabelled, count, edge) == pytest.approx(cw_ece(probs, gold, count, edge), abs=1e-12)
-    assert brier(*relabelled) == pytest.approx(brier(probs, gold), abs=1e-12)
+    relabeled = probs[:, order], np.argsort(order)[gold]
+    assert cw_ece(*relabeled, count, edge) == pytest.approx(cw_ece(probs, gold, count, edge), abs=1e-12)
+    assert brier(*relabeled) == pytest.approx(brier(probs, gold), abs=1e-12)
     if not (np.diff(np.sort(probs, axis=1)[:, -2:], axis=1) == 0).any():
-        assert conf_ece(*relabelled, count, edge) == conf_ece(probs, gold, count, edge)
+        assert conf_ece(*relabeled, count, edge) == conf_ece(probs, gold, count, edge)
 
 
 @few

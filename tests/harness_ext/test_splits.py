@@ -60,7 +60,7 @@ def test_shares_are_equal_until_a_source_runs_out():
 def test_the_pool_on_the_mirror_has_the_documented_counts(monkeypatch):
     monkeypatch.chdir(HUB)
     drawn = splits.indomain()
-    questions = [splits.normalised(q) for split in drawn.values() for q in split["question"]]
+    questions = [splits.normalized(q) for split in drawn.values() for q in split["question"]]
     assert (len(drawn["train"]), len(drawn["test"]), len(set(questions))) == (3000, 2000, 5000)
     sources = {s: [drawn[s]["source"][:].count(name) for name in splits.SOURCES] for s in drawn}
     assert sources == {"train": [220, 1390, 1390], "test": [147, 927, 926]}

@@ -17,9 +17,9 @@ from calibtune.tuning import fit as fit_module
 IDS = torch.randint(200, (3, 11), generator=torch.Generator().manual_seed(0))
 
 
-def adapted(folder, quantised=False, dtype=torch.float32, **options):
+def adapted(folder, quantized=False, dtype=torch.float32, **options):
     """A model with an adapter whose second matrix is not zero."""
-    four_bit = {"quantization_config": nf4(dtype)} if quantised else {}
+    four_bit = {"quantization_config": nf4(dtype)} if quantized else {}
     base = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, device_map={"": "cpu"}, **four_bit)
     base.requires_grad_(False)
     for module in base.modules():
@@ -50,12 +50,12 @@ def apart(found, expected):
     return float((found - expected).detach().norm() / expected.detach().norm())
 
 
-@pytest.mark.parametrize("quantised", [False, True], ids=["fp32", "nf4"])
+@pytest.mark.parametrize("quantized", [False, True], ids=["fp32", "nf4"])
 @pytest.mark.parametrize("name", ["Llama", "Qwen2"])
-def test_the_fused_layer_has_pefts_logits_and_gradients(tmp_path, name, quantised):
+def test_the_fused_layer_has_pefts_logits_and_gradients(tmp_path, name, quantized):
     folder = save_tiny(tmp_path, hidden=64) if name == "Llama" else other_architecture(name, tmp_path)
-    plain = logits_and_gradients(adapted(folder, quantised))
-    model = adapted(folder, quantised)
+    plain = logits_and_gradients(adapted(folder, quantized))
+    model = adapted(folder, quantized)
     assert fuse(model) == 14
     states = [
         getattr(layer.base_layer.weight, "quant_state", None)
@@ -69,7 +69,7 @@ def test_the_fused_layer_has_pefts_logits_and_gradients(tmp_path, name, quantise
 
 
 def test_scales_unpacked_once_leave_the_weights_as_they_were(tmp_path):
-    (layer,) = [module for name, module in adapted(save_tiny(tmp_path, hidden=64), quantised=True).named_modules()
+    (layer,) = [module for name, module in adapted(save_tiny(tmp_path, hidden=64), quantized=True).named_modules()
                 if name.endswith("0.mlp.down_proj.base_layer")]  # fmt: skip
     before = base_weight(layer, torch.float32)
     assert layer.weight.quant_state.nested
@@ -186,7 +186,7 @@ def test_a_fit_with_fused_layers_ends_in_the_adapter_of_one_without(model, tmp_p
 
 def test_cross_fitted_folds_with_fused_layers_leave_nothing_behind(tmp_path, mirror, monkeypatch):
     folder = save_tiny(tmp_path / "model", hidden=64)
-    options = {"e_step_rows": "cross-fitted", "quantisation": "nf4", "learning_rate": 1e-3}
+    options = {"e_step_rows": "cross-fitted", "quantization": "nf4", "learning_rate": 1e-3}
     small_fit(folder, tmp_path / "plain", "rcft", **options)
     counts = []
 
@@ -225,10 +225,10 @@ def test_adapters_are_fused_on_a_gpu_unless_compiled_or_sharded(
 
 @pytest.mark.accelerator
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("quantisation", ["none", "nf4"])
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_on_a_gpu_fused_layers_score_and_train_as_pefts(tmp_path, mirror, monkeypatch, precision, quantisation):
-    options = {"device": "cuda", "precision": precision, "quantisation": quantisation, "learning_rate": 1e-4}
+def test_on_a_gpu_fused_layers_score_and_train_as_pefts(tmp_path, mirror, monkeypatch, precision, quantization):
+    options = {"device": "cuda", "precision": precision, "quantization": quantization, "learning_rate": 1e-4}
     folder = save_tiny(tmp_path / "model", hidden=64)
     fused = small_fit(folder, tmp_path / "fused", "rcft", **options)
     monkeypatch.setattr(modeling, "fuse", lambda model: 0)

@@ -94,7 +94,7 @@ def test_every_process_reads_the_base_that_it_scores_before_fsdp_splits_it(model
     assert os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] == "true"
 
 
-def test_no_artefact_is_finished_without_weights(tmp_path):
+def test_no_artifact_is_finished_without_weights(tmp_path):
     wrote = []
     trainer = SimpleNamespace(is_fsdp_enabled=False, save_model=wrote.append, is_world_process_zero=lambda: True)
     with pytest.raises(WorkFailed, match="zero3_save_16bit_model: true"):

@@ -24,7 +24,7 @@ BARE = """[...document.querySelectorAll("figure svg")].filter((svg) => {
   const box = svg.getBoundingClientRect();
   return box.width < 100 || box.height < 60 || svg.getAttribute("role") !== "img" || svg.ariaLabel.length < 30;
 }).map((svg) => svg.parentNode.id)"""
-#: Words whose colour is too near the page's: WCAG asks for a contrast of 4.5.
+#: Words whose color is too near the page's: WCAG asks for a contrast of 4.5.
 FAINT = """(() => {
   const parts = (text) => text.match(/[\\d.]+/g).map(Number);
   const light = (rgb) => [0.2126, 0.7152, 0.0722].reduce((sum, weight, i) => {

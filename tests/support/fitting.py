@@ -25,7 +25,7 @@ def small_recipe(model, method, **changes):
 
 
 def small_fit(model, output, method, resume=False, overwrite=False, **changes):
-    """Run a small fit and return its artefact."""
+    """Run a small fit and return its artifact."""
     return fit(small_recipe(model, method, **changes), output, resume, overwrite)
 
 

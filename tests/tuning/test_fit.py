@@ -214,11 +214,11 @@ def test_options_are_shown_in_other_orders_in_each_epoch_with_the_right_one_foll
 
 
 def test_full_fine_tuning_leaves_an_ordinary_model(model, tmp_path):
-    artefact = small_fit(model, tmp_path / "out", "cft", tuning="full", learning_rate=1e-3)
+    artifact = small_fit(model, tmp_path / "out", "cft", tuning="full", learning_rate=1e-3)
     from transformers import AutoModelForCausalLM
 
     base, tuned = (AutoModelForCausalLM.from_pretrained(path).state_dict() for path in (model, tmp_path / "out"))
-    assert artefact.kind == "model"
+    assert artifact.kind == "model"
     assert all(not torch.equal(base[name], tuned[name]) for name in base if "proj" in name)
 
 
@@ -246,8 +246,8 @@ def test_a_limit_renders_only_the_questions_drawn(model, monkeypatch):
 
 
 def test_a_fit_that_ends_worse_than_an_earlier_epoch_says_so(model, tmp_path, capsys):
-    artefact = small_fit(model, tmp_path / "far", "cft", epochs=2, learning_rate=0.3)
-    assert artefact.after["nll"] > artefact.before["nll"] + 0.02
+    artifact = small_fit(model, tmp_path / "far", "cft", epochs=2, learning_rate=0.3)
+    assert artifact.after["nll"] > artifact.before["nll"] + 0.02
     assert "a lower --learning-rate may end better" in capsys.readouterr().out
     small_fit(model, tmp_path / "near", "cft", learning_rate=1e-6)
     assert "may end better" not in capsys.readouterr().out

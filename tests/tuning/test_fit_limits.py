@@ -50,12 +50,12 @@ def test_four_bit_bases_train_on_the_cpu(model, tmp_path):
 
     assert bitsandbytes.__version__
     wide = save_tiny(tmp_path / "wide", hidden=64)
-    artefact = small_fit(wide, tmp_path / "out", "rcft", quantisation="nf4", epochs=2)
+    artifact = small_fit(wide, tmp_path / "out", "rcft", quantization="nf4", epochs=2)
     plain = small_fit(wide, tmp_path / "plain", "rcft", epochs=2)
-    assert artefact.recipe["quantisation"] == "nf4"
+    assert artifact.recipe["quantization"] == "nf4"
     # The rounded base is another model.
-    assert artefact.before["nll"] != pytest.approx(plain.before["nll"], abs=1e-4)
-    assert artefact.after["nll"] != pytest.approx(artefact.before["nll"], abs=1e-4)
+    assert artifact.before["nll"] != pytest.approx(plain.before["nll"], abs=1e-4)
+    assert artifact.after["nll"] != pytest.approx(artifact.before["nll"], abs=1e-4)
 
 
 def test_scoring_before_training_leaves_four_bit_gradients_as_they_were(tmp_path):
@@ -64,7 +64,7 @@ def test_scoring_before_training_leaves_four_bit_gradients_as_they_were(tmp_path
     from calibtune.tuning.estep import score
     from calibtune.tuning.losses import method_loss
 
-    recipe = small_recipe(save_tiny(tmp_path / "wide", hidden=64), "cft", quantisation="nf4")
+    recipe = small_recipe(save_tiny(tmp_path / "wide", hidden=64), "cft", quantization="nf4")
     questions = read_inputs(recipe).held_out
     found = []
     for scored_first in (False, True):
@@ -95,8 +95,8 @@ def test_bf16_keeps_adapter_weights_in_float32_and_rotary_frequencies_exact(mode
     assert frequencies[1].item() == pytest.approx(10000 ** (-2 / 8), rel=1e-6)
     assert {p.dtype for p in tuned.parameters() if p.requires_grad} == {torch.float32}
     assert {p.dtype for p in tuned.parameters() if not p.requires_grad} == {torch.bfloat16}
-    artefact = small_fit(model, tmp_path / "out", "cft", precision="bf16", max_steps=1)
-    assert np.isfinite(artefact.after["nll"])
+    artifact = small_fit(model, tmp_path / "out", "cft", precision="bf16", max_steps=1)
+    assert np.isfinite(artifact.after["nll"])
 
 
 def test_auto_batch_splits_the_step_until_it_fits(model, tmp_path, monkeypatch, capsys):
@@ -191,10 +191,10 @@ def test_other_architectures_are_trained_and_served(tmp_path, name):
     from calibtune.artifacts.merge import bake, merge
 
     base = other_architecture(name, tmp_path / "base")
-    artefact = small_fit(base, tmp_path / "adapter", "rcft", epochs=2)
-    assert abs(artefact.after["nll"] - artefact.before["nll"]) > 1e-3
+    artifact = small_fit(base, tmp_path / "adapter", "rcft", epochs=2)
+    assert abs(artifact.after["nll"] - artifact.before["nll"]) > 1e-3
     small_fit(base, tmp_path / "t", "temperature", artifact=str(tmp_path / "adapter"))
-    merge(tmp_path / "adapter", tmp_path / "merged", dequantised=False, overwrite=False)
+    merge(tmp_path / "adapter", tmp_path / "merged", dequantized=False, overwrite=False)
     bake(tmp_path / "t", tmp_path / "baked", overwrite=False)
     assert (tmp_path / "baked" / "model.safetensors").is_file()
 
@@ -203,5 +203,5 @@ def test_an_architecture_that_takes_no_adapter_is_refused_and_can_be_tuned_in_fu
     base = other_architecture("Mamba", tmp_path / "base")
     with pytest.raises(UserError, match=r"no adapter can be put on all linear layers .* Use --tuning full"):
         small_fit(base, tmp_path / "out", "cft")
-    artefact = small_fit(base, tmp_path / "full", "cft", tuning="full", learning_rate=1e-3)
-    assert artefact.kind == "model"
+    artifact = small_fit(base, tmp_path / "full", "cft", tuning="full", learning_rate=1e-3)
+    assert artifact.kind == "model"

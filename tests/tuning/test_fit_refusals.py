@@ -107,7 +107,7 @@ def test_overwriting_what_the_command_reads_is_refused(model, copied, tmp_path, 
         fit(on_top, tmp_path / "adapter", overwrite=True)
     for output in (tmp_path / "adapter", copied):
         with pytest.raises(UserError, match="which this command reads"):
-            merge(tmp_path / "adapter", output, dequantised=False, overwrite=True)
+            merge(tmp_path / "adapter", output, dequantized=False, overwrite=True)
         with pytest.raises(UserError, match="which this command reads"):
             bake(tmp_path / "t", output, overwrite=True)
     assert files(tmp_path) == before
@@ -119,7 +119,7 @@ def test_a_merge_that_fails_keeps_what_it_was_to_overwrite(copied, tmp_path):
     (tmp_path / "merged" / "precious").write_text("kept")
     shutil.rmtree(copied)
     with pytest.raises(UserError, match="does not exist; give a folder that transformers loads"):
-        merge(tmp_path / "adapter", tmp_path / "merged", dequantised=False, overwrite=True)
+        merge(tmp_path / "adapter", tmp_path / "merged", dequantized=False, overwrite=True)
     assert (tmp_path / "merged" / "precious").read_text() == "kept"
 
 
@@ -132,7 +132,7 @@ def test_a_merge_that_cannot_be_written_is_one_sentence_and_leaves_nothing(copie
 
     monkeypatch.setattr("transformers.PreTrainedModel.save_pretrained", full)
     with pytest.raises(WorkFailed, match=r"merged cannot be written \(.*No space left on device\)"):
-        merge(tmp_path / "adapter", tmp_path / "merged", dequantised=False, overwrite=False)
+        merge(tmp_path / "adapter", tmp_path / "merged", dequantized=False, overwrite=False)
     assert not (tmp_path / "merged").exists()
     (tmp_path / "file").touch()
     with pytest.raises(WorkFailed, match="cannot be written"):

@@ -111,7 +111,7 @@ def test_no_length_controlled_rate_of_other_instructions_and_it_is_said():
 
 @pytest.fixture
 def lengthy(monkeypatch):
-    """Judgements of 805 made-up instructions, which stand in for AlpacaEval's."""
+    """Judgments of 805 made-up instructions, which stand in for AlpacaEval's."""
     pairs = longer_is_better()
     monkeypatch.setattr(length, "INSTRUCTIONS", instructions_digest(pairs))
     return pairs

@@ -70,7 +70,7 @@ def test_a_question_without_two_readable_verdicts_is_left_out_and_said(checkout)
 
 def test_a_game_that_was_read_without_a_label_is_no_verdict(checkout):
     judge(checkout, "m", {"u0": ("B>A", "A>B")})
-    path = arena.open_bench(checkout).judgements("m")["gpt"]
+    path = arena.open_bench(checkout).judgments("m")["gpt"]
     row = json.loads(path.read_text())
     row["games"][1]["score"] = None
     lines(path, [row])
@@ -85,7 +85,7 @@ def test_a_game_that_was_read_without_a_label_is_no_verdict(checkout):
         ({"u0": ("A>B",)}, {}, "two games"),
     ],
 )
-def test_judgements_that_are_not_the_tool_s_are_refused(checkout, games, more, said):
+def test_judgments_that_are_not_the_tool_s_are_refused(checkout, games, more, said):
     judge(checkout, "m", games, **more)
     with pytest.raises(UserError, match=said):
         arena.read_verdicts(arena.open_bench(checkout), "m")
@@ -93,7 +93,7 @@ def test_judgements_that_are_not_the_tool_s_are_refused(checkout, games, more, s
 
 def test_a_question_judged_twice_is_refused(checkout):
     judge(checkout, "m", {"u0": ("A>B", "A>B")})
-    path = arena.open_bench(checkout).judgements("m")["gpt"]
+    path = arena.open_bench(checkout).judgments("m")["gpt"]
     path.write_text(path.read_text() * 2)
     with pytest.raises(UserError, match="judged twice"):
         arena.read_verdicts(arena.open_bench(checkout), "m")
@@ -106,7 +106,7 @@ def test_two_judges_or_two_baselines_are_never_mixed(checkout):
     with pytest.raises(UserError, match="gpt, other; choose one with --judge"):
         arena.read_verdicts(bench, "m")
     assert arena.read_verdicts(bench, "m", "other").scores == {"u0": 1.0}
-    path = bench.judgements("m")["gpt"]
+    path = bench.judgments("m")["gpt"]
     lines(path, [json.loads(path.read_text()), json.loads(path.read_text()) | {"uid": "u1", "baseline": "b2"}])
     with pytest.raises(UserError, match="b2, base; choose one --category"):
         arena.read_verdicts(bench, "m", "gpt")

@@ -22,7 +22,7 @@ def outputs(count, length, generator):
 
 def ask(server, folder, count=6, both_orders=False, name="some-judge", retries=3, timeout=5.0, workers=4):
     endpoint = Endpoint(server.url, SECRET, timeout=timeout, retries=retries, workers=workers)
-    with Journal(folder / "judgements.jsonl") as journal:
+    with Journal(folder / "judgments.jsonl") as journal:
         judge = Judge(endpoint, journal)
         rows = pairs.annotate(outputs(count, 60, "tuned"), outputs(count, 30, "base"), name, judge, both_orders)
     return rows, judge
@@ -81,7 +81,7 @@ def test_a_passing_fault_loses_nothing_and_counts_nothing_twice(tmp_path, act):
     assert [row["preference"] for row in rows] == pytest.approx([1.8] * 6)
     assert set(server.seen.values()) == {2}
     assert set(server.answered.values()) == {1}
-    lines = (tmp_path / "judgements.jsonl").read_text().splitlines()
+    lines = (tmp_path / "judgments.jsonl").read_text().splitlines()
     assert len(lines) == len({json.loads(line)["key"] for line in lines}) == 6
 
 
@@ -140,7 +140,7 @@ def test_a_refusal_is_kept_counted_and_not_asked_again(tmp_path):
             rows, _ = ask(server, tmp_path)
             assert [row["preference"] is None for row in rows] == [False, True, False, False, False, False]
     assert set(server.seen.values()) == {1}
-    assert "I cannot compare these." in (tmp_path / "judgements.jsonl").read_text()
+    assert "I cannot compare these." in (tmp_path / "judgments.jsonl").read_text()
 
 
 def test_a_verdict_in_other_words_is_no_verdict(tmp_path):

@@ -162,12 +162,12 @@ def test_a_killed_run_resumes_without_paying_twice(tmp_path, model):
     with JudgeServer(always(0.8), delay=0.3) as server:
         line = command(server, tmp_path, model, "--reference", reference(tmp_path, count), count=count)
         line = [sys.executable, "-m", "calibtune", *line, "--judge-workers", str(workers)]
-        journal = tmp_path / "out" / "judgements.jsonl"
+        journal = tmp_path / "out" / "judgments.jsonl"
         first = subprocess.Popen(line, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         until = time.monotonic() + 120
         while not (journal.is_file() and journal.read_bytes().count(b"\n") >= 4):
             assert first.poll() is None, "it ended before it was killed"
-            assert time.monotonic() < until, "no judgement arrived"
+            assert time.monotonic() < until, "no judgment arrived"
             time.sleep(0.02)
         first.send_signal(signal.SIGKILL)
         first.wait()

@@ -55,21 +55,15 @@ class Recipe:
     bins: int = _option(10, "M, the bins of the E-step, or of the ECE that T minimizes", "rcft temperature")
     mapping: Literal["simplified", "general"] = _option("simplified", "target mapping, paper Eqs 9-11 or 12-13", "rcft")
     calibration_loss: Literal["mse", "cross-entropy"] = _option("mse", "distance in L_ECE", "rcft")
-    e_step: Literal["running", "epoch", "bins", "once"] = _option(
+    e_step: Literal["running", "epoch"] = _option(
         "running",
-        "when bins and targets are taken. running: both before each epoch, where what the last epoch's passes gave "
-        "stands for scores of the training questions; epoch: likewise, scored anew by the present model (the paper); "
-        "bins: the bins before each epoch, a question's target in the pass that trains on it; once: as bins, before "
-        "the first epoch alone (released code)",
+        "scores that an epoch's targets are made of. running: those of the last epoch's training passes; epoch: new "
+        "ones, by the present model, before each epoch (the paper)",
         "rcft",
     )
-    e_step_rows: Literal["train", "held-out", "cross-fitted"] = _option(
-        "held-out",
-        "whose accuracy the bins take: training rows (the paper), held-out ones, or training rows scored by adapters "
-        "that were not trained on them (costs two more fits)",
-        "rcft",
+    e_step_rows: Literal["train", "held-out"] = _option(
+        "held-out", "whose accuracy the bins take: training questions (the paper) or held-out ones", "rcft"
     )
-    skip_top_bin: bool = _option(False, "leave the bin [.9, 1] out of L_ECE, as the released code does", "rcft")
     shuffle_options: bool = _option(True, "re-order the options at random in each epoch", "label-smoothing cft rcft")
 
     epochs: float = _option(
@@ -101,9 +95,6 @@ class Recipe:
     )  # fmt: skip
     cuda_graphs: bool = _option(
         False, "launch each forward and backward pass as one: for small models on a GPU", "label-smoothing cft rcft"
-    )
-    compile: bool = _option(
-        False, "compile the model's layers: a minute at the start, faster steps after it", "label-smoothing cft rcft"
     )
     auto_batch: bool = _option(
         False, "halve the batch and accumulate where memory runs out", "label-smoothing cft rcft"
@@ -279,10 +270,8 @@ def _problems(recipe: Recipe, given: Mapping[str, Any], unusable: Collection[str
         errors.append("--lambda 0 with --no-sft leaves nothing to train on")
     if recipe.tuning == "full" and recipe.quantization != "none":
         errors.append("--quantization nf4 cannot be trained in full; use --tuning lora")
-    if recipe.e_step_rows == "cross-fitted" and (recipe.e_step == "once" or recipe.tuning == "full"):
-        errors.append("--e-step-rows cross-fitted needs --e-step running, epoch or bins, and --tuning lora")
-    if recipe.cuda_graphs and (recipe.gradient_checkpointing or recipe.compile or recipe.lora_dropout > 0):
-        errors.append("--cuda-graphs needs --lora-dropout 0, and neither --gradient-checkpointing nor --compile")
+    if recipe.cuda_graphs and (recipe.gradient_checkpointing or recipe.lora_dropout > 0):
+        errors.append("--cuda-graphs needs --lora-dropout 0 and no --gradient-checkpointing")
     if recipe.method == "temperature" and recipe.held_out == 0:
         errors.append("--held-out is 0; a temperature needs held-out questions to be fitted on")
     if recipe.method == "rcft" and recipe.e_step_rows == "held-out" and recipe.held_out == 0:

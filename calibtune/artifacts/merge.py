@@ -14,7 +14,8 @@ from safetensors import SafetensorError
 from calibtune.artifacts.manifest import Artifact, read_artifact
 from calibtune.errors import UserError, WorkFailed
 from calibtune.files import keep_inputs, refuse_existing, write_json
-from calibtune.models.loading import load_adapter, load_base, load_tokenizer
+from calibtune.models.adapters import load_adapter
+from calibtune.models.loading import load_base, load_tokenizer
 from calibtune.recipe import Recipe
 
 #: How far log-probabilities of a baked model may be from the scaled ones of its origin.

@@ -46,8 +46,8 @@ def _check_model(args):  # type: ignore[no-untyped-def]
     from calibtune.data.tokens import tokenize
     from calibtune.evaluation.doctor import SCORED, check_letters, check_mass
     from calibtune.models.loading import check_installed, context_length, load_base, load_config, load_tokenizer
+    from calibtune.models.scores import score
     from calibtune.recipe import Recipe
-    from calibtune.tuning.estep import score
 
     recipe = Recipe(
         method="temperature", model=args.model, apply_chat_template=args.apply_chat_template,

@@ -20,7 +20,8 @@ from calibtune.data.examples import load_tasks, task_manager
 from calibtune.errors import UserError, WorkFailed, is_out_of_memory
 from calibtune.evaluation.checks import check_disjoint, check_model, check_output, check_shots
 from calibtune.files import read_json
-from calibtune.models.loading import found_device, load_adapter, load_base, load_tokenizer
+from calibtune.models.adapters import load_adapter
+from calibtune.models.loading import found_device, load_base, load_tokenizer
 from calibtune.recipe import Recipe
 
 

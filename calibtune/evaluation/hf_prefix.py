@@ -24,8 +24,8 @@ from tqdm import tqdm
 from transformers import DynamicCache
 
 from calibtune.data.tokens import even_batches
+from calibtune.models.heads import output_layer
 from calibtune.models.prefix import SHORTEST_PREFIX, common, prefix_cache, repeated
-from calibtune.tuning.losses import output_layer
 
 #: Continuations longer than this are not worth it.
 LONGEST_CONTINUATION = 8

@@ -21,9 +21,7 @@ from transformers import (
 )
 
 from calibtune.errors import UserError, is_out_of_memory
-from calibtune.files import read_json
-from calibtune.models.adapters import fuse
-from calibtune.models.sharding import check_sharding, is_sharded
+from calibtune.models.sharding import check_sharding
 from calibtune.recipe import Recipe
 
 #: Where configurations keep the context's length, as the harness looks for it.
@@ -105,7 +103,7 @@ def load_base(recipe: Recipe) -> Any:
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             # bitsandbytes 0.50 repacks 4-bit weights at the first scoring on such CPUs, for a kernel without gradients,
-            # and goes on using it in training: adapters below would get wrong gradients.
+            # and goes on using it in training: adapters would get wrong gradients.
             module.support_avx512bf16_for_cpu = False
     return model if recipe.quantization == "nf4" else model.to(device(recipe))
 
@@ -179,7 +177,7 @@ def check_installed(recipe: Recipe) -> None:
         raise UserError("--cuda-graphs needs one process on an NVIDIA or AMD GPU; leave it out")
     if recipe.liger_kernel and device(recipe).type == "cpu":
         raise UserError("--liger-kernel needs a GPU, and this fit would run on the CPU; leave it out")
-    check_sharding(recipe)
+    check_sharding()
     needed = {"peft", "accelerate"} if recipe.method != "temperature" else set()
     needed |= {"bitsandbytes"} if recipe.quantization == "nf4" else set()
     needed |= {"liger_kernel"} if recipe.liger_kernel else set()
@@ -187,79 +185,6 @@ def check_installed(recipe: Recipe) -> None:
     missing = sorted(name for name in needed if importlib.util.find_spec(name) is None)
     if missing:
         raise UserError(f"this fit needs {', '.join(missing)}, not installed here; pip install {' '.join(missing)}")
-
-
-def add_adapter(model: Any, recipe: Recipe) -> Any:
-    """Make a model trainable as the recipe says: an adapter on all linear layers, fused on a GPU, or all weights.
-
-    Raises:
-        UserError: PEFT can put no adapter on its layers, or it does not name the layers to compile.
-    """
-    model = model.requires_grad_(True) if recipe.tuning == "full" else _with_adapter(model, recipe)
-    if recipe.compile:
-        compile_layers(model)
-    elif device(recipe).type == "cuda" and not is_sharded():
-        fuse(model)
-    return model
-
-
-def _with_adapter(model: Any, recipe: Recipe) -> Any:
-    from peft import LoraConfig, get_peft_model
-
-    if recipe.gradient_checkpointing:
-        model.enable_input_require_grads()
-    config = LoraConfig(
-        r=recipe.rank,
-        lora_alpha=recipe.lora_alpha,
-        lora_dropout=recipe.lora_dropout,
-        target_modules="all-linear",
-        task_type="CAUSAL_LM",
-    )
-    try:
-        return get_peft_model(model, config)
-    except ValueError as error:
-        raise UserError(
-            f"no adapter can be put on all linear layers of {recipe.model}: {error} Use --tuning full"
-        ) from error
-
-
-def compile_layers(model: Any) -> None:
-    """Compile each of a model's repeated layers in place: one of them compiled serves all.
-
-    Raises:
-        UserError: The model does not name its layers.
-    """
-    names = set(getattr(model, "_no_split_modules", None) or ())
-    layers = [module for module in model.modules() if type(module).__name__ in names]
-    if not layers:
-        raise UserError(f"--compile: a {type(model).__name__} does not name its repeated layers; leave it out")
-    for layer in layers:
-        layer.compile(dynamic=True)
-
-
-def load_adapter(model: Any, folder: Path) -> Any:
-    """A base model with a finished adapter on it, not trainable.
-
-    Raises:
-        UserError: The folder holds no adapter, or one for a model of another shape.
-    """
-    from peft import PeftModel
-
-    if not (folder / "adapter_config.json").is_file():
-        raise UserError(f"{folder} holds no adapter (no adapter_config.json); give a folder that calibtune fit wrote")
-    if not (folder / "adapter_model.safetensors").is_file():
-        raise UserError(f"{folder} holds no weights (no adapter_model.safetensors); copy or fit the adapter again")
-    try:
-        return PeftModel.from_pretrained(model, str(folder))
-    except SafetensorError as error:
-        raise UserError(f"the weights in {folder} are damaged ({error}); copy or fit the adapter again") from error
-    except (RuntimeError, ValueError, KeyError) as error:
-        if is_out_of_memory(error):
-            raise
-        base = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
-        raise UserError(
-            f"the adapter {folder} does not fit this model; it was made for {base} ({str(error).splitlines()[0]:.120})"
-        ) from error
 
 
 def _from(loader: Any, name: str, trust_remote_code: bool, **options: Any) -> Any:

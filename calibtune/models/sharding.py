@@ -13,7 +13,6 @@ from torch.distributed.fsdp import FSDPModule
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from calibtune.errors import UserError, WorkFailed
-from calibtune.recipe import Recipe
 
 
 def is_sharded() -> bool:
@@ -25,21 +24,16 @@ def _launched_with(name: str) -> bool:
     return bool(parse_flag_from_env(f"ACCELERATE_USE_{name}"))
 
 
-def check_sharding(recipe: Recipe) -> None:
-    """Refuse what cannot be done with a model that is split.
+def check_sharding() -> None:
+    """Refuse to split a model by FSDP's version 1.
 
     Raises:
-        UserError: FSDP's old version would split it, or the recipe fits several adapters on it in turn.
+        UserError: accelerate is configured for it.
     """
     if _launched_with("FSDP") and os.environ.get("FSDP_VERSION", "1") == "1":
         # PEFT 0.21 saves adapters without their weights there, and no error says so.
         raise UserError(
             "FSDP's version 1 is not supported; set fsdp_version: 2 in accelerate's configuration (--fsdp_version 2)"
-        )
-    if is_sharded() and recipe.e_step_rows == "cross-fitted":
-        raise UserError(
-            "--e-step-rows cross-fitted cannot be had with FSDP or DeepSpeed; give --e-step-rows held-out, or run "
-            "it with torchrun alone"
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 from calibtune.files import write_text
@@ -26,6 +27,13 @@ def last_checkpoint(folder: Path) -> Path | None:
     """The newest whole checkpoint in a folder, None where there is none."""
     sealed = [path.parent for path in folder.glob(f"checkpoint-*/{WHOLE}")]
     return max(filter(_is_whole, sealed), key=lambda path: int(path.name.split("-")[1]), default=None)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove checkpoints that are not whole; Trainer would write the new ones into them."""
+    for path in folder.glob("checkpoint-*"):
+        if not _is_whole(path):
+            shutil.rmtree(path)
 
 
 def _is_whole(folder: Path) -> bool:

@@ -16,11 +16,12 @@ from calibtune.artifacts.manifest import MANIFEST, Artifact, read_artifact, reci
 from calibtune.data.examples import LetterExample, document_hash
 from calibtune.errors import UserError, WorkFailed, is_out_of_memory
 from calibtune.files import keep_inputs, read_json, refuse_existing, write_json
-from calibtune.models.loading import add_adapter, idle_gpus, load_adapter, load_base
+from calibtune.models.adapters import add_adapter, load_adapter
+from calibtune.models.loading import idle_gpus, load_base
+from calibtune.models.scores import score
 from calibtune.recipe import Recipe
 from calibtune.results.measures import harness_measures
-from calibtune.tuning.checkpoints import last_checkpoint
-from calibtune.tuning.estep import score
+from calibtune.tuning.checkpoints import last_checkpoint, remove_unfinished
 from calibtune.tuning.inputs import Inputs, read_inputs, trained_on
 from calibtune.tuning.progress import overtrained
 from harness_ext.binning import FloatArray, IntArray
@@ -187,7 +188,6 @@ def _train(inputs: Inputs, model: Any, output: Path, resume: bool, started: floa
     from transformers import set_seed
 
     from calibtune.models.sharding import save_whole, whole
-    from calibtune.tuning.crossfit import cross_fitted_tables
     from calibtune.tuning.memory import fitting
     from calibtune.tuning.trainer import CalibrationTrainer, training_arguments
 
@@ -196,16 +196,17 @@ def _train(inputs: Inputs, model: Any, output: Path, resume: bool, started: floa
     questions = inputs.questions
     with whole(model):
         before = _measures(model, inputs)
-    cross_fitted = recipe.method == "rcft" and recipe.e_step_rows == "cross-fitted"
-    tables = cross_fitted_tables(model, questions, recipe, output / CHECKPOINTS) if cross_fitted else None
     set_seed(recipe.seed)
     model = add_adapter(model, recipe)
     if recipe.auto_batch:
         with whole(model):
             recipe = fitting(model, questions, recipe, arguments.world_size)
         arguments = training_arguments(recipe, output / CHECKPOINTS)
-    trainer = CalibrationTrainer(model, arguments, recipe, questions, tables)
+    trainer = CalibrationTrainer(model, arguments, recipe, questions)
     checkpoint = last_checkpoint(output / CHECKPOINTS) if resume else None
+    trainer.accelerator.wait_for_everyone()
+    if is_first_process():
+        remove_unfinished(output / CHECKPOINTS)
     if checkpoint is not None:
         print(f"resuming from {checkpoint}", flush=True)
         trainer.e_step.load(checkpoint)

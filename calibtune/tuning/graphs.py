@@ -13,12 +13,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.nn.utils import get_total_norm
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from calibtune.errors import UserError
-from calibtune.tuning.losses import Batch
+from calibtune.models.heads import Batch
 
 #: Prompts are padded to a multiple of this, so that there are few shapes.
 BUCKET = 64
@@ -81,8 +80,13 @@ class StepGraphs:
             )
         self.model, self.loss = model, loss
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        # A graph writes to the places that it was recorded with, so the gradients stay where they are.
-        self.gradients = [torch.zeros_like(parameter) for parameter in self.parameters]
+        # A graph writes to the memory that it was recorded with, so the gradients stay where they are: views of one
+        # tensor, which one kernel clears or copies.
+        first = self.parameters[0]
+        sizes = [parameter.numel() for parameter in self.parameters]
+        self.gradient = torch.zeros(sum(sizes), dtype=first.dtype, device=first.device)
+        views = zip(self.gradient.split(sizes), self.parameters, strict=True)
+        self.gradients = [view.view_as(parameter) for view, parameter in views]
         #: By the batch's shapes; None where a recording gave other gradients than the plain pass, which is then taken.
         self.recordings: dict[Shapes, Recording | None] = {}
         #: Shapes met once so far.
@@ -91,7 +95,7 @@ class StepGraphs:
     def run(self, batch: Batch) -> Outputs:
         """Add a batch's gradients; what the loss gives, detached."""
         if any(parameter.grad is None for parameter in self.parameters):
-            torch._foreach_zero_(self.gradients)
+            self.gradient.zero_()
             for parameter, gradient in zip(self.parameters, self.gradients, strict=True):
                 parameter.grad = gradient
         shapes = tuple(batch[name].shape for name in sorted(batch))
@@ -110,20 +114,20 @@ class StepGraphs:
 
     def _recorded(self, shapes: Shapes, batch: Batch) -> Outputs:
         """Take a batch plainly, and record the same pass for its shapes if that gives the same gradients."""
-        before = [gradient.clone() for gradient in self.gradients]
-        torch._foreach_zero_(self.gradients)
+        before = self.gradient.clone()
+        self.gradient.zero_()
         outputs = self._pass(batch)
-        plain = [gradient.clone() for gradient in self.gradients]
+        plain = self.gradient.clone()
         recording = self._record(batch)
-        torch._foreach_zero_(self.gradients)
+        self.gradient.zero_()
         recording.graph.replay()
-        apart = get_total_norm(torch._foreach_sub(self.gradients, plain)) / get_total_norm(plain)
-        alike = bool(apart <= APART) or all(not gradient.any() for gradient in plain)
+        apart = (self.gradient - plain).norm() / plain.norm()
+        alike = bool(apart <= APART) or not plain.any()
         if not alike:
             shape = "x".join(map(str, batch["input_ids"].shape))
             logger.warning("--cuda-graphs: a recording of %s tokens gave other gradients; they are not recorded", shape)
         self.recordings[shapes] = recording if alike else None
-        torch._foreach_copy_(self.gradients, torch._foreach_add(before, plain))
+        self.gradient.copy_(before + plain)
         return outputs
 
     def _record(self, batch: Batch) -> Recording:

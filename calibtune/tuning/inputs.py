@@ -101,14 +101,10 @@ def check_counts(inputs: Inputs) -> None:
     if recipe.method == "temperature" or recipe.auto_batch:
         return
     step = recipe.batch_size * recipe.gradient_accumulation * int(os.environ.get("WORLD_SIZE", "1"))
-    folds = 1
-    if recipe.method == "rcft" and recipe.e_step_rows == "cross-fitted":
-        from calibtune.tuning.crossfit import FOLDS as folds
-    if (count := len(inputs.examples.train) // folds) < step:
-        each = f" in each of {folds} folds" if folds > 1 else ""
+    if (count := len(inputs.examples.train)) < step:
         raise UserError(
             f"a step takes {step} questions (batch size, accumulation, processes), and there are only {count} to train "
-            f"on{each}; lower --batch-size or --gradient-accumulation"
+            "on; lower --batch-size or --gradient-accumulation"
         )
 
 

@@ -66,6 +66,8 @@ def fitting(model: Any, questions: Questions, recipe: Recipe, processes: int) ->
 def _fits(model: Any, batch: dict[str, torch.Tensor], recipe: Recipe) -> bool:
     device = next(model.parameters()).device
     batch = {name: value.to(device) for name, value in batch.items()}
+    if recipe.method == "rcft":
+        batch["target"] = torch.zeros(batch["letter_ids"].shape, device=device)
     model.train()
     held = []
     try:
@@ -73,7 +75,7 @@ def _fits(model: Any, batch: dict[str, torch.Tensor], recipe: Recipe) -> bool:
         for weight in model.parameters():
             held += [torch.empty_like(weight) for _ in range(3)] if weight.requires_grad else []
         with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
-            loss, _ = method_loss(model, batch, recipe, lambda b, letters: letters.softmax(-1))
+            loss, _ = method_loss(model, batch, recipe)
         loss.backward()
     except RuntimeError as error:
         if not is_out_of_memory(error):

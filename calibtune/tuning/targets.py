@@ -1,4 +1,4 @@
-"""The E-step's arithmetic: bin accuracies to a target distribution over each question's letters (paper Eq 6)."""
+"""Compute the E-step's targets: from bin accuracies to a distribution over each question's letters (paper Eq 6)."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import math
 from typing import Literal
 
 import numpy as np
-import torch
 
 from calibtune.errors import WorkFailed
-from harness_ext.binning import BinTable, FloatArray, equal_width_edges
+from harness_ext.binning import BinTable, FloatArray, bin_index
+from harness_ext.calibration import letter_log_softmax, top
 
 Mapping = Literal["simplified", "general"]
 #: alpha of the general mapping; Eqs 12-13 leave it free.
@@ -41,68 +41,65 @@ def bin_accuracies(table: BinTable) -> FloatArray:
     return accuracy
 
 
-def bins_tensor(table: BinTable) -> torch.Tensor:
-    """What a forward pass needs of the bins to set targets: their lower edges and accuracies, shape (2, M), float64.
-
-    Raises:
-        WorkFailed: See :func:`bin_accuracies`.
-    """
-    return torch.tensor(np.stack([equal_width_edges(len(table.count))[:-1], bin_accuracies(table)]))
-
-
-def bin_of(confidence: torch.Tensor, bins: torch.Tensor) -> torch.Tensor:
-    """:func:`harness_ext.binning.bin_index` of confidences on the accelerator, shape (N,), waiting for nothing.
+def epoch_targets(scores: FloatArray, accuracy: FloatArray, mapping: Mapping = "simplified") -> FloatArray:
+    """Compute the target of each question from its scores and the accuracy of its bin.
 
     Args:
-        confidence: Float64, shape (N,), in [0, 1].
-        bins: See :func:`bins_tensor`.
+        scores: Letter log-likelihoods, shape (N, K), NaN where a question has fewer letters.
+        accuracy: acc(B_m) of each bin, shape (M,); see :func:`bin_accuracies`.
+        mapping: "simplified" (Eqs 9-11) or "general" (Eqs 12-13).
+
+    Returns:
+        q, shape (N, K), 0 where a question lacks the letter.
     """
-    return (confidence[:, None] >= bins[0]).sum(1) - 1
+    probs = np.exp(letter_log_softmax(scores))
+    bins = bin_index(top(probs)[0], len(accuracy))
+    return np.nan_to_num(target_probs(probs, accuracy[bins], mapping))
 
 
-def target_probs(probs: torch.Tensor, accuracy: torch.Tensor, mapping: Mapping = "simplified") -> torch.Tensor:
-    """The target q of each question (paper Eq 6 and appendix A.4).
+def target_probs(probs: FloatArray, accuracy: FloatArray, mapping: Mapping = "simplified") -> FloatArray:
+    """Compute the target q of each question (paper Eq 6 and appendix A.4).
 
-    The most probable letter takes the bin's accuracy; the others share the rest in the order of their probabilities,
-    through tanh(gamma p). The simplified mapping has alpha = beta (Eqs 9-11), the general one a fixed alpha (Eqs 12,
+    The most probable letter takes the bin's accuracy. The others share the rest in the order of their probabilities,
+    through tanh(gamma p). The simplified mapping has alpha = beta (Eqs 9-11); the general one a fixed alpha (Eqs 12,
     13), lowered where beta would fall below 0.
 
-    q sums to 1 always. It keeps the order of p where ``alpha tanh(gamma p_2) + beta <= accuracy``; for the simplified
-    mapping ``accuracy >= 2 / (K + 2)`` suffices. Below that the first letter may fall behind the others: its bin is
-    right less often than such an order could say. At accuracy 1 the first letter takes all; where the second letter's
-    probability is 0, the others share evenly.
+    q always sums to 1. It keeps the order of p where ``alpha tanh(gamma p_2) + beta <= accuracy``; for the simplified
+    mapping ``accuracy >= 2 / (K + 2)`` suffices. Below that, the first letter may fall behind the others. At accuracy 1
+    the first letter takes all. Where the second letter's probability is 0, the others share evenly.
 
     Args:
-        probs: p, float64, shape (N, K), NaN where a question has fewer letters.
-        accuracy: acc(B_m) of each question, float64, shape (N,), in [0, 1].
-        mapping: Which of the two.
+        probs: p, shape (N, K), NaN where a question has fewer letters.
+        accuracy: acc(B_m) of each question, shape (N,), in [0, 1].
+        mapping: "simplified" or "general".
 
     Returns:
         q, shape (N, K), NaN where p is.
 
     Example:
-        >>> target_probs(torch.tensor([[0.75, 0.25]]), torch.tensor([0.5])).tolist()
+        >>> target_probs(np.array([[0.75, 0.25]]), np.array([0.5])).tolist()
         [[0.5, 0.5]]
     """
-    present = ~probs.isnan()
-    count = present.sum(1)
-    # The lowest index of several at the top, as everywhere.
-    first = torch.arange(probs.shape[1], device=probs.device) == probs.nan_to_num(-1.0).argmax(1)[:, None]
-    others = torch.where(present & ~first, probs, 0.0)
+    present = ~np.isnan(probs)
+    # Among equal probabilities the first letter counts as the most probable, as everywhere.
+    first = np.arange(probs.shape[1]) == top(probs)[1][:, None]
+    others = np.where(present & ~first, probs, 0.0)
     rest = 1.0 - accuracy
-    # gamma p_i with the quotient p_i / p_2 first: gamma alone overflows where p_2 is tiny.
-    share = _quotient(others, others.amax(1)[:, None])
-    squashed = (_quotient(share, rest[:, None]) * math.log(3.0)).tanh()
-    total = squashed.sum(1)
+    # p_i / p_2 before the rest of gamma p_i: gamma alone overflows where p_2 is tiny.
+    share = _quotient(others, others.max(axis=1, keepdims=True))
+    squashed = np.tanh(_quotient(share, rest[:, None]) * math.log(3.0))
+    total = squashed.sum(axis=1)
+    count = present.sum(axis=1)
     if mapping == "simplified":
         alpha = beta = rest / (total + count - 1)
     else:
-        alpha = _quotient(rest, total).clamp(max=ALPHA)
+        alpha = np.minimum(_quotient(rest, total), ALPHA)
         beta = (rest - alpha * total) / (count - 1)
-    q = torch.where(first, accuracy[:, None], alpha[:, None] * squashed + beta[:, None])
-    return torch.where(present, q, torch.nan)
+    q = np.where(first, accuracy[:, None], alpha[:, None] * squashed + beta[:, None])
+    return np.where(present, q, np.nan)
 
 
-def _quotient(over: torch.Tensor, under: torch.Tensor) -> torch.Tensor:
-    """0 where it would divide by 0."""
-    return torch.where(under > 0, over / under, 0.0)
+def _quotient(over: FloatArray, under: FloatArray) -> FloatArray:
+    """Divide, with 0 where the divisor is 0."""
+    over, under = np.broadcast_arrays(over, under)
+    return np.divide(over, under, out=np.zeros(over.shape), where=under > 0)

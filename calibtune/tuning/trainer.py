@@ -1,11 +1,9 @@
-"""transformers' Trainer with a method's loss, and the callback that takes the E-step before each epoch."""
+"""Train with transformers' Trainer: a method's loss, and for RCFT the E-step before each epoch."""
 
 from __future__ import annotations
 
 import math
-import shutil
 import sys
-from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -16,22 +14,22 @@ from peft.helpers import disable_input_dtype_casting
 from tqdm import tqdm
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from calibtune.data.tokens import TokenExample, collate, parts
+from calibtune.data.tokens import collate, parts
 from calibtune.data.training_set import GroupedOrder, Questions
 from calibtune.errors import UserError, WorkFailed
 from calibtune.models.loading import on_cpu
+from calibtune.models.scores import score
 from calibtune.models.sharding import is_sharded
 from calibtune.recipe import Recipe
 from calibtune.results.measures import harness_measures
 from calibtune.tuning.checkpoints import last_checkpoint, seal
-from calibtune.tuning.estep import EStep, score, score_bins
+from calibtune.tuning.estep import EStep, score_bins
 from calibtune.tuning.graphs import BUCKET, StepGraphs
 from calibtune.tuning.losses import method_loss
 from calibtune.tuning.memory import most_tokens
 from calibtune.tuning.progress import epoch_table
-from harness_ext.binning import BinTable
 
-#: Of ``--liger-kernel``; the losses are our own.
+#: Liger's own losses stay off; ours are used.
 LIGER = {"cross_entropy": False, "fused_linear_cross_entropy": False}
 
 
@@ -43,24 +41,14 @@ class CalibrationTrainer(Trainer):
         args: See :func:`training_arguments`.
         recipe: What to train.
         questions: On what.
-        tables: The bins of each epoch where the E-step is cross-fitted; see :mod:`calibtune.tuning.crossfit`.
     """
 
     # The loss is a mean over the batch: without this, batch 1 accumulated 4 times trains with 4 times the loss.
     loss_is_scaled_for_ga = False
 
-    def __init__(
-        self,
-        model: Any,
-        args: TrainingArguments,
-        recipe: Recipe,
-        questions: Questions,
-        tables: Sequence[BinTable] | None = None,
-    ) -> None:
-        self.recipe, self.questions, self.tables = recipe, questions, tables
-        #: Scores of the held-out questions before each epoch of this run, shape (N, K) each.
-        self.history: list[np.ndarray] = []
-        #: Their NLL before each epoch of this run.
+    def __init__(self, model: Any, args: TrainingArguments, recipe: Recipe, questions: Questions) -> None:
+        self.recipe, self.questions = recipe, questions
+        #: NLL of the held-out questions before each epoch of this run.
         self.nll_before: dict[int, float] = {}
         self.e_step = EStep(recipe)
         self._losses: list[torch.Tensor] = []
@@ -73,9 +61,13 @@ class CalibrationTrainer(Trainer):
             model=model,
             args=args,
             train_dataset=questions.train,
-            data_collator=lambda batch: collate(batch, questions.pad_id, multiple=self._multiple),
-            callbacks=[EpochTable(self)],
+            data_collator=self._collate,
+            callbacks=[Epochs(self)],
         )
+
+    def _collate(self, rows: list[Any]) -> dict[str, Any]:
+        batch = collate(rows, self.questions.pad_id, multiple=self._multiple)
+        return batch | self.e_step.batch_targets(batch)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> GroupedOrder:
         args = self.args
@@ -110,7 +102,7 @@ class CalibrationTrainer(Trainer):
     def _graph_step(self, model: Any, inputs: dict[str, Any], _: Any) -> torch.Tensor:
         if not model.training:  # visits thousands of modules, which takes as long as a small model's replay
             model.train()
-        batch = self._given(self._prepare_inputs(inputs))
+        batch = self._prepare_inputs(inputs)
         if self._graphs is None:
             longest = max(len(row.input_ids) for row in self.questions.train.rows)
             inner = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=True)
@@ -127,7 +119,7 @@ class CalibrationTrainer(Trainer):
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """The method's loss over one batch; see :func:`calibtune.tuning.losses.method_loss`."""
-        loss, letters = self._loss(model, self._given(inputs))
+        loss, letters = self._loss(model, inputs)
         self._note(loss.detach(), inputs, letters)
         return (loss, {"letters": letters}) if return_outputs else loss
 
@@ -136,16 +128,9 @@ class CalibrationTrainer(Trainer):
         loss, letters = self._loss(model, batch)
         return loss / self.args.gradient_accumulation_steps, letters
 
-    @property
-    def _uses_target(self) -> bool:
-        return self.recipe.method == "rcft" and self.recipe.lambda_ > 0
-
-    def _given(self, batch: dict[str, Any]) -> dict[str, Any]:
-        return self.e_step.given(batch) if self._uses_target else batch
-
     def _loss(self, model: Any, batch: dict[str, Any]) -> tuple[torch.Tensor, ...]:
         with self.accelerator.autocast():
-            loss, letters = method_loss(model, batch, self.recipe, self.e_step.target if self._uses_target else None)
+            loss, letters = method_loss(model, batch, self.recipe)
         return loss * batch.get("share", 1.0), letters
 
     def _note(self, loss: torch.Tensor, batch: dict[str, Any], letters: torch.Tensor) -> None:
@@ -173,51 +158,31 @@ class CalibrationTrainer(Trainer):
         self._losses, self._rows = [], []
         return norm
 
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+    def begin_epoch(self, epoch: int) -> None:
+        """Put the questions into the epoch's form, show the held-out questions' table, and take the E-step."""
+        train, recipe = self.questions.train, self.recipe
+        train.set_epoch(epoch)
+        held_out = self._score(self.questions.held_out) if self.questions.held_out else None
+        if held_out is not None:
+            self.show(epoch, held_out)
+        if recipe.method != "rcft" or recipe.lambda_ == 0 or self.e_step.epoch == epoch:
+            return
+        latest = self.e_step.latest_scores() if recipe.e_step == "running" else None
+        scores = self._score(train.rows) if latest is None else train.reordered(latest, self.e_step.epoch)
+        counted, rows = (scores, train.rows) if recipe.e_step_rows == "train" else (held_out, self.questions.held_out)
+        assert counted is not None
+        self.e_step.take(epoch, score_bins(counted, np.array([row.gold for row in rows]), recipe.bins), scores)
+
+    def save_e_step(self) -> None:
+        """Write the E-step beside the checkpoint that was just saved, and seal it."""
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-        # One that was cut off before its end would be mixed with the new one.
-        if self.args.should_save and folder.exists():
-            shutil.rmtree(folder)
-        super()._save_checkpoint(model, trial)
         self.e_step.save(folder)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             seal(folder, self.state.global_step)
 
-    def _score(self, examples: Sequence[TokenExample]) -> np.ndarray:
+    def _score(self, examples: Any) -> np.ndarray:
         return score(self.model_wrapped, examples, self.questions.pad_id, self.args.per_device_train_batch_size)
-
-    def begin_epoch(self, epoch: int) -> None:
-        """Put the questions into the epoch's form, take its E-step, and show the held-out questions' table."""
-        self.questions.train.set_epoch(epoch)
-        held_out = self._score(self.questions.held_out) if self.questions.held_out else None
-        if held_out is not None:
-            self.history.append(held_out)
-            self.show(epoch, held_out)
-        if self.recipe.method != "rcft" or self.recipe.lambda_ == 0:
-            return
-        if not self.e_step.due(epoch):
-            self.e_step.epoch = epoch
-            return
-        own_rows = self.recipe.e_step_rows == "train"
-        sets_targets = self.recipe.e_step in ("epoch", "running")
-        scores = self._training_scores() if own_rows or sets_targets else None
-        table = self._table(epoch, scores if own_rows else held_out)
-        self.e_step.take(epoch, table, scores if sets_targets else None)
-
-    def _training_scores(self) -> np.ndarray:
-        """Log-likelihoods of the training questions: the present model's, or with ``running`` the last passes'."""
-        train = self.questions.train
-        known = self.e_step.known() if self.recipe.e_step == "running" else None
-        return self._score(train.rows) if known is None else train.reordered(known, self.e_step.epoch)
-
-    def _table(self, epoch: int, scores: np.ndarray | None) -> BinTable:
-        """The bins that the E-step takes accuracies from: of the scored questions, or of the folds."""
-        if self.tables is not None:
-            return self.tables[epoch]
-        assert scores is not None
-        rows = self.questions.train.rows if self.recipe.e_step_rows == "train" else self.questions.held_out
-        return score_bins(scores, np.array([row.gold for row in rows]), self.recipe.bins)
 
     def show(self, epoch: int, scores: np.ndarray) -> None:
         """Print the E-step's table of the held-out questions and log their numbers."""
@@ -232,8 +197,8 @@ class CalibrationTrainer(Trainer):
             sys.stdout.flush()
 
 
-class EpochTable(TrainerCallback):
-    """Calls the trainer before each epoch; a resumed epoch finds its E-step in the checkpoint."""
+class Epochs(TrainerCallback):
+    """Tell the trainer when an epoch begins and when a checkpoint was saved."""
 
     def __init__(self, trainer: CalibrationTrainer) -> None:
         self.trainer = trainer
@@ -248,6 +213,23 @@ class EpochTable(TrainerCallback):
         else:
             self.trainer.begin_epoch(epoch)
 
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """See :meth:`CalibrationTrainer.save_e_step`."""
+        self.trainer.save_e_step()
+
+
+class OneGpu(TrainingArguments):
+    """Trainer's arguments for one GPU a process.
+
+    With several in sight, Trainer would spread each batch over them with DataParallel, which gives other batches and
+    knows no adapters in another precision than the base.
+    """
+
+    @property
+    def n_gpu(self) -> int:
+        """At most 1."""
+        return min(super().n_gpu, 1)
+
 
 def training_arguments(recipe: Recipe, folder: Path) -> TrainingArguments:
     """The recipe as Trainer's arguments; checkpoints go to ``folder``."""
@@ -256,7 +238,7 @@ def training_arguments(recipe: Recipe, folder: Path) -> TrainingArguments:
         options = {"save_strategy": "steps", "save_steps": recipe.save_every}
     if recipe.gradient_checkpointing:
         options |= {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
-    arguments = TrainingArguments(
+    return OneGpu(
         output_dir=str(folder),
         per_device_train_batch_size=recipe.batch_size,
         gradient_accumulation_steps=recipe.gradient_accumulation,
@@ -281,7 +263,3 @@ def training_arguments(recipe: Recipe, folder: Path) -> TrainingArguments:
         ddp_find_unused_parameters=False,
         dataloader_pin_memory=torch.cuda.is_available(),
     )
-    # One process trains on one GPU: with several in sight Trainer would spread each batch over them with DataParallel,
-    # a way of its own that gives other batches, and knows no adapters in another precision than the base.
-    arguments._n_gpu = min(arguments.n_gpu, 1)
-    return arguments

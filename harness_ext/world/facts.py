@@ -31,9 +31,9 @@ class Relation(NamedTuple):
 
 RELATIONS = (
     Relation(
-        "color",
+        "colour",  # the shipped checkpoints know the British spelling
         ("red", "blue", "green", "yellow", "black", "white", "orange", "purple", "brown", "pink", "grey", "gold"),
-        ("Which color does {} wear?", "What is the favourite color of {}?", "In which color did {} paint the door?"),
+        ("Which colour does {} wear?", "What is the favourite colour of {}?", "In which colour did {} paint the door?"),
         True,
     ),
     Relation(

@@ -57,7 +57,7 @@ def test_training_scores_what_the_harness_scores(model, tmp_path):
     from calibtune.data.examples import Prompts
     from calibtune.data.tokens import tokenize
     from calibtune.models.loading import load_base
-    from calibtune.tuning.estep import score
+    from calibtune.models.scores import score
     from calibtune.tuning.inputs import read_inputs
 
     for chat in (False, True):

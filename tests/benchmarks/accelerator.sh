@@ -32,14 +32,13 @@ harder() { # the table on a pool with a quarter of OpenBookQA and 5 % of medical
 test_() { # these files alone: others import libraries that the machine need not have
   (cd "$repo" && python3 -m pytest -q -p no:cacheprovider -m accelerator $(grep -rl pytest.mark.accelerator tests --include='test_*.py'))
 }
-big() { # 8B, QLoRA, then a bfloat16 base; what is compiled or patched by Liger comes after what is not
-  $speed --quantization nf4 --ways check,authors,ours,estep,score,ours+peft,trl --batch-sizes 16,32 --rows 640
+big() { # 8B, QLoRA, then a bfloat16 base; what is patched by Liger comes after what is not
+  $speed --quantization nf4 --ways check,authors,ours,estep,score,trl --batch-sizes 16,32 --rows 640
   $speed --quantization nf4 --ways authors,ours+liger,estep+liger,score+liger,trl+liger --batch-sizes 64,32 --rows 960
   $speed --quantization nf4 --ways ours --methods rcft --batch-sizes 2 --rows 200
   $speed --methods cft --ways check,ours,score,ours+liger,score+liger --batch-sizes 32 --rows 640
   $speed --quantization nf4 --ways ours+liger --methods cft --batch-sizes 32 --rows 1280 --steps 120 \
     --recipe-extra cuda_graphs=true,liger_kernel=true
-  $speed --quantization nf4 --ways ours+compile --batch-sizes 32 --rows 960 --seconds 15
 }
 small() { # bound by kernel launches; with graphs a whole fit's steps, recordings and all
   for shape in 0.5b 135m; do
@@ -54,7 +53,7 @@ scoring() { # hf-prefix against the stock backend: an 8B with random weights, th
   done)
 }
 ideas() { # one at a time left out of the fit, or put into it; what comes first is slow, so ours comes three times
-  local names="ours+peft ours+peft+casts ours+alllogits ours+onepiece ours+random ours+whole ours+unfused ours+checkpointing ours+dropout"
+  local names="ours+casts ours+alllogits ours+onepiece ours+random ours+whole ours+unfused ours+checkpointing ours+dropout"
   $speed --quantization nf4 --batch-sizes 32 --rows 480 \
     --ways "ours,ours,$(tr ' ' '\n' <<< "$names" | "${1:-cat}" | paste -sd,),ours,score,score+noprefix,score"
 }

@@ -8,22 +8,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from typing import Any
 from unittest.mock import patch
 
-import torch
-
-from calibtune.models.loading import compile_layers
 from calibtune.tuning.trainer import training_arguments
-
-
-@contextmanager
-def compiled(base: Any) -> Iterator[None]:
-    """Each decoder layer compiled in place."""
-    compile_layers(base)
-    try:
-        yield
-    finally:
-        for layer in base.model.layers:
-            layer._compiled_call_impl = None
-        torch._dynamo.reset()
 
 
 @contextmanager
@@ -50,11 +35,9 @@ def replaced(name: str, value: Any) -> Callable[[Any], AbstractContextManager]:
 
 #: By name: given the base model, what surrounds the measurement.
 DEPARTURES: dict[str, Callable[[Any], AbstractContextManager]] = {
-    "compile": compiled,
-    "peft": replaced("calibtune.models.loading.fuse", lambda model: 0),  # the adapter's layers as PEFT has them
     "casts": replaced("calibtune.tuning.trainer.disable_input_dtype_casting", lambda *_, **__: nullcontext()),
     "alllogits": replaced(
-        "calibtune.tuning.losses.output_layer", lambda model: None
+        "calibtune.models.heads.output_layer", lambda model: None
     ),  # at every place, not the answer's
     "onepiece": in_one_piece,
     "random": replaced("calibtune.data.training_set.STRETCH", 1),  # batches of random lengths

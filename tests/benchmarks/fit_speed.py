@@ -5,7 +5,7 @@ a chat template, and its shared beginning. Prints a line a way; ``--json`` appen
 
   python tests/benchmarks/fit_speed.py --shape 8b --ways check,plain,ours,authors,trl,score,estep --json speed.jsonl
 
-``+compile`` compiles each decoder layer, ``+peft`` leaves the adapter's layers to PEFT (all such: ``departures.py``),
+``+`` and a name of ``departures.py`` leaves one idea out,
 ``+liger`` puts Liger kernels into the base model: these stay, so such ways come last. Examples a second are real prompt
 tokens a second over the mean prompt's tokens: batches grouped by length differ in cost, so the median step's rate,
 printed beside it, is that of a batch with the median length. Under torchrun each process has a GPU and the rates are of
@@ -38,9 +38,9 @@ from speed_ways import LETTERS, Bench, Clock, Measured, adapted, padded, plain_l
 from transformers.integrations.liger import apply_liger_kernel
 
 from calibtune.data.tokens import collate
-from calibtune.models.loading import add_adapter
+from calibtune.models.adapters import add_adapter
+from calibtune.models.scores import LARGER, score
 from calibtune.recipe import make_recipe
-from calibtune.tuning.estep import LARGER, score
 from calibtune.tuning.losses import method_loss
 from calibtune.tuning.trainer import LIGER
 
@@ -95,11 +95,9 @@ def check(bench: Bench) -> Measured:
     """Losses of calibtune and of plain PEFT on 8 batches of 16 rows, and one batch's gradients; no dropout."""
     recipe, device, size = dataclasses.replace(bench.recipe, lora_dropout=0.0), bench.device, 16
     q = torch.full((size, len(LETTERS)), 1 / len(LETTERS), device=device)
-    target = (lambda _, letters: q) if recipe.method == "rcft" else None
     losses: list[list[float]] = [[], []]
     gradients: list[tuple[torch.Tensor, ...]] = [(), ()]
     with adapted(dataclasses.replace(bench, recipe=recipe), add_adapter) as model:
-        own_forwards = {module: vars(module).pop("forward") for module in model.modules() if "forward" in vars(module)}
         weights = [p for p in model.parameters() if p.requires_grad]
         for name, weight in model.named_parameters():
             if "lora_B" in name:
@@ -107,15 +105,12 @@ def check(bench: Bench) -> Measured:
         for start in range(0, min(8 * size, len(bench.rows) - size + 1), size):
             rows = bench.rows[start : start + size]
             batch = {name: value.to(device) for name, value in collate(rows, 0).items()}
+            if recipe.method == "rcft":
+                batch["target"] = q
             for i in (0, 1):
-                for module, forward in own_forwards.items():
-                    if i:
-                        del module.forward  # PEFT's is the class's
-                    else:
-                        module.forward = forward
                 with torch.autocast(device.type, torch.bfloat16):
                     plain = plain_loss(model, padded(rows, device), recipe, q) if i else None
-                    loss = method_loss(model, batch, recipe, target)[0] if plain is None else plain
+                    loss = method_loss(model, batch, recipe)[0] if plain is None else plain
                 losses[i].append(float(loss.detach()))
                 gradients[i] = torch.autograd.grad(loss, weights)
     norms = [float(torch.nn.utils.get_total_norm(g)) for g in gradients]
@@ -153,8 +148,7 @@ def measure(base: Any, args: argparse.Namespace, run: tuple[str, str, int]) -> d
     recipe = dataclasses.replace(recipe, max_steps=steps)
     count = max(args.rows, steps * step)
     rows = make_rows(count, SHAPES[args.shape][-1], 150 if args.mean_150 else None)
-    warm = max(args.warm, 6) if "compile" in options else args.warm
-    bench = Bench(base, rows, recipe, steps, args.seconds, warm, args.rates)
+    bench = Bench(base, rows, recipe, steps, args.seconds, args.warm, args.rates)
     with departing(base, options), profiled(args):
         found = WAYS[name](bench)
     return numbers(found, bench.mean, args)
@@ -234,7 +228,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=30, help="0: one epoch of the rows, so that the longest are seen")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="end a way after so many, not counting "
                         "the E-step; three steps are measured in any case")  # fmt: skip
-    parser.add_argument("--warm", type=int, default=3, help="steps not measured; 6 at least with +compile")
+    parser.add_argument("--warm", type=int, default=3, help="steps not measured")
     parser.add_argument("--rows", type=int, default=2000, help="fewest rows")
     parser.add_argument("--mean-150", action="store_true", help="scale prompts to 150 tokens on average")
     parser.add_argument("--recipe-extra", type=words, default=[], help="key=value,key=value: the recipe's fields")

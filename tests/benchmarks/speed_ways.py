@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerFast, TrainerCallback
 
 from calibtune.data.tokens import TokenExample
 from calibtune.data.training_set import Questions
-from calibtune.models.loading import add_adapter
+from calibtune.models.adapters import add_adapter
 from calibtune.recipe import Recipe
 from calibtune.tuning.trainer import CalibrationTrainer, training_arguments
 

@@ -60,8 +60,9 @@ def test_four_bit_bases_train_on_the_cpu(model, tmp_path):
 
 def test_scoring_before_training_leaves_four_bit_gradients_as_they_were(tmp_path):
     from calibtune.data.tokens import collate
-    from calibtune.models.loading import add_adapter, load_base
-    from calibtune.tuning.estep import score
+    from calibtune.models.adapters import add_adapter
+    from calibtune.models.loading import load_base
+    from calibtune.models.scores import score
     from calibtune.tuning.losses import method_loss
 
     recipe = small_recipe(save_tiny(tmp_path / "wide", hidden=64), "cft", quantization="nf4")
@@ -85,7 +86,8 @@ def test_scoring_before_training_leaves_four_bit_gradients_as_they_were(tmp_path
 
 
 def test_bf16_keeps_adapter_weights_in_float32_and_rotary_frequencies_exact(model, tmp_path):
-    from calibtune.models.loading import add_adapter, load_base
+    from calibtune.models.adapters import add_adapter
+    from calibtune.models.loading import load_base
 
     recipe = small_recipe(model, "cft", precision="bf16")
     base = load_base(recipe)

@@ -75,7 +75,6 @@ def test_a_damaged_model_is_one_sentence_that_loses_nothing(model, copied, tmp_p
 
 @pytest.mark.parametrize(("changes", "message"), [
     ({"batch_size": 64}, r"a step takes 64 questions .* only 18 to train on; lower"),
-    ({"e_step_rows": "cross-fitted", "batch_size": 16}, "only 9 to train on in each of 2 folds"),
     ({"limit": 1}, "is left for the E-step; raise --limit"),
     ({"method": "temperature", "limit": 1, "lambda": None}, "is left to fit T on; raise --limit"),
 ])  # fmt: skip

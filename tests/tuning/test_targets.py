@@ -1,17 +1,11 @@
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from calibtune.errors import WorkFailed
-from calibtune.tuning import targets
-from calibtune.tuning.targets import bin_accuracies
+from calibtune.tuning.targets import bin_accuracies, target_probs
 from harness_ext.binning import BinTable, bin_index, bin_table
-
-
-def target_probs(p, accuracy, mapping="simplified"):
-    return targets.target_probs(torch.tensor(p), torch.tensor(accuracy), mapping).numpy()
 
 
 def probabilities(rows, letters, seed=0):

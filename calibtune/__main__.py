@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import importlib
 import logging
 import sys
@@ -62,8 +63,29 @@ def build_parser(command: str | None) -> argparse.ArgumentParser:
             name, help=text, description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
         )
         module.add_arguments(sub)
-        sub.set_defaults(run=module.run)
+        sub.set_defaults(run=module.run, parser=sub)
     return parser
+
+
+class Console(logging.Handler):
+    """Print what the libraries below the commands log, above a progress bar rather than into it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print a message: information to stdout, warnings to stderr."""
+        from tqdm import tqdm
+
+        warning = record.levelno >= logging.WARNING
+        tqdm.write(("warning: " if warning else "") + record.getMessage(), file=sys.stderr if warning else sys.stdout)
+        sys.stdout.flush()
+
+
+def print_logs() -> None:
+    """Print what calibtune and harness_ext log."""
+    for name in ("calibtune", "harness_ext"):
+        logger = logging.getLogger(name)
+        logger.setLevel(logging.INFO)
+        if not any(isinstance(handler, Console) for handler in logger.handlers):
+            logger.addHandler(Console())
 
 
 def quieten() -> None:
@@ -80,12 +102,23 @@ def _is_no_remark(record: logging.LogRecord) -> bool:
     return CUSTOM_DATA not in record.getMessage()
 
 
+def _unknown(parser: argparse.ArgumentParser, words: list[str]) -> str:
+    """Return the complaint about words that a command does not know, with the flag that was likely meant."""
+    flags = [flag for action in parser._actions for flag in action.option_strings]
+    close = difflib.get_close_matches(words[0].partition("=")[0], flags, 1)
+    return f"unrecognized arguments: {' '.join(words)}" + (f"; did you mean {close[0]}?" if close else "")
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit code: 0, 1 (the work failed), 2 (misuse), 130 (interrupted)."""
     argv = sys.argv[1:] if argv is None else argv
     quieten()
+    print_logs()
     command = next((word for word in argv if not word.startswith("-")), None)
-    args = build_parser(command).parse_args(argv)
+    parser = build_parser(command)
+    args, unknown = parser.parse_known_args(argv)
+    if unknown:
+        parser.error(_unknown(args.parser, unknown))
     try:
         return int(args.run(args))
     except UserError as error:

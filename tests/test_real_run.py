@@ -22,9 +22,22 @@ pytestmark = [
 def lm_eval(model, output, cache, *more):
     """The command as users type it, with the installed task folder and nothing else."""
     command = shutil.which("lm_eval", path=str(Path(sys.executable).parent)) or shutil.which("lm_eval")
-    arguments = [command, "--tasks", "mc_calib_arc", "--model", "hf", "--model_args",
-                 f"pretrained={model},dtype=float32", "--apply_chat_template", "--limit", "64",
-                 "--log_samples", "--output_path", str(output), *more]  # fmt: skip
+    arguments = [
+        command,
+        "--tasks",
+        "mc_calib_arc",
+        "--model",
+        "hf",
+        "--model_args",
+        f"pretrained={model},dtype=float32",
+        "--apply_chat_template",
+        "--limit",
+        "64",
+        "--log_samples",
+        "--output_path",
+        str(output),
+        *more,
+    ]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(cache), "CUDA_VISIBLE_DEVICES": ""}
     return subprocess.run(arguments, cwd=HUB, env=environment, capture_output=True, text=True, timeout=800)
 
@@ -49,8 +62,17 @@ def test_the_verbatim_command_prints_accuracy_and_calibration_that_the_samples_r
 
 def test_doctor_finds_a_real_models_letters(smollm2, tmp_path):
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(tmp_path), "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "-m", "calibtune", "doctor", "--model", str(smollm2), "--apply-chat-template",
-               "--precision", "fp32"]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "calibtune",
+        "doctor",
+        "--model",
+        str(smollm2),
+        "--apply-chat-template",
+        "--precision",
+        "fp32",
+    ]
     run = subprocess.run(command, cwd=HUB, env=environment, capture_output=True, text=True, timeout=600)
     assert run.returncode == 0, run.stdout + run.stderr[-2000:]
     assert "letters are single tokens of their own in 200 prompts" in run.stdout

@@ -1,14 +1,16 @@
 """What a recipe refuses, from a file or from flags, before torch is loaded."""
 
+import dataclasses
 import math
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from calibtune.__main__ import main
 from calibtune.errors import UserError
-from calibtune.recipe import load_recipe, make_recipe
+from calibtune.recipe import Recipe, load_recipe, make_recipe
 
 GIVEN = {"method": "rcft", "model": "m", "tasks": "t"}
 
@@ -22,18 +24,18 @@ def message(config, flags=None):
 @pytest.mark.parametrize(
     ("name", "value", "wanted"),
     [
-        ("seed", -1, "--seed is -1; give a number from 0 to 4294967295"),
-        ("seed", "99999999999", "--seed is 99999999999; give"),
+        ("seed", -1, "--seed is -1; give a whole number from 0 to 4294967295"),
+        ("seed", "99999999999", "--seed is '99999999999'; give"),
         ("seed", 10**400, "seed is 1000"),
-        ("rank", 100000000, "--rank is 100000000; give a number from 1 to 4096"),
+        ("rank", 100000000, "--rank is 100000000; give a whole number from 1 to 4096"),
         ("lora_alpha", math.nan, "--lora-alpha is nan; give a number above 0"),
-        ("lora_alpha", 0, "--lora-alpha is 0.0; give"),
+        ("lora_alpha", 0, "--lora-alpha is 0; give"),
         ("lora_alpha", math.inf, "--lora-alpha is inf; give"),
         ("weight_decay", math.nan, "--weight-decay is nan; give a number from 0 up"),
-        ("weight_decay", "-0.1", "--weight-decay is -0.1; give"),
-        ("max_grad_norm", -1, "--max-grad-norm is -1.0; give a number from 0 up"),
+        ("weight_decay", "-0.1", "--weight-decay is '-0.1'; give"),
+        ("max_grad_norm", -1, "--max-grad-norm is -1; give a number from 0 up"),
         ("max_grad_norm", math.nan, "--max-grad-norm is nan; give"),
-        ("bins", 100000, "--bins is 100000; give a number from 1 to 200"),
+        ("bins", 100000, "--bins is 100000; give a whole number from 1 to 200"),
         ("device", "meta", "--device is 'meta'; give cuda, cpu or mps"),
         ("device", "meta:0", "--device is 'meta:0'; give"),
     ],
@@ -94,3 +96,36 @@ def test_an_output_that_is_no_text_is_one_mistake_among_the_others(tmp_path, cap
 def test_recipes_are_checked_without_torch():
     code = "import sys, calibtune.recipe; sys.exit(bool({'torch', 'lm_eval', 'scipy'} & sys.modules.keys()))"
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+
+
+def test_a_recipe_in_python_checks_itself():
+    with pytest.raises(UserError) as error:
+        Recipe(method="nonsense", rank=-3)
+    assert "--method is 'nonsense'; give temperature or" in str(error.value)
+    assert "--rank is -3; give a whole number from 1 to 4096" in str(error.value)
+    with pytest.raises(UserError, match="--rank is for --method label-smoothing or cft or rcft, not temperature"):
+        Recipe(method="temperature", rank=4)
+
+
+def test_a_recipe_in_python_is_what_the_command_line_trains():
+    assert Recipe(method="cft").epochs == make_recipe({"method": "cft", "model": "m", "tasks": "t"}, {}).epochs == 2
+    assert Recipe(method="rcft", model="m", tasks=["t"]) == make_recipe(GIVEN, {})
+    assert dataclasses.replace(Recipe(method="temperature"), model="m").epochs is None
+
+
+@pytest.mark.parametrize("value", [True, "one", None, [1]])
+def test_a_number_is_neither_a_truth_value_nor_text(value):
+    assert f"--rank is {value!r}; give a whole number" in message({**GIVEN, "rank": value})
+
+
+def test_options_that_are_mappings_are_read_from_json_and_yaml():
+    text = make_recipe(GIVEN, {"training_arguments": '{"optim": "adamw_torch"}'})
+    assert text == make_recipe({**GIVEN, "training_arguments": {"optim": "adamw_torch"}}, {})
+    assert "give a JSON object" in message({**GIVEN, "training_arguments": "{"})
+
+
+def test_a_packaged_recipe_is_found_by_its_name_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert load_recipe(Path("paper/rcft"))["method"] == "rcft"
+    with pytest.raises(UserError, match=r"or a packaged recipe: .*paper/rcft"):
+        load_recipe(Path("paper/none"))

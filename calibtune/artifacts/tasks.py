@@ -1,27 +1,16 @@
-"""Task YAMLs that evaluate a temperature in the harness: raw and scaled letters from the same forward passes."""
+"""Write task YAMLs that evaluate a temperature in the harness: raw and scaled letters from the same forward passes."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import lm_eval
 import yaml
 
+from calibtune.data.tasks import installed_tasks
 from calibtune.files import write_text
 
 #: What is added to a task's name.
 SUFFIX = "_scaled"
-
-
-def installed_tasks() -> dict[str, Path]:
-    """Our letter tasks in the installed harness, by name; MMLU's single subjects and groups left out."""
-    folder = Path(lm_eval.__file__).parent / "tasks" / "mc_calib"
-    found = {}
-    for path in sorted(folder.glob("mc_calib*.yaml")):
-        text = path.read_text(encoding="utf-8")
-        if "task: mc_calib" in text and "group:" not in text:
-            found[path.stem] = path
-    return found
 
 
 def write_scaled_tasks(folder: Path, temperature: float) -> list[str]:

@@ -17,14 +17,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument("--artifact", type=Path, required=True, metavar="DIR", help="what --method temperature wrote")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder of the new model")
+    parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the base model")
     parser.add_argument("--overwrite", action="store_true", help="remove what lies in --output")
 
 
 def run(args: argparse.Namespace) -> int:
     """Bake."""
-    from calibtune.artifacts.merge import bake
+    from calibtune.artifacts.bake import bake
 
-    bake(args.artifact, args.output, args.overwrite)
+    bake(args.artifact, args.output, args.overwrite, args.trust_remote_code)
     model = shlex.quote(str(args.output))
     print(f"written to {args.output}\nnext: python -m calibtune eval --model {model} --tasks T --output out")
     return 0

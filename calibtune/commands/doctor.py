@@ -42,19 +42,20 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check_model(args):  # type: ignore[no-untyped-def]
-    from calibtune.data.examples import Encoder, Prompts, load_tasks
+    from calibtune.data.encoder import Encoder
+    from calibtune.data.examples import Prompts
+    from calibtune.data.tasks import load_tasks
     from calibtune.data.tokens import tokenize
     from calibtune.evaluation.doctor import SCORED, check_letters, check_mass
-    from calibtune.models.loading import check_installed, context_length, load_base, load_config, load_tokenizer
+    from calibtune.models.loading import check_spec, context_length, load_base, load_config, load_tokenizer
     from calibtune.models.scores import score
-    from calibtune.recipe import Recipe
+    from calibtune.models.spec import ModelSpec
 
-    recipe = Recipe(
-        method="temperature", model=args.model, apply_chat_template=args.apply_chat_template,
-        precision=args.precision, device=args.device,
-    )  # fmt: skip
-    check_installed(recipe)
-    config, tokenizer = load_config(recipe), load_tokenizer(recipe)
+    spec = ModelSpec(
+        args.model, apply_chat_template=args.apply_chat_template, precision=args.precision, device=args.device
+    )
+    check_spec(spec)
+    config, tokenizer = load_config(spec), load_tokenizer(spec)
     encoder = Encoder(tokenizer)
     names = tuple(task.strip() for task in args.tasks.split(",") if task.strip())
     if not names:
@@ -70,7 +71,7 @@ def _check_model(args):  # type: ignore[no-untyped-def]
         if all(finding.good for finding in found):
             prompts = Prompts(task, encoder, args.apply_chat_template)
             examples = [prompts.example(doc) for doc in list(task.eval_docs)[:SCORED]]
-            model = model or load_base(recipe)
+            model = model or load_base(spec)
             questions = tokenize(examples, encoder, context_length(config, tokenizer))
             scores = score(model, questions, tokenizer.pad_token_id, batch_size=1)
             yield check_mass(task.task_name, scores, args.apply_chat_template)

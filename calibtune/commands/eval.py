@@ -11,7 +11,10 @@ by more than --margin against the base's, evaluated before.
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import json
 import shlex
+import sys
 from pathlib import Path
 
 from calibtune.errors import UserError, WorkFailed
@@ -28,18 +31,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--apply-chat-template", action=argparse.BooleanOptionalAction, help="default: as the artifact was fitted"
     )
+    parser.add_argument("--revision", help="branch, tag or commit of the model on the hub")
+    parser.add_argument(
+        "--chat-template-args", type=json.loads, metavar="JSON", help="further arguments of the chat template"
+    )
     parser.add_argument("--quantization", choices=("none", "nf4"), help="default: as the artifact was fitted")
-    parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16", help="of the base (default: bf16)")
+    parser.add_argument("--precision", choices=("bf16", "fp32"), help="default: as the artifact was fitted, else bf16")
     parser.add_argument("--batch-size", default="16", metavar="N|auto", help="default: 16")
     parser.add_argument("--limit", type=int, metavar="N", help="evaluate the first N questions of each task")
     parser.add_argument("--num-fewshot", type=int, metavar="N", help="examples in the prompt")
     parser.add_argument(
-        "--backend", choices=("hf", "hf-prefix"), default="hf",
+        "--backend",
+        choices=("hf", "hf-prefix"),
+        default="hf",
         help="hf-prefix computes once what prompts share; the same numbers, faster with few-shot examples",
-    )  # fmt: skip
+    )
     parser.add_argument("--device", help="cuda, cpu, mps; found by itself where not given")
     parser.add_argument("--include-path", metavar="DIR", help="folder of further task YAMLs")
     parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the model")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--guard", choices=("winrate",), help="exit with 1 if the artifact lost what alignment gave")
     parser.add_argument(
         "--guard-base", type=Path, metavar="DIR", help="the base's evaluation, with ultrafeedback_winrate"
@@ -58,24 +68,21 @@ def run(args: argparse.Namespace) -> int:
         from calibtune.evaluation.guard import check_base
 
         check_base(args.guard_base, args.margin)
-    from calibtune.evaluation.evaluate import Evaluation, evaluate
+    from calibtune.evaluation.evaluate import EvaluationOptions, evaluate
+    from calibtune.results.table import numbers_table
 
-    options = Evaluation(
-        tasks=tasks,
-        **{
-            name: getattr(args, name)
-            for name in (
-                "output", "model", "artifact", "apply_chat_template", "quantization", "precision", "batch_size",
-                "limit", "num_fewshot", "device", "include_path", "backend", "trust_remote_code",
-            )
-        },
-    )  # fmt: skip
-    found = evaluate(options)
-    if not found:
+    names = {item.name for item in dataclasses.fields(EvaluationOptions)} - {"tasks"}
+    found = evaluate(EvaluationOptions(tasks=tasks, **{name: getattr(args, name) for name in names}))
+    if found is None:
         return 0  # not the first process, which alone writes and compares
-    words = ["python", "-m", "calibtune", "report", str(args.output), "--output", "report"]
-    print(f"written to {args.output}\nnext: {shlex.join(words)}")
-    return _guard(args, found["folder"]) if args.guard else 0
+    if args.json:
+        print(json.dumps({"folder": str(found.folder), "questions": found.questions, "results": found.results}))
+    else:
+        for task, numbers in found.results.items():
+            print(numbers_table(f"{task}: {found.questions.get(task, 0)} questions", numbers) + "\n")
+        words = ["python", "-m", "calibtune", "report", str(args.output), "--output", "report"]
+        print(f"written to {args.output}\nnext: {shlex.join(words)}")
+    return _guard(args, found.folder) if args.guard else 0
 
 
 def _guard(args: argparse.Namespace, written: Path) -> int:
@@ -85,5 +92,5 @@ def _guard(args: argparse.Namespace, written: Path) -> int:
     verdict = guard(args.guard_base, written, args.margin)
     if not verdict.passed:
         raise WorkFailed(f"--guard winrate: {verdict.sentence()}")
-    print(verdict.sentence())
+    print(verdict.sentence(), file=sys.stderr if args.json else sys.stdout)
     return 0

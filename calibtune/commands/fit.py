@@ -19,37 +19,60 @@ with lm_eval alone: --model_args pretrained=M,peft=runs/rcft. A temperature goes
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import json
 import typing
 from pathlib import Path
 from typing import Any
 
 from calibtune.recipe import FIELDS, RECIPES, Recipe, flag, load_recipe, make_recipe
 
+#: Groups of options in ``--help``, in this order.
+GROUPS = {
+    "basic": "basic",
+    "method": "method",
+    "RCFT": "RCFT",
+    "hardware": "hardware and memory",
+}
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare one flag for each field of the recipe, and those of the run."""
-    parser.add_argument("--output", type=Path, metavar="DIR", help="the artifact's folder")
-    parser.add_argument("--config", type=Path, metavar="FILE", help=f"YAML recipe; flags override it ({RECIPES})")
-    parser.add_argument(
-        "--resume", action="store_true", help="go on where a killed fit stopped; same command otherwise"
+    """Declare the flags of the run, and one for each field of the recipe, in groups."""
+    groups = {name: parser.add_argument_group(title) for name, title in GROUPS.items()}
+    basic = groups["basic"]
+    for name in ("method", "model", "tasks"):
+        _add_field(basic, name)
+    basic.add_argument("--output", type=Path, metavar="DIR", help="the artifact's folder")
+    basic.add_argument(
+        "--config", type=Path, metavar="FILE", help="YAML recipe, or a packaged one such as paper/rcft; flags win"
     )
-    parser.add_argument("--overwrite", action="store_true", help="remove what lies in --output")
+    basic.add_argument("--resume", action="store_true", help="go on where a killed fit stopped; same command otherwise")
+    basic.add_argument("--overwrite", action="store_true", help="remove what lies in --output")
+    basic.add_argument("--json", action="store_true", help="print the artifact's manifest as JSON at the end")
     for name, item in FIELDS.items():
-        only = " ".join(item.metadata["only"])
-        text = item.metadata["help"] + (f" [{only}]" if only else "") + _default(item.default)
-        options: dict[str, Any] = {"dest": name, "default": argparse.SUPPRESS, "help": text.replace("%", "%%")}
-        if isinstance(item.default, bool):
-            parser.add_argument(flag(name), action=argparse.BooleanOptionalAction, **options)
-        else:
-            parser.add_argument(flag(name), metavar=_metavar(name), **options)
+        if name not in ("method", "model", "tasks"):
+            _add_field(groups[item.metadata["group"]], name)
+
+
+def _add_field(group: argparse._ArgumentGroup, name: str) -> None:
+    item = FIELDS[name]
+    only = " ".join(item.metadata["only"])
+    text = item.metadata["help"] + (f" [{only}]" if only else "") + _default(item.default)
+    options: dict[str, Any] = {"dest": name, "default": argparse.SUPPRESS, "help": text.replace("%", "%%")}
+    if isinstance(item.default, bool):
+        group.add_argument(flag(name), action=argparse.BooleanOptionalAction, **options)
+    else:
+        group.add_argument(flag(name), metavar=_metavar(name), **options)
 
 
 def _default(value: Any) -> str:
-    return "" if value in ("", None, ()) or isinstance(value, bool) else f" (default: {value})"
+    shown = ",".join(value) if isinstance(value, tuple) else value
+    hidden = value in ("", None, ()) or isinstance(value, bool) or value is dataclasses.MISSING
+    return "" if hidden else f" (default: {shown})"
 
 
 def _metavar(name: str) -> str:
-    """The choices of a field, read from its type, or its name."""
+    """Return the choices of a field, read from its type, or its name."""
     kinds = typing.get_args(typing.get_type_hints(Recipe)[name])
     choices = [c for kind in kinds for c in (typing.get_args(kind) or (kind,)) if isinstance(c, str)]
     return "{" + ",".join(choices) + "}" if choices else name.rstrip("_").upper()
@@ -60,9 +83,9 @@ def run(args: argparse.Namespace) -> int:
     flags = {name: value for name, value in vars(args).items() if name in FIELDS}
     if not flags and args.config is None:
         print(__doc__)
-        print(f"RECIPES, ready-made: --config FILE, in {RECIPES}")
+        print("Packaged recipes, for --config:")
         for path in sorted(RECIPES.rglob("*.yaml")):
-            print(f"  {path.relative_to(RECIPES)}")
+            print(f"  {path.relative_to(RECIPES).with_suffix('')}")
         print("\nAll options: python -m calibtune fit --help")
         return 0
     config = load_recipe(args.config) if args.config else {}
@@ -72,10 +95,12 @@ def run(args: argparse.Namespace) -> int:
     if output is not None and not isinstance(output, (str, Path)):
         problems = [f"{args.config}: output is {output!r}; give a folder as text"]
     recipe = make_recipe(config, flags, str(args.config or "--config"), problems)
-    from calibtune.artifacts.manifest import summary
-    from calibtune.tuning.fit import fit, is_first_process
+    from calibtune.artifacts.card import summary
+    from calibtune.processes import is_first_process
+    from calibtune.tuning.fit import fit
 
     artifact = fit(recipe, Path(output), args.resume, args.overwrite)
     if is_first_process():
-        print(summary(artifact, Path(output)))
+        text = json.dumps(dataclasses.asdict(artifact)) if args.json else summary(artifact, Path(output))
+        print(text)
     return 0

@@ -19,6 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--artifact", type=Path, required=True, metavar="DIR", help="adapter that calibtune fit wrote")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder of the merged model")
     parser.add_argument("--dequantized", action="store_true", help="merge into the 4-bit base's de-quantized weights")
+    parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the base model")
     parser.add_argument("--overwrite", action="store_true", help="remove what lies in --output")
 
 
@@ -26,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
     """Merge."""
     from calibtune.artifacts.merge import merge
 
-    merge(args.artifact, args.output, args.dequantized, args.overwrite)
+    merge(args.artifact, args.output, args.dequantized, args.overwrite, args.trust_remote_code)
     model = shlex.quote(str(args.output))
     print(f"written to {args.output}\nnext: python -m calibtune eval --model {model} --tasks T --output out")
     return 0

@@ -14,6 +14,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from calibtune.results.table import numbers_table
 from harness_ext.binning import equal_width_edges
 
 
@@ -48,17 +49,6 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(finite, indent=2))
     else:
         for file_name, values in output.items():
-            print(_table(file_name, values))
+            numbers = {name: value for name, value in values.items() if name not in ("task", "questions")}
+            print(numbers_table(f"{values['task']}: {values['questions']} questions  ({file_name})", numbers) + "\n")
     return 0
-
-
-def _table(file: str, numbers: dict) -> str:
-    lines = [f"{numbers['task']}: {numbers['questions']} questions  ({file})"]
-    for name, value in numbers.items():
-        if name in ("task", "questions") or name.endswith(("_low", "_high")):
-            continue
-        interval = (
-            f"  [{numbers[name + '_low']:.4f}, {numbers[name + '_high']:.4f}]" if name + "_low" in numbers else ""
-        )
-        lines.append(f"  {name:<20} {value:8.4f}{interval}")
-    return "\n".join(lines) + "\n"

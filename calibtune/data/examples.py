@@ -1,23 +1,17 @@
-"""Training examples are the harness's own requests: its task's documents, contexts and letters, chat template too."""
+"""Turn a task's documents into questions as the harness asks them: its contexts, letters and chat template."""
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
-from pathlib import Path
 from typing import Any
 
-import lm_eval
 import numpy as np
-from lm_eval.models.huggingface import HFLM
-from lm_eval.tasks import TaskManager
 
+from calibtune.data.encoder import Encoder
+from calibtune.data.tasks import document_hash, explained, question_text, training_documents
 from calibtune.errors import UserError
-from harness_ext.errors import ScoringError
 
 logger = logging.getLogger(__name__)
 
@@ -46,69 +40,6 @@ class Examples:
     train: tuple[LetterExample, ...]
     #: Kept from training: for T, the E-step on held-out rows, and the numbers shown after each epoch.
     held_out: tuple[LetterExample, ...]
-
-
-@contextlib.contextmanager
-def explained(task: str, doc: Any = None) -> Iterator[None]:
-    """One sentence for whatever a task's YAML, its own code, `datasets` or Jinja raise: they have no error in common.
-
-    Args:
-        task: The task's name.
-        doc: The row that is being rendered, where there is one.
-
-    Raises:
-        UserError: With the task, the row, the error and its cause.
-    """
-    try:
-        yield
-    except (UserError, ScoringError):
-        raise
-    except Exception as error:
-        # `datasets` says what is wrong with a file in the cause alone.
-        causes = [error, *filter(None, [error.__cause__])]
-        reason = ", from ".join(f"{type(e).__name__}: {' '.join(str(e).split()):.300}" for e in causes)
-        if doc is None:
-            what, cure = f"task {task}", "mend its YAML, or make its data set readable from here"
-        else:
-            what, cure = f"task {task}, row {str(doc)[:80]!r},", "mend the row or the task's YAML"
-        raise UserError(f"{what} cannot be used ({reason}); {cure}") from error
-
-
-def question_text(task: Any, doc: dict[str, Any]) -> str:
-    """A document as its task renders it, options included and no few-shot examples: what its hash is taken of.
-
-    Raises:
-        UserError: The task cannot render it.
-    """
-    with explained(task.task_name, doc):
-        return str(task.doc_to_text(doc))
-
-
-def document_hash(text: str) -> str:
-    """SHA-256 of a question's text as its task renders it, options included.
-
-    The same question has the same hash in two tasks that render it alike, so that a pool's training rows are
-    recognized among another task's evaluated ones.
-    """
-    return hashlib.sha256(text.strip().encode()).hexdigest()
-
-
-class Encoder(HFLM):
-    """The harness's HF backend without a model: its chat templating and its encoding, and nothing else."""
-
-    def __init__(self, tokenizer: Any) -> None:
-        # HFLM's own constructor would load weights; these are all that encoding and templating read.
-        self.tokenizer = tokenizer
-        self.backend = "causal"
-        self.add_bos_token = None
-        self.chat_template_args: dict[str, Any] = {}
-        self.custom_prefix_token_id = None
-        # Asked for by the checks of tasks that are being evaluated in the same process.
-        self._max_length = tokenizer.model_max_length
-
-    def encode(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-        """Token ids of a context and of its continuation, split as the harness splits them."""
-        return self._encode_pair(context, continuation)
 
 
 @dataclass(frozen=True)
@@ -172,48 +103,6 @@ def reorder(example: LetterExample, permutation: Sequence[int]) -> LetterExample
     )
 
 
-def task_manager(names: Sequence[str], include_path: str | None = None) -> TaskManager:
-    """The harness's index of tasks, of our own alone where that suffices: the full one takes ten seconds and more.
-
-    Args:
-        names: Task or group names that must be in it.
-        include_path: Folder of further YAMLs.
-
-    Raises:
-        UserError: A name is unknown, with close ones; or there is no such folder.
-    """
-    if include_path and not Path(include_path).is_dir():
-        raise UserError(f"--include-path {include_path} is no folder; give one that holds task YAMLs")
-    own = Path(lm_eval.__file__).parent / "tasks" / "mc_calib"
-    paths: list[str | Path] = [*([own] if own.is_dir() else []), *([include_path] if include_path else [])]
-    manager = TaskManager(include_path=paths, include_defaults=False)
-    if not set(names) <= set(manager.all_tasks):
-        manager = TaskManager(include_path=include_path)
-    for name in names:
-        if name not in manager.all_tasks:
-            close = get_close_matches(name, manager.all_tasks, 3)
-            hint = f"; did you mean {', '.join(close)}?" if close else ";"
-            raise UserError(
-                f"the harness knows no task {name!r}{hint} run `lm_eval ls tasks` for all, or give --include-path"
-            )
-    return manager
-
-
-def load_tasks(names: Sequence[str], include_path: str | None = None) -> list[Any]:
-    """Load tasks by name as the harness does, groups opened.
-
-    Args:
-        names: Task or group names.
-        include_path: Folder of further YAMLs.
-
-    Raises:
-        UserError: A name is unknown, or a task's YAML, code or data set cannot be loaded.
-    """
-    manager = task_manager(names, include_path)
-    with explained(", ".join(names)):
-        return list(manager.load(list(names))["tasks"].values())
-
-
 def load_examples(
     tasks: Iterable[Any],
     encoder: Encoder,
@@ -249,8 +138,10 @@ def load_examples(
         if len(kept) < len(docs):
             logger.warning(
                 "%s: %d of %d training questions are evaluated too, or appear twice, and are left out",
-                task.task_name, len(docs) - len(kept), len(docs),
-            )  # fmt: skip
+                task.task_name,
+                len(docs) - len(kept),
+                len(docs),
+            )
         if not kept:
             raise UserError(
                 f"task {task.task_name}: all of its {len(docs)} training questions are evaluated too; "
@@ -266,25 +157,4 @@ def load_examples(
     return Examples(
         train=tuple(rendered[h] for h in drawn if h not in chosen),
         held_out=tuple(rendered[h] for h in drawn if h in chosen),
-    )
-
-
-def training_documents(task: Any) -> list[dict[str, Any]]:
-    """A task's training documents, or its validation ones where it has none and evaluates others.
-
-    Raises:
-        UserError: It is not multiple choice, has neither, or they cannot be read.
-    """
-    if task.OUTPUT_TYPE != "multiple_choice":
-        raise UserError(
-            f"task {task.task_name} is {task.OUTPUT_TYPE}, not multiple_choice; fit on one that has letters"
-        )
-    with explained(task.task_name):
-        if task.has_training_docs():
-            return list(task.training_docs())
-        if task.has_validation_docs() and task.has_test_docs():
-            return list(task.validation_docs())
-    raise UserError(
-        f"task {task.task_name} has no training rows and no validation rows that it does not evaluate; "
-        "add a training_split to its YAML or fit on another task"
     )

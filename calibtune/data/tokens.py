@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from calibtune.data.examples import Encoder, LetterExample
+from calibtune.data.encoder import Encoder
+from calibtune.data.examples import LetterExample
 from calibtune.errors import UserError
 
 if TYPE_CHECKING:

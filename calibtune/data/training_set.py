@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from torch.utils.data import Dataset, Sampler
 
-from calibtune.data.examples import Encoder, LetterExample, reorder
+from calibtune.data.encoder import Encoder
+from calibtune.data.examples import LetterExample, reorder
 from calibtune.data.tokens import TokenExample, tokenize
 from harness_ext.binning import FloatArray
 

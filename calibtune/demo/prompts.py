@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from calibtune.data.examples import Encoder, Prompts, load_tasks
+from calibtune.data.encoder import Encoder
+from calibtune.data.examples import Prompts
+from calibtune.data.tasks import load_tasks
 from calibtune.demo import IN_DOMAIN
 from calibtune.demo.tokenizer import build_tokenizer
 from harness_ext.prompts import LETTERS

@@ -42,10 +42,25 @@ def steps(output: Path, seed: int = 0) -> list[list[str]]:
         flags = [str(output / "fits" / flag) if flag in FITS else flag for flag in flags]
         folder = output / "fits" / name
         commands += [
-            ["fit", "--method", method, "--model", str(ALIGNED), "--tasks", IN_DOMAIN, "--output", str(folder),
-             "--apply-chat-template", "--precision", "fp32", "--seed", str(seed), *flags],
+            [
+                "fit",
+                "--method",
+                method,
+                "--model",
+                str(ALIGNED),
+                "--tasks",
+                IN_DOMAIN,
+                "--output",
+                str(folder),
+                "--apply-chat-template",
+                "--precision",
+                "fp32",
+                "--seed",
+                str(seed),
+                *flags,
+            ],
             _evaluation(output, name, ["--artifact", str(folder)]),
-        ]  # fmt: skip
+        ]
     names = ["pretrained", "aligned", *FITS]
     folders = [str(output / "evaluations" / name) for name in names]
     base = str(output / "evaluations" / "aligned")
@@ -53,8 +68,19 @@ def steps(output: Path, seed: int = 0) -> list[list[str]]:
 
 
 def _evaluation(output: Path, name: str, model: list[str]) -> list[str]:
-    return ["eval", *model, "--tasks", ",".join(TASKS), "--output", str(output / "evaluations" / name),
-            "--apply-chat-template", "--precision", "fp32", "--batch-size", "128"]  # fmt: skip
+    return [
+        "eval",
+        *model,
+        "--tasks",
+        ",".join(TASKS),
+        "--output",
+        str(output / "evaluations" / name),
+        "--apply-chat-template",
+        "--precision",
+        "fp32",
+        "--batch-size",
+        "128",
+    ]
 
 
 def numbers(output: Path) -> dict[str, dict[str, dict[str, float]]]:

@@ -1,4 +1,4 @@
-"""What an evaluation refuses before it loads weights."""
+"""Refuse what cannot be evaluated, before weights are loaded."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Any
 from lm_eval.api.task import ConfigurableTask
 
 from calibtune.artifacts.manifest import Artifact
-from calibtune.data.examples import document_hash, question_text
+from calibtune.data.tasks import document_hash, question_text
 from calibtune.errors import UserError
-from calibtune.models.loading import check_installed, load_config, load_tokenizer
-from calibtune.recipe import Recipe
+from calibtune.models.loading import check_spec, load_config, load_tokenizer
+from calibtune.models.spec import ModelSpec
 
 
 def check_output(output: Path) -> None:
@@ -35,23 +35,39 @@ def check_output(output: Path) -> None:
         raise UserError(f"--output {output} cannot be written: {error.strerror}; give another folder") from error
 
 
-def check_model(recipe: Recipe, arguments: Mapping[str, Any], chat: bool) -> None:
+def check_model(spec: ModelSpec, arguments: Mapping[str, Any]) -> None:
     """Refuse a model that cannot be evaluated, before any task or weights are loaded.
+
+    Args:
+        spec: The base model.
+        arguments: lm_eval's, which may name another tokenizer.
 
     Raises:
         UserError: See the functions of :mod:`calibtune.models.loading`; or there is no chat template to apply.
     """
-    check_installed(recipe)
-    load_config(recipe)
-    folder = arguments.get("tokenizer", recipe.model)
-    if folder != recipe.model and not (Path(folder) / "tokenizer_config.json").is_file():
-        raise UserError(f"{folder} was fitted with a chat template and holds no tokenizer that has it; fit it again")
-    tokenizer = load_tokenizer(dataclasses.replace(recipe, model=folder))
-    if chat and not tokenizer.chat_template:
+    check_spec(spec)
+    load_config(spec)
+    tokenizer = load_tokenizer(tokenizer_spec(spec, arguments))
+    if spec.apply_chat_template and not tokenizer.chat_template:
         raise UserError(
-            f"the tokenizer of {folder} has no chat template; give --no-apply-chat-template, or put a "
-            "chat_template.jinja beside it"
+            f"the tokenizer of {arguments.get('tokenizer', spec.name)} has no chat template; give "
+            "--no-apply-chat-template, or put a chat_template.jinja beside it"
         )
+
+
+def tokenizer_spec(spec: ModelSpec, arguments: Mapping[str, Any]) -> ModelSpec:
+    """Return where the tokenizer is loaded from: the base model, or an artifact whose tokenizer has the template.
+
+    Raises:
+        UserError: The artifact has lost its tokenizer.
+    """
+    spec = dataclasses.replace(spec, apply_chat_template=False, chat_template=None)
+    folder = arguments.get("tokenizer", spec.name)
+    if folder == spec.name:
+        return spec
+    if not (Path(folder) / "tokenizer_config.json").is_file():
+        raise UserError(f"{folder} was fitted with a chat template and holds no tokenizer that has it; fit it again")
+    return dataclasses.replace(spec, name=folder, revision=None)
 
 
 def check_shots(tasks: Sequence[Any], shots: int | None) -> None:

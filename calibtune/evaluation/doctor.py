@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import lm_eval
 import numpy as np
 from lm_eval.tasks import TaskManager
+
+from calibtune.data.tasks import installed_folder
 
 #: Letter mass below which confidence among the letters says little about what the model would write.
 MASS = 0.5
@@ -28,11 +29,6 @@ class Finding:
     def line(self) -> str:
         """As shown to the user."""
         return f"[{'ok' if self.good else 'NOT OK'}] {self.text}"
-
-
-def installed_folder() -> Path:
-    """Where the harness looks for our task folder."""
-    return Path(lm_eval.__file__).parent / "tasks" / "mc_calib"
 
 
 def shipped_folder() -> Path | None:

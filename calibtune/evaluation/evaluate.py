@@ -1,44 +1,45 @@
-"""Evaluating a base model or an artifact through lm_eval, into lm_eval's own result and sample files."""
+"""Evaluate a base model or an artifact through lm_eval, into lm_eval's own result and sample files."""
 
 from __future__ import annotations
 
 import dataclasses
 import re
-from dataclasses import dataclass
+import tempfile
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lm_eval import simple_evaluate
 from lm_eval.api.registry import get_model
 from lm_eval.loggers import EvaluationTracker
-from lm_eval.utils import make_table
 from safetensors import SafetensorError
 
 from calibtune.artifacts.manifest import Artifact, base_model, own_tokenizer, read_artifact
 from calibtune.artifacts.tasks import SUFFIX, write_scaled_tasks
-from calibtune.data.examples import load_tasks, task_manager
+from calibtune.data.tasks import load_tasks, task_manager
 from calibtune.errors import UserError, WorkFailed, is_out_of_memory
-from calibtune.evaluation.checks import check_disjoint, check_model, check_output, check_shots
-from calibtune.files import read_json
-from calibtune.models.adapters import load_adapter
+from calibtune.evaluation.checks import check_disjoint, check_model, check_output, check_shots, tokenizer_spec
+from calibtune.evaluation.files import save_results
 from calibtune.models.loading import found_device, load_base, load_tokenizer
-from calibtune.recipe import Recipe
+from calibtune.models.spec import ModelSpec, Precision, Quantization
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """What to evaluate, on what, how."""
+class EvaluationOptions:
+    """What to evaluate, on what and how. What is None is as the artifact was fitted, or the default."""
 
     tasks: tuple[str, ...]
+    #: Folder for lm_eval's files.
     output: Path
     #: Hub id or folder; None: the artifact's base.
     model: str | None = None
+    revision: str | None = None
     artifact: Path | None = None
-    #: None: as the artifact was fitted.
     apply_chat_template: bool | None = None
-    #: "none", "nf4", or None: as the artifact was fitted.
-    quantization: str | None = None
-    precision: str = "bf16"
+    chat_template_args: dict[str, Any] | None = None
+    quantization: Quantization | None = None
+    precision: Precision | None = None
+    #: A number, or "auto".
     batch_size: str = "16"
     limit: int | None = None
     num_fewshot: int | None = None
@@ -48,19 +49,50 @@ class Evaluation:
     backend: str = "hf"
     trust_remote_code: bool = False
 
+    def spec(self, artifact: Artifact | None) -> ModelSpec:
+        """Return the model to load: the artifact's base as it was fitted, changed by what is given here.
 
-def evaluate(options: Evaluation) -> dict[str, Any]:
+        Raises:
+            UserError: No model is given, or the artifact was made for another.
+        """
+        spec = artifact.spec if artifact is not None else ModelSpec("")
+        names = ("revision", "apply_chat_template", "chat_template_args", "quantization", "precision")
+        given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        return dataclasses.replace(
+            spec,
+            name=base_model(self.model, artifact),
+            device=self.device,
+            trust_remote_code=self.trust_remote_code,
+            **given,
+        )
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The results of one evaluation."""
+
+    #: Folder of lm_eval's files: ``results_*.json`` and ``samples_*.jsonl``.
+    folder: Path
+    #: Numbers by task and metric, such as ``results["mc_calib_arc"]["conf_ece_10"]``. Metrics of a temperature's
+    #: scaled letters have ``,scaled`` behind their names.
+    results: dict[str, dict[str, float]]
+    #: Questions by task.
+    questions: dict[str, int]
+    #: What :func:`evaluate` was asked.
+    options: EvaluationOptions = field(repr=False)
+
+
+def evaluate(options: EvaluationOptions) -> Evaluation | None:
     """Run lm_eval.
 
     Args:
         options: What and how.
 
     Returns:
-        lm_eval's results, with ``samples`` and the ``folder`` that its files were written to; nothing in all processes
-        but the first.
+        The results; None in all processes but the first.
 
     Raises:
-        UserError: Flags out of range, an output that cannot be written, a model that cannot be loaded or asked for
+        UserError: Options out of range, an output that cannot be written, a model that cannot be loaded or asked for
             letters, an unknown task, another base, or evaluated documents that the artifact was fitted on.
         WorkFailed: Out of memory, or the results were not written.
     """
@@ -69,29 +101,37 @@ def evaluate(options: Evaluation) -> dict[str, Any]:
     if options.backend == "hf-prefix":
         import calibtune.evaluation.hf_prefix  # noqa: F401  (registers it)
     artifact = read_artifact(options.artifact) if options.artifact else None
-    arguments = model_arguments(options, base_model(options.model, artifact), artifact)
-    recipe = _recipe(options, arguments["pretrained"], artifact)
-    chat = options.apply_chat_template
-    if chat is None:
-        chat = bool(artifact and artifact.recipe["apply_chat_template"])
-    check_model(recipe, arguments, chat)
-    names, include_path = options.tasks, options.include_path
-    tasks = load_tasks(names, include_path)
+    spec = options.spec(artifact)
+    arguments = model_arguments(options, spec, artifact)
+    check_model(spec, arguments)
+    tasks = load_tasks(options.tasks, options.include_path)
     check_shots(tasks, options.num_fewshot)
     check_disjoint(tasks, artifact)
-    if artifact is not None and artifact.kind == "temperature":
-        names, include_path = scaled(options, artifact)
+    with tempfile.TemporaryDirectory() as folder:
+        names, include_path = options.tasks, options.include_path
+        if artifact is not None and artifact.temperature is not None:
+            names, include_path = scaled_tasks(options.tasks, artifact.temperature["temperature"], Path(folder))
+        return _run(options, spec, arguments, names, include_path)
+
+
+def _run(
+    options: EvaluationOptions,
+    spec: ModelSpec,
+    arguments: dict[str, Any],
+    names: tuple[str, ...],
+    include_path: str | None,
+) -> Evaluation | None:
     tracker = EvaluationTracker(output_path=str(options.output))
     try:
         results = simple_evaluate(
-            model=_load(options, arguments, recipe),
+            model=_load(options, arguments, spec),
             model_args=arguments,
             tasks=list(names),
             num_fewshot=options.num_fewshot,
             batch_size=options.batch_size,
             device=options.device or found_device(),
             limit=options.limit,
-            apply_chat_template=chat,
+            apply_chat_template=spec.apply_chat_template,
             log_samples=True,
             evaluation_tracker=tracker,
             task_manager=task_manager(names, include_path),
@@ -105,16 +145,22 @@ def evaluate(options: Evaluation) -> dict[str, Any]:
         ) from error
     if results is None:
         # lm_eval gives results on the first process alone.
-        return {}
+        return None
     # The harness was given the loaded model; its files name the backend, as where it loads one itself.
     results["config"]["model"] = tracker.general_config_tracker.model_source = options.backend
-    samples = results.pop("samples")
-    folder = save(tracker, results, samples)
-    print(make_table(results))
-    return {**results, "samples": samples, "folder": folder}
+    folder = save_results(tracker, results, results.pop("samples"))
+    questions = {task: count["effective"] for task, count in results["n-samples"].items()}
+    return Evaluation(folder, {task: _numbers(found) for task, found in results["results"].items()}, questions, options)
 
 
-def check_options(options: Evaluation) -> None:
+def _numbers(found: dict[str, Any]) -> dict[str, float]:
+    """Return a task's numbers under the metrics' own names; the filter stays in the name unless it is "none"."""
+    numbers = {name.removesuffix(",none"): value for name, value in found.items()}
+    about = ("sample_len", "alias", "name", "sample_count")
+    return {n: v for n, v in numbers.items() if n not in about and "_stderr" not in n and isinstance(v, (int, float))}
+
+
+def check_options(options: EvaluationOptions) -> None:
     """Refuse numbers that lm_eval takes for others, or stumbles over once the model is loaded.
 
     Raises:
@@ -130,100 +176,68 @@ def check_options(options: Evaluation) -> None:
         raise UserError(f"--batch-size is {options.batch_size!r}; give a number from 1 up, or auto")
 
 
-def save(tracker: EvaluationTracker, results: dict[str, Any], samples: dict[str, list[Any]]) -> Path:
-    """Write lm_eval's files, and make sure of it: lm_eval logs what goes wrong there and goes on.
+def scaled_tasks(tasks: tuple[str, ...], temperature: float, folder: Path) -> tuple[tuple[str, ...], str]:
+    """Write the tasks that apply a temperature into a folder of ours; the artifact's own folder is only read.
 
     Returns:
-        The folder that they are in.
-
-    Raises:
-        WorkFailed: A file is missing or not whole.
-    """
-    tracker.save_results_aggregated(results=results, samples=samples)
-    for task in results["configs"]:
-        tracker.save_results_samples(task_name=task, samples=samples[task])
-    folder = Path(str(tracker.output_path)) / str(tracker.general_config_tracker.model_name_sanitized)
-    date = getattr(tracker, "date_id", "")
-    file = folder / f"results_{date}.json"
-    try:
-        read_json(file)
-        for task in results["configs"]:
-            file = folder / f"samples_{task}_{date}.jsonl"
-            with file.open("rb") as lines:
-                if sum(line.endswith(b"\n") for line in lines) != len(samples[task]):
-                    raise WorkFailed("some lines are missing")
-    except (OSError, UserError) as error:
-        raise WorkFailed(
-            f"{file} was not written whole; see whether the disk is full, and run the same command again"
-        ) from error
-    return folder
-
-
-def scaled(options: Evaluation, artifact: Artifact) -> tuple[tuple[str, ...], str]:
-    """Names of the tasks that apply the artifact's temperature, and the folder of their YAMLs.
+        Their names, and the folder as lm_eval's include path.
 
     Raises:
         UserError: A task has no such form.
     """
-    assert options.artifact is not None
-    assert artifact.temperature is not None
-    # Written anew, since the harness may have moved since the fit.
-    written = write_scaled_tasks(options.artifact, artifact.temperature["temperature"])
-    for name in options.tasks:
+    written = write_scaled_tasks(folder, temperature)
+    for name in tasks:
         if name + SUFFIX not in written:
             known = ", ".join(name.removesuffix(SUFFIX) for name in written)
             raise UserError(f"--tasks {name}: a temperature is applied by our letter tasks alone: {known}")
-    return tuple(name + SUFFIX for name in options.tasks), str(options.artifact)
+    return tuple(name + SUFFIX for name in tasks), str(folder)
 
 
-def model_arguments(options: Evaluation, model: str, artifact: Artifact | None) -> dict[str, Any]:
-    """The arguments of lm_eval's hf backend, as one would write them in ``--model_args``."""
+def model_arguments(options: EvaluationOptions, spec: ModelSpec, artifact: Artifact | None) -> dict[str, Any]:
+    """Return the arguments of lm_eval's hf backend, as one would write them in ``--model_args``."""
     arguments: dict[str, Any] = {
-        "pretrained": model,
-        "dtype": {"bf16": "bfloat16", "fp32": "float32"}[options.precision],
+        "pretrained": spec.name,
+        "dtype": {"bf16": "bfloat16", "fp32": "float32"}[spec.precision],
         "softmax_dtype": "float32",
-        "trust_remote_code": options.trust_remote_code,
+        "trust_remote_code": spec.trust_remote_code,
     }
+    if spec.revision is not None:
+        arguments["revision"] = spec.revision
+    if spec.chat_template_args:
+        arguments["chat_template_args"] = spec.chat_template_args
     if artifact is not None and artifact.kind == "model":
         arguments["pretrained"] = str(options.artifact)
+        arguments.pop("revision", None)
     elif artifact is not None and artifact.kind == "adapter":
         arguments["peft"] = str(options.artifact)
-    elif artifact is not None and artifact.recipe.get("artifact"):
-        arguments["peft"] = artifact.recipe["artifact"]
+    elif artifact is not None and artifact.adapter:
+        arguments["peft"] = artifact.adapter
     if artifact is not None and own_tokenizer(artifact):
         # The base's tokenizer has no chat template; the artifact's copy of it has.
         arguments["tokenizer"] = str(options.artifact)
     return arguments
 
 
-def _recipe(options: Evaluation, model: str, artifact: Artifact | None) -> Recipe:
-    """What the functions that a fit loads its base with are told of an evaluation."""
-    chosen = options.quantization or (artifact.recipe["quantization"] if artifact else "none")
-    return Recipe(
-        method="temperature",
-        model=model,
-        quantization="nf4" if chosen == "nf4" else "none",
-        precision="fp32" if options.precision == "fp32" else "bf16",
-        device=options.device,
-        trust_remote_code=options.trust_remote_code,
-    )
-
-
-def _load(options: Evaluation, arguments: dict[str, Any], recipe: Recipe) -> Any:
-    """The harness's model.
+def _load(options: EvaluationOptions, arguments: dict[str, Any], spec: ModelSpec) -> Any:
+    """Load the harness's model.
 
     Raises:
         UserError: It cannot be loaded, or the adapter was made for another.
     """
     backend = get_model(options.backend)
-    if recipe.quantization == "nf4":
+    if spec.quantization == "nf4":
         # The hf backend's arguments cannot say so.
-        model = load_base(recipe)
+        model = load_base(spec)
         if "peft" in arguments:
+            from calibtune.models.adapters import load_adapter
+
             model = load_adapter(model, Path(arguments["peft"]))
-        tokenizer = load_tokenizer(dataclasses.replace(recipe, model=arguments.get("tokenizer", recipe.model)))
+        tokenizer = load_tokenizer(tokenizer_spec(spec, arguments))
         arguments["quantization"] = "nf4"
-        return backend(pretrained=model, tokenizer=tokenizer, batch_size=options.batch_size, softmax_dtype="float32")
+        given = {name: arguments[name] for name in ("chat_template_args",) if name in arguments}
+        return backend(
+            pretrained=model, tokenizer=tokenizer, batch_size=options.batch_size, softmax_dtype="float32", **given
+        )
     more = {"batch_size": options.batch_size, "device": options.device or found_device()}
     try:
         return backend.create_from_arg_obj(arguments, more)
@@ -233,7 +247,7 @@ def _load(options: Evaluation, arguments: dict[str, Any], recipe: Recipe) -> Any
         reason = " ".join(str(error).split())
         if "peft" in arguments and not isinstance(error, OSError):
             raise UserError(
-                f"the adapter {arguments['peft']} cannot be put on {recipe.model}; give the base that it was fitted "
+                f"the adapter {arguments['peft']} cannot be put on {spec.name}; give the base that it was fitted "
                 f"on ({reason:.300})"
             ) from error
-        raise UserError(f"--model {recipe.model} cannot be loaded: {reason:.300}") from error
+        raise UserError(f"--model {spec.name} cannot be loaded: {reason:.300}") from error

@@ -1,4 +1,4 @@
-"""Put a new adapter on a base model, or load a finished one."""
+"""Load finished adapters; unpack the scales of 4-bit layers."""
 
 from __future__ import annotations
 
@@ -9,46 +9,10 @@ from safetensors import SafetensorError
 
 from calibtune.errors import UserError, is_out_of_memory
 from calibtune.files import read_json
-from calibtune.models.loading import device
-from calibtune.models.sharding import is_sharded
-from calibtune.recipe import Recipe
-
-
-def add_adapter(model: Any, recipe: Recipe) -> Any:
-    """Make a model trainable as the recipe says: an adapter on all linear layers, or all weights.
-
-    Raises:
-        UserError: PEFT can put no adapter on its layers.
-    """
-    model = model.requires_grad_(True) if recipe.tuning == "full" else _with_adapter(model, recipe)
-    if device(recipe).type == "cuda" and not is_sharded():
-        for layer in model.modules():
-            unpack_scales(layer)
-    return model
-
-
-def _with_adapter(model: Any, recipe: Recipe) -> Any:
-    from peft import LoraConfig, get_peft_model
-
-    if recipe.gradient_checkpointing:
-        model.enable_input_require_grads()
-    config = LoraConfig(
-        r=recipe.rank,
-        lora_alpha=recipe.lora_alpha,
-        lora_dropout=recipe.lora_dropout,
-        target_modules="all-linear",
-        task_type="CAUSAL_LM",
-    )
-    try:
-        return get_peft_model(model, config)
-    except ValueError as error:
-        raise UserError(
-            f"no adapter can be put on all linear layers of {recipe.model}: {error} Use --tuning full"
-        ) from error
 
 
 def load_adapter(model: Any, folder: Path) -> Any:
-    """A base model with a finished adapter on it, not trainable.
+    """Return a base model with a finished adapter on it, not trainable.
 
     Raises:
         UserError: The folder holds no adapter, or one for a model of another shape.

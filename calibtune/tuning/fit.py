@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import os
+import logging
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -12,20 +12,27 @@ from typing import Any
 
 import torch
 
-from calibtune.artifacts.manifest import MANIFEST, Artifact, read_artifact, recipe_values, versions
-from calibtune.data.examples import LetterExample, document_hash
+from calibtune.artifacts.card import model_card
+from calibtune.artifacts.manifest import MANIFEST, Artifact, read_artifact, versions, write_manifest
+from calibtune.data.examples import LetterExample
+from calibtune.data.tasks import document_hash
 from calibtune.errors import UserError, WorkFailed, is_out_of_memory
-from calibtune.files import keep_inputs, read_json, refuse_existing, write_json
-from calibtune.models.adapters import add_adapter, load_adapter
-from calibtune.models.loading import idle_gpus, load_base
+from calibtune.files import keep_inputs, read_json, refuse_existing, write_json, write_text
+from calibtune.models.adapters import load_adapter
+from calibtune.models.loading import load_base
 from calibtune.models.scores import score
-from calibtune.recipe import Recipe
+from calibtune.processes import is_first_process
+from calibtune.recipe import Recipe, recipe_values
 from calibtune.results.measures import harness_measures
 from calibtune.tuning.checkpoints import last_checkpoint, remove_unfinished
+from calibtune.tuning.checks import idle_gpus
 from calibtune.tuning.inputs import Inputs, read_inputs, trained_on
 from calibtune.tuning.progress import overtrained
+from calibtune.tuning.trainable import add_adapter
 from harness_ext.binning import FloatArray, IntArray
 from harness_ext.prompts import doc_to_text
+
+logger = logging.getLogger(__name__)
 
 #: The recipe of an unfinished fit, which --resume checks; and its checkpoints.
 STARTED, CHECKPOINTS = "started.json", "checkpoints"
@@ -61,11 +68,17 @@ def fit(recipe: Recipe, output: Path, resume: bool = False, overwrite: bool = Fa
         _check_output(recipe, output, resume, overwrite)
     if recipe.samples is not None:
         return fit_samples(recipe, output, resume, overwrite)
+    if recipe.method != "temperature":
+        from calibtune.tuning.trainer import training_arguments
+
+        training_arguments(recipe, output / CHECKPOINTS)  # refuses what Trainer does not take
     started, inputs = time.perf_counter(), read_inputs(recipe)
     if is_first_process():
         _announce(inputs)
     try:
-        model = load_base(recipe)
+        full = recipe.tuning == "full" and recipe.method != "temperature"
+        # bfloat16 weights lose small updates, so a model that is trained in full is held in float32.
+        model = load_base(recipe.spec, torch.float32 if full else None)
         if recipe.artifact is not None:
             model = load_adapter(model, Path(recipe.artifact))
         _claim(recipe, output, resume, overwrite)
@@ -81,11 +94,6 @@ def fit(recipe: Recipe, output: Path, resume: bool = False, overwrite: bool = Fa
                 f"no space is left on the disk of {output}; free some and run the same command with --resume"
             ) from error
         raise
-
-
-def is_first_process() -> bool:
-    """Whether this process is the one that prints and writes, under torchrun or alone."""
-    return int(os.environ.get("RANK", "0")) == 0
 
 
 def _check_output(recipe: Recipe, output: Path, resume: bool, overwrite: bool) -> None:
@@ -121,7 +129,7 @@ def _claim(recipe: Recipe, output: Path, resume: bool, overwrite: bool) -> None:
 def _announce(inputs: Inputs) -> None:
     recipe = inputs.recipe
     counts = f"{len(inputs.examples.train)} training and {len(inputs.held_out)} held-out questions; loading"
-    print(f"{recipe.method}: {', '.join(recipe.tasks)}, {counts} {recipe.model}{idle_gpus(recipe)}", flush=True)
+    logger.info("%s: %s, %s %s%s", recipe.method, ", ".join(recipe.tasks), counts, recipe.model, idle_gpus(recipe))
 
 
 def _memory_advice(recipe: Recipe) -> str:
@@ -168,8 +176,10 @@ def fit_samples(recipe: Recipe, output: Path, resume: bool, overwrite: bool) -> 
     rows = read_samples(Path(str(recipe.samples)))
     _claim(recipe, output, resume, overwrite)
     recipe = dataclasses.replace(recipe, tasks=recipe.tasks or (rows.task,))
-    hashes = [document_hash(doc_to_text(doc) if _is_ours(doc) else h)
-              for doc, h in zip(rows.docs, rows.doc_hashes, strict=True)]  # fmt: skip
+    hashes = [
+        document_hash(doc_to_text(doc) if _is_ours(doc) else h)
+        for doc, h in zip(rows.docs, rows.doc_hashes, strict=True)
+    ]
     found = _write_temperature(recipe, output, rows.loglikelihoods, rows.gold)
     measures = tuple(harness_measures(rows.loglikelihoods, rows.gold, t) for t in (1.0, found["temperature"]))
     return _finish(
@@ -208,13 +218,13 @@ def _train(inputs: Inputs, model: Any, output: Path, resume: bool, started: floa
     if is_first_process():
         remove_unfinished(output / CHECKPOINTS)
     if checkpoint is not None:
-        print(f"resuming from {checkpoint}", flush=True)
+        logger.info("resuming from %s", checkpoint)
         trainer.e_step.load(checkpoint)
     trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     model = trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
     after = _measures(model, inputs)
     if after and is_first_process() and (advice := overtrained(trainer.nll_before, after["nll"])):
-        print(advice, flush=True)
+        logger.warning("%s", advice)
     save_whole(trainer, inputs.tokenizer, output)
     kind = "model" if recipe.tuning == "full" else "adapter"
     documents = {"train": _hashes(inputs.examples.train), "held_out": _hashes(inputs.examples.held_out)}
@@ -255,7 +265,8 @@ def _finish(
         temperature=temperature,
     )
     if is_first_process():
-        artifact.write(output)
+        write_text(output / "README.md", model_card(artifact))
+        write_manifest(artifact, output)
         (output / STARTED).unlink(missing_ok=True)
         # What it was resumed from is of no use beside the finished artifact.
         for runs in (output / CHECKPOINTS).glob("runs"):

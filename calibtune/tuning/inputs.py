@@ -12,12 +12,15 @@ from typing import Any
 import numpy as np
 
 from calibtune.artifacts.manifest import base_model, read_artifact
-from calibtune.data.examples import Encoder, Examples, load_examples, load_tasks
+from calibtune.data.encoder import Encoder
+from calibtune.data.examples import Examples, load_examples
+from calibtune.data.tasks import load_tasks
 from calibtune.data.tokens import TokenExample, tokenize
 from calibtune.data.training_set import Questions, TrainingSet
 from calibtune.errors import UserError
-from calibtune.models.loading import check_installed, check_kernels, context_length, load_config, load_tokenizer
+from calibtune.models.loading import context_length, load_config, load_tokenizer
 from calibtune.recipe import Recipe
+from calibtune.tuning.checks import check_kernels, check_machine
 
 
 @dataclass(frozen=True)
@@ -51,10 +54,10 @@ def read_inputs(recipe: Recipe) -> Inputs:
     Raises:
         UserError: Whatever is wrong with them; see the functions called.
     """
-    check_installed(recipe)
-    config = load_config(recipe)
+    check_machine(recipe)
+    config = load_config(recipe.spec)
     check_kernels(recipe, config)
-    tokenizer = load_tokenizer(recipe)
+    tokenizer = load_tokenizer(recipe.spec)
     encoder = Encoder(tokenizer)
     tasks = load_tasks(recipe.tasks, recipe.include_path)
     examples = load_examples(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -15,6 +16,8 @@ from calibtune.errors import WorkFailed, is_out_of_memory
 from calibtune.models.sharding import is_sharded
 from calibtune.recipe import Recipe
 from calibtune.tuning.losses import method_loss
+
+logger = logging.getLogger(__name__)
 
 
 def most_tokens(rows: Sequence[TokenExample], batch_size: int) -> float:
@@ -55,7 +58,7 @@ def fitting(model: Any, questions: Questions, recipe: Recipe, processes: int) ->
     for size in (size for size in range(step, 0, -1) if step % size == 0):
         part = largest_part(rows, size, math.inf if is_sharded() else most_tokens(rows, size))
         if _fits(model, collate(part, questions.pad_id), recipe):
-            print(f"--auto-batch: {size} questions in a forward pass, {step // size} accumulated", flush=True)
+            logger.info("--auto-batch: %d questions in a forward pass, %d accumulated", size, step // size)
             return dataclasses.replace(recipe, batch_size=size, gradient_accumulation=step // size)
     raise WorkFailed(
         f"not even one question of {max(len(row.input_ids) for row in rows)} tokens fits the memory; use "

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import logging
 import math
-import sys
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -11,23 +12,24 @@ from typing import Any
 import numpy as np
 import torch
 from peft.helpers import disable_input_dtype_casting
-from tqdm import tqdm
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from calibtune.data.tokens import collate, parts
 from calibtune.data.training_set import GroupedOrder, Questions
 from calibtune.errors import UserError, WorkFailed
-from calibtune.models.loading import on_cpu
 from calibtune.models.scores import score
 from calibtune.models.sharding import is_sharded
 from calibtune.recipe import Recipe
 from calibtune.results.measures import harness_measures
 from calibtune.tuning.checkpoints import last_checkpoint, seal
+from calibtune.tuning.checks import on_cpu
 from calibtune.tuning.estep import EStep, score_bins
 from calibtune.tuning.graphs import BUCKET, StepGraphs
 from calibtune.tuning.losses import method_loss
 from calibtune.tuning.memory import most_tokens
 from calibtune.tuning.progress import epoch_table
+
+logger = logging.getLogger(__name__)
 
 #: Liger's own losses stay off; ours are used.
 LIGER = {"cross_entropy": False, "fused_linear_cross_entropy": False}
@@ -185,16 +187,14 @@ class CalibrationTrainer(Trainer):
         return score(self.model_wrapped, examples, self.questions.pad_id, self.args.per_device_train_batch_size)
 
     def show(self, epoch: int, scores: np.ndarray) -> None:
-        """Print the E-step's table of the held-out questions and log their numbers."""
+        """Log the table of the held-out questions, and their numbers for tensorboard or wandb."""
         gold = np.array([row.gold for row in self.questions.held_out])
         numbers = harness_measures(scores, gold, bins=(self.recipe.bins,))
         self.nll_before[epoch] = numbers["nll"]
         if self.recipe.report_to != "none":
             self.log({f"held_out_{name}": value for name, value in numbers.items()})
         if self.is_world_process_zero():
-            table = epoch_table(epoch, score_bins(scores, gold, self.recipe.bins), numbers, self.recipe.bins)
-            tqdm.write(table)  # above Trainer's bar, not into it
-            sys.stdout.flush()
+            logger.info(epoch_table(epoch, score_bins(scores, gold, self.recipe.bins), numbers, self.recipe.bins))
 
 
 class Epochs(TrainerCallback):
@@ -232,34 +232,50 @@ class OneGpu(TrainingArguments):
 
 
 def training_arguments(recipe: Recipe, folder: Path) -> TrainingArguments:
-    """The recipe as Trainer's arguments; checkpoints go to ``folder``."""
-    options: dict[str, Any] = {"save_strategy": "epoch"}
-    if recipe.save_every:
-        options = {"save_strategy": "steps", "save_steps": recipe.save_every}
+    """Return the recipe as Trainer's arguments; checkpoints go to ``folder``.
+
+    Raises:
+        UserError: ``training_arguments`` names one that an option of ours sets, or that Trainer does not have.
+    """
+    ours: dict[str, Any] = {
+        "output_dir": str(folder),
+        "per_device_train_batch_size": recipe.batch_size,
+        "gradient_accumulation_steps": recipe.gradient_accumulation,
+        "num_train_epochs": recipe.epochs,
+        "max_steps": recipe.max_steps,
+        "learning_rate": recipe.learning_rate,
+        "warmup_steps": recipe.warmup_ratio,
+        "weight_decay": recipe.weight_decay,
+        "max_grad_norm": recipe.max_grad_norm,
+        "bf16": recipe.precision == "bf16",
+        "use_cpu": on_cpu(recipe.device),
+        "seed": recipe.seed,
+        "report_to": recipe.report_to,
+        "save_strategy": "steps" if recipe.save_every else "epoch",
+        "save_steps": recipe.save_every or 500,
+        "use_liger_kernel": recipe.liger_kernel,
+        "liger_kernel_config": LIGER,
+        "remove_unused_columns": False,
+    }
     if recipe.gradient_checkpointing:
-        options |= {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
-    return OneGpu(
-        output_dir=str(folder),
-        per_device_train_batch_size=recipe.batch_size,
-        gradient_accumulation_steps=recipe.gradient_accumulation,
-        num_train_epochs=recipe.epochs,
-        max_steps=recipe.max_steps,
-        learning_rate=recipe.learning_rate,
-        lr_scheduler_type="cosine",
-        warmup_steps=recipe.warmup_ratio,
-        weight_decay=recipe.weight_decay,
-        max_grad_norm=recipe.max_grad_norm,
-        bf16=recipe.precision == "bf16",
-        use_cpu=on_cpu(recipe),
-        seed=recipe.seed,
-        report_to=recipe.report_to,
-        logging_steps=10,
-        logging_nan_inf_filter=False,
-        save_total_limit=2,
-        use_liger_kernel=recipe.liger_kernel,
-        liger_kernel_config=LIGER,
-        **options,
-        remove_unused_columns=False,
-        ddp_find_unused_parameters=False,
-        dataloader_pin_memory=torch.cuda.is_available(),
-    )
+        ours |= {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
+    defaults: dict[str, Any] = {
+        "lr_scheduler_type": "cosine",
+        "logging_steps": 10,
+        "logging_nan_inf_filter": False,
+        "save_total_limit": 2,
+        "ddp_find_unused_parameters": False,
+        "dataloader_pin_memory": torch.cuda.is_available(),
+    }
+    given = recipe.training_arguments
+    known = {item.name for item in dataclasses.fields(TrainingArguments)}
+    if taken := sorted(given.keys() & ours.keys()):
+        raise UserError(
+            f"--training-arguments: {', '.join(taken)} cannot be set there; calibtune sets it from its own "
+            "options, see `calibtune fit --help`"
+        )
+    if unknown := sorted(given.keys() - known):
+        raise UserError(
+            f"--training-arguments: transformers.TrainingArguments has no {', '.join(unknown)}; leave it out"
+        )
+    return OneGpu(**(defaults | given | ours))

@@ -6,7 +6,8 @@ import torch
 from fitting import small_fit, small_recipe
 from tiny import save_tiny
 
-from calibtune.artifacts.manifest import MANIFEST, read_artifact, summary
+from calibtune.artifacts.card import summary
+from calibtune.artifacts.manifest import MANIFEST, read_artifact
 from calibtune.errors import UserError
 from calibtune.tuning.fit import fit
 
@@ -14,9 +15,9 @@ pytestmark = pytest.mark.usefixtures("mirror")
 
 
 def test_the_manifest_is_written_last(model, tmp_path, monkeypatch):
-    from calibtune.artifacts.manifest import Artifact
+    from calibtune.tuning import fit
 
-    monkeypatch.setattr(Artifact, "write", lambda *_: (_ for _ in ()).throw(OSError("disk")))
+    monkeypatch.setattr(fit, "write_manifest", lambda *_: (_ for _ in ()).throw(OSError("disk")))
     with pytest.raises(OSError, match="disk"):
         small_fit(model, tmp_path / "out", "cft", max_steps=1)
     assert (tmp_path / "out" / "adapter_model.safetensors").is_file()

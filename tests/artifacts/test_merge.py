@@ -9,10 +9,11 @@ import torch
 from fitting import small_fit
 from tiny import save_tiny
 
+from calibtune.artifacts.bake import bake, scale_final_norm
 from calibtune.artifacts.manifest import MANIFEST
-from calibtune.artifacts.merge import bake, merge, scale_final_norm
+from calibtune.artifacts.merge import merge
 from calibtune.errors import UserError, WorkFailed
-from calibtune.evaluation.evaluate import Evaluation, evaluate
+from calibtune.evaluation.evaluate import EvaluationOptions, evaluate
 from calibtune.results.samples import find_samples, read_samples
 
 pytestmark = pytest.mark.usefixtures("mirror")
@@ -20,29 +21,31 @@ pytestmark = pytest.mark.usefixtures("mirror")
 
 def run(output, tasks=("mc_calib_arc",), **options):
     options = {"device": "cpu", "precision": "fp32", "batch_size": "4", **options}
-    return evaluate(Evaluation(tasks=tasks, output=output, **options))
+    return evaluate(EvaluationOptions(tasks=tasks, output=output, **options))
 
 
-def numbers(results, task="mc_calib_arc", pipeline="none"):
-    return {
-        k.split(",")[0]: v
-        for k, v in results["results"][task].items()
-        if k.endswith("," + pipeline) and "stderr" not in k
-    }
+def numbers(found, task="mc_calib_arc", pipeline="none"):
+    end = f",{pipeline}" if pipeline != "none" else ""
+    return {k.split(",")[0]: v for k, v in found.results[task].items() if k == k.split(",")[0] + end}
 
 
 def test_an_adapter_is_evaluated_like_lm_evals_own_peft(model, tmp_path):
     from lm_eval import simple_evaluate
 
-    from calibtune.data.examples import task_manager
+    from calibtune.data.tasks import task_manager
 
     small_fit(model, tmp_path / "adapter", "cft", epochs=4)
     ours = numbers(run(tmp_path / "out", artifact=tmp_path / "adapter"))
     plain = simple_evaluate(
-        "hf", f"pretrained={model},peft={tmp_path / 'adapter'},dtype=float32", ["mc_calib_arc"], device="cpu",
-        task_manager=task_manager(["mc_calib_arc"]), bootstrap_iters=0,
-    )  # fmt: skip
-    theirs = numbers(plain)
+        "hf",
+        f"pretrained={model},peft={tmp_path / 'adapter'},dtype=float32",
+        ["mc_calib_arc"],
+        device="cpu",
+        task_manager=task_manager(["mc_calib_arc"]),
+        bootstrap_iters=0,
+    )
+    found = plain["results"]["mc_calib_arc"]
+    theirs = {k.split(",")[0]: v for k, v in found.items() if k.endswith(",none") and "stderr" not in k}
     assert ours == pytest.approx(theirs, abs=1e-5)
     base = numbers(run(tmp_path / "base", model=str(model)))
     assert ours["nll"] != pytest.approx(base["nll"], abs=1e-3)
@@ -64,7 +67,7 @@ def test_training_scores_what_the_harness_scores(model, tmp_path):
         inputs = read_inputs(small_recipe(model, "cft", apply_chat_template=chat))
         prompts: Prompts = inputs.examples.train[0].prompts
         examples = [prompts.example(doc) for doc in prompts.task.eval_docs]
-        scores = score(load_base(inputs.recipe), tokenize(examples, inputs.encoder, 512), 1, 4)
+        scores = score(load_base(inputs.recipe.spec), tokenize(examples, inputs.encoder, 512), 1, 4)
         run(tmp_path / f"out{chat}", model=str(model), apply_chat_template=chat)
         rows = read_samples(find_samples(tmp_path / f"out{chat}")[0])
         assert scores.shape == rows.loglikelihoods.shape
@@ -138,8 +141,14 @@ def test_merging_what_is_no_adapter_and_baking_what_is_no_temperature_is_refused
 def test_final_norms_of_several_architectures_scale_the_logits(name):
     from transformers import GemmaConfig, GemmaForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-    small = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
-             "num_attention_heads": 4, "num_key_value_heads": 2}  # fmt: skip
+    small = {
+        "vocab_size": 64,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    }
     torch.manual_seed(0)
     models = {
         "llama": lambda: LlamaForCausalLM(LlamaConfig(**small)),

@@ -38,10 +38,10 @@ from speed_ways import LETTERS, Bench, Clock, Measured, adapted, padded, plain_l
 from transformers.integrations.liger import apply_liger_kernel
 
 from calibtune.data.tokens import collate
-from calibtune.models.adapters import add_adapter
 from calibtune.models.scores import LARGER, score
 from calibtune.recipe import make_recipe
 from calibtune.tuning.losses import method_loss
+from calibtune.tuning.trainable import add_adapter
 from calibtune.tuning.trainer import LIGER
 
 #: Bfloat16 matrix rate of an H100 or H200 by its data sheet, TFLOP/s.
@@ -226,8 +226,12 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--methods", type=words, default=["cft", "rcft"])
     parser.add_argument("--batch-sizes", type=lambda text: [int(word) for word in words(text)], default=[16])
     parser.add_argument("--steps", type=int, default=30, help="0: one epoch of the rows, so that the longest are seen")
-    parser.add_argument("--seconds", type=float, default=float("inf"), help="end a way after so many, not counting "
-                        "the E-step; three steps are measured in any case")  # fmt: skip
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=float("inf"),
+        help="end a way after so many, not counting the E-step; three steps are measured in any case",
+    )
     parser.add_argument("--warm", type=int, default=3, help="steps not measured")
     parser.add_argument("--rows", type=int, default=2000, help="fewest rows")
     parser.add_argument("--mean-150", action="store_true", help="scale prompts to 150 tokens on average")
@@ -253,8 +257,11 @@ def main() -> None:
     started = time.perf_counter()
     base = build(args.shape, args.quantization, device)
     if not args.rank:
-        print(f"{args.card}: {args.matrix_rate:.4g} TFLOP/s of bfloat16 products; {args.shape}, quantization "
-              f"{args.quantization}, made in {time.perf_counter() - started:.1f} s", flush=True)  # fmt: skip
+        print(
+            f"{args.card}: {args.matrix_rate:.4g} TFLOP/s of bfloat16 products; {args.shape}, quantization "
+            f"{args.quantization}, made in {time.perf_counter() - started:.1f} s",
+            flush=True,
+        )
     for run in runs(args):
         attempt(base, args, run)
     PartialState().destroy_process_group()

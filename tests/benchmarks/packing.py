@@ -25,9 +25,9 @@ from transformers import AttentionInterface
 
 from calibtune.data.tokens import TokenExample, collate
 from calibtune.data.training_set import GroupedOrder
-from calibtune.models.adapters import add_adapter
 from calibtune.models.heads import MODEL_INPUTS
 from calibtune.recipe import make_recipe
+from calibtune.tuning.trainable import add_adapter
 
 #: Times that each batch is taken in each way after a first, of which the median counts; who goes first alternates.
 ROUNDS = 4

@@ -21,7 +21,7 @@ from lm_eval.models.huggingface import HFLM
 from speed_model import SHAPES, build
 from transformers import AutoTokenizer
 
-from calibtune.data.examples import task_manager
+from calibtune.data.tasks import task_manager
 from calibtune.evaluation.hf_prefix import PrefixLM
 
 
@@ -37,8 +37,15 @@ def scored(lm, args, shots):
         return answers
 
     lm.loglikelihood = timed
-    run = simple_evaluate(lm, tasks=[args.task], num_fewshot=shots, limit=args.limit, apply_chat_template=True,
-                          task_manager=task_manager([args.task]), bootstrap_iters=0)  # fmt: skip
+    run = simple_evaluate(
+        lm,
+        tasks=[args.task],
+        num_fewshot=shots,
+        limit=args.limit,
+        apply_chat_template=True,
+        task_manager=task_manager([args.task]),
+        bootstrap_iters=0,
+    )
     lm.loglikelihood = original
     samples = sorted(run["samples"][args.task], key=lambda sample: sample["doc_id"])
     return seconds[0], np.array([response[0][0] for sample in samples for response in sample["resps"]])
@@ -57,8 +64,13 @@ def main() -> None:
     parser.add_argument("--shape", choices=SHAPES)
     parser.add_argument("--quantization", choices=("none", "nf4"), default="none", help="of a random model")
     args = parser.parse_args()
-    options = {"pretrained": args.model, "dtype": args.dtype, "device": args.device, "batch_size": args.batch_size,
-               "softmax_dtype": "float32"}  # fmt: skip
+    options = {
+        "pretrained": args.model,
+        "dtype": args.dtype,
+        "device": args.device,
+        "batch_size": args.batch_size,
+        "softmax_dtype": "float32",
+    }
     if args.shape:
         options["pretrained"] = build(args.shape, args.quantization, torch.device(args.device))
         options["tokenizer"] = AutoTokenizer.from_pretrained(args.model)
@@ -70,8 +82,11 @@ def main() -> None:
         apart, rounding = (np.abs(found["hf"][0][1] - other).max() for other in (found["hf-prefix"][0][1], again))
         seconds = ", ".join(f"{name} {value:.2f} s" for name, value in medians.items())
         ratio = medians["hf"] / medians["hf-prefix"]
-        print(f"{shots}-shot: {seconds}, {ratio:.2f} times as fast; log-likelihoods at most {apart:.2g} apart, "
-              f"{rounding:.2g} of hf and hf with half the batch size", flush=True)  # fmt: skip
+        print(
+            f"{shots}-shot: {seconds}, {ratio:.2f} times as fast; log-likelihoods at most {apart:.2g} apart, "
+            f"{rounding:.2g} of hf and hf with half the batch size",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -13,8 +13,14 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from calibtune.data.tokens import TokenExample
 from calibtune.models.loading import nf4
 
-FIELDS = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
-          "vocab_size")  # fmt: skip
+FIELDS = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "vocab_size",
+)
 SHAPES = {
     "8b": (4096, 14336, 32, 32, 8, 128256),
     "1b": (2048, 8192, 16, 32, 8, 128256),

@@ -21,8 +21,8 @@ from transformers import PreTrainedTokenizerFast, TrainerCallback
 
 from calibtune.data.tokens import TokenExample
 from calibtune.data.training_set import Questions
-from calibtune.models.adapters import add_adapter
 from calibtune.recipe import Recipe
+from calibtune.tuning.trainable import add_adapter
 from calibtune.tuning.trainer import CalibrationTrainer, training_arguments
 
 LETTERS = (32, 33, 34, 35)
@@ -281,11 +281,20 @@ def trl(bench: Bench) -> Measured:
     data = Dataset.from_dict({"input_ids": ids, "completion_mask": [[0] * (len(row) - 1) + [1] for row in ids]})
     with adapted(bench, usual_adapter) as model, TemporaryDirectory() as folder:
         arguments = SFTConfig(
-            output_dir=folder, per_device_train_batch_size=bench.recipe.batch_size, max_steps=bench.steps,
-            learning_rate=bench.recipe.learning_rate, bf16=True, use_cpu=bench.device.type == "cpu",
-            gradient_checkpointing=False, train_sampling_strategy="group_by_length", max_length=None,
-            completion_only_loss=True, report_to="none", save_strategy="no", disable_tqdm=True,
-        )  # fmt: skip
+            output_dir=folder,
+            per_device_train_batch_size=bench.recipe.batch_size,
+            max_steps=bench.steps,
+            learning_rate=bench.recipe.learning_rate,
+            bf16=True,
+            use_cpu=bench.device.type == "cpu",
+            gradient_checkpointing=False,
+            train_sampling_strategy="group_by_length",
+            max_length=None,
+            completion_only_loss=True,
+            report_to="none",
+            save_strategy="no",
+            disable_tqdm=True,
+        )
         trainer = SFTTrainer(model=model, args=arguments, train_dataset=data, processing_class=tokenizer)
         return run_trainer(trainer, Clock(bench), lambda row: len(row["input_ids"]) - 1)
 

@@ -78,13 +78,29 @@ def run_one(name: str, seed: int, args: argparse.Namespace) -> None:
         )
         adapter = ["--artifact", str(folder / "adapter")]
     steps.append(["fit", "--method", "temperature", *shared, *adapter, "--output", str(folder / "t"), "--resume"])
-    steps.append(["eval", "--artifact", str(folder / "t"), "--tasks", args.eval_tasks, "--output", str(folder / "eval"),
-                  "--batch-size", "64", *args.eval_extra.split()])  # fmt: skip
+    steps.append(
+        [
+            "eval",
+            "--artifact",
+            str(folder / "t"),
+            "--tasks",
+            args.eval_tasks,
+            "--output",
+            str(folder / "eval"),
+            "--batch-size",
+            "64",
+            *args.eval_extra.split(),
+        ]
+    )
     script = "import sys, json\nfrom calibtune.__main__ import main\n" + "".join(
         f"if main({step!r}): sys.exit(1)\n" for step in steps
     )
-    environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1",
-                   "HF_DATASETS_CACHE": str(folder / "cache")}  # fmt: skip
+    environment = {
+        **os.environ,
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_OFFLINE": "1",
+        "HF_DATASETS_CACHE": str(folder / "cache"),
+    }
     with (folder / "log").open("a") as log:
         code = subprocess.run([sys.executable, "-c", script], stdout=log, stderr=log, env=environment).returncode
     print(f"{name} seed {seed}: {'done' if code == 0 else f'exit code {code}, see {folder}/log'}", flush=True)
@@ -101,9 +117,14 @@ def collect(output: Path) -> list[dict]:
         manifest = json.loads((adapter if adapter.exists() else t).read_text())
         temperature = json.loads(t.read_text())["temperature"]["temperature"]
         (results,) = (done.parent / "eval").rglob("results_*.json")
-        shared = {"config": name, "seed": int(seed), "T": temperature, "seconds": manifest["seconds"],
-                  "peak_gib": manifest["peak_memory_gib"],
-                  "held_out_nll": manifest["after" if adapter.exists() else "before"]["nll"]}  # fmt: skip
+        shared = {
+            "config": name,
+            "seed": int(seed),
+            "T": temperature,
+            "seconds": manifest["seconds"],
+            "peak_gib": manifest["peak_memory_gib"],
+            "held_out_nll": manifest["after" if adapter.exists() else "before"]["nll"],
+        }
         for task, numbers in json.loads(results.read_text())["results"].items():
             for pipeline in ("none", "scaled"):
                 values = {k.split(",")[0]: v for k, v in numbers.items() if k.endswith("," + pipeline)}
@@ -121,8 +142,11 @@ def by_source(folder: Path, temperature: float) -> Iterator[dict]:
             kept = sources == source
             for pipeline, t in (("none", 1.0), ("scaled", temperature)):
                 task = f"{rows.task.removesuffix('_scaled')}: {source}"
-                yield {"task": task, "pipeline": pipeline,
-                       **harness_measures(rows.loglikelihoods[kept], rows.gold[kept], t)}  # fmt: skip
+                yield {
+                    "task": task,
+                    "pipeline": pipeline,
+                    **harness_measures(rows.loglikelihoods[kept], rows.gold[kept], t),
+                }
 
 
 def table(rows: list[dict]) -> str:
@@ -134,9 +158,7 @@ def table(rows: list[dict]) -> str:
     for config in [name for name in CONFIGS if any(row["config"] == name for row in rows)]:
         for task in dict.fromkeys(row["task"] for row in rows):
             for pipeline in ("none", "scaled"):
-                group = [
-                    r for r in rows if (r["config"], r["task"], r["pipeline"]) == (config, task, pipeline)
-                ]  # fmt: skip
+                group = [r for r in rows if (r["config"], r["task"], r["pipeline"]) == (config, task, pipeline)]
                 if not group:
                     continue
                 shown = [_spread(group, name, scale) for name, scale in SHOWN]

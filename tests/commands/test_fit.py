@@ -1,5 +1,6 @@
 """``python -m calibtune fit`` and ``eval`` as users type them: what they teach, and how they refuse."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -34,7 +35,7 @@ def test_without_arguments_it_teaches(capsys):
     text = capsys.readouterr().out
     for method in ("temperature", "label-smoothing", "cft", "rcft"):
         assert f"--method {method} " in text
-    assert "paper/rcft.yaml" in text
+    assert "paper/rcft" in text
     assert str(RECIPES) in text
 
 
@@ -64,9 +65,25 @@ def test_a_fit_and_its_evaluation_by_command(model, tmp_path, capsys):
     assert "count  accuracy  confidence" in text
     assert f"written to {tmp_path / 'rcft'}" in text
     assert "next: python -m calibtune eval" in text
-    assert main(["eval", "--artifact", str(tmp_path / "rcft"), "--tasks", "mc_calib_arc", "--device", "cpu",
-                 "--precision", "fp32", "--output", str(tmp_path / "out")]) == 0  # fmt: skip
-    assert "|conf_ece_10 " in capsys.readouterr().out
+    assert (
+        main(
+            [
+                "eval",
+                "--artifact",
+                str(tmp_path / "rcft"),
+                "--tasks",
+                "mc_calib_arc",
+                "--device",
+                "cpu",
+                "--precision",
+                "fp32",
+                "--output",
+                str(tmp_path / "out"),
+            ]
+        )
+        == 0
+    )
+    assert "  conf_ece_10  " in capsys.readouterr().out
     (results,) = (tmp_path / "out").rglob("results_*.json")
     assert f"peft={tmp_path / 'rcft'}" in str(json.loads(results.read_text())["config"]["model_args"]).replace(
         "'peft': '", "peft="
@@ -78,8 +95,15 @@ def test_a_recipe_is_overridden_by_flags_and_all_mistakes_come_at_once(tmp_path,
         "method: rcft\nmodel: m\ntasks: t\nlearning-rate: 1e-4\nepochs: 5\nsmoothing: 0.2\nlamda: 2\nbatch-size: none\n"
     )
     error = refused(capsys, ["fit", "--config", tmp_path / "r.yaml", "--epochs", "-1", "--rank", "x"])
-    for part in ("lamda", "did you mean 'lambda'", "--smoothing is for", "batch-size is 'none'", "rank is 'x'",
-                 "--epochs is -1.0", "--output is missing"):  # fmt: skip
+    for part in (
+        "lamda",
+        "did you mean 'lambda'",
+        "--smoothing is for",
+        "batch-size is 'none'",
+        "rank is 'x'",
+        "--epochs is '-1'",
+        "--output is missing",
+    ):
         assert part in error, part
     recipe = make_recipe(load_recipe(RECIPES / "paper" / "rcft.yaml"), {"model": "m", "tasks": "a,b", "epochs": "1"})
     assert recipe.epochs == 1.0
@@ -93,10 +117,17 @@ def test_the_papers_rcft_departs_from_the_defaults_where_the_paper_does():
     paper, default = make_recipe(load_recipe(RECIPES / "paper" / "rcft.yaml"), required), make_recipe(required, {})
     found = {name: (getattr(paper, name), getattr(default, name)) for name in FIELDS}
     assert {name: pair for name, pair in found.items() if pair[0] != pair[1]} == {
-        "lambda_": (1, 4), "letter_weight": ("sum", 1), "e_step": ("epoch", "running"),
-        "e_step_rows": ("train", "held-out"), "shuffle_options": (False, True), "epochs": (5, 3), "batch_size": (2, 16),
-        "learning_rate": (5e-5, 1e-4), "quantization": ("nf4", "none"), "lora_dropout": (0.05, 0),
-    }  # fmt: skip
+        "lambda_": (1, 4),
+        "letter_weight": ("sum", 1),
+        "e_step": ("epoch", "running"),
+        "e_step_rows": ("train", "held-out"),
+        "shuffle_options": (False, True),
+        "epochs": (5, 3),
+        "batch_size": (2, 16),
+        "learning_rate": (5e-5, 1e-4),
+        "quantization": ("nf4", "none"),
+        "lora_dropout": (0.05, 0),
+    }
 
 
 @pytest.mark.parametrize(("method", "epochs"), [("cft", 2), ("label-smoothing", 2), ("rcft", 3)])
@@ -122,29 +153,30 @@ def test_each_recipe_opens_with_the_command_that_runs_it(path):
     assert recipe.tasks == ("mc_calib_indomain",)
 
 
-@pytest.mark.parametrize(("changes", "message"), [
-    ({"tasks": "mc_calib_arcc"}, "the harness knows no task 'mc_calib_arcc'; did you mean mc_calib_arc"),
-    ({"model": "/nowhere/model"}, "--model /nowhere/model does not exist"),
-    ({"apply_chat_template": None, "chat_template": "/no/file"}, "--chat-template /no/file is no file"),
-    ({"letter_weight": "heavy"}, "letter-weight is 'heavy'; give token-mean or sum or a number"),
-    ({"limit": "0"}, "--limit is 0; give at least 1"),
-    ({"quantization": "nf4", "tuning": "full"}, "--quantization nf4 cannot be trained in full"),
-    ({"device": "cuda:7"}, "--device cuda:7 cannot be used here"),
-    ({"device": "toaster"}, "--device toaster cannot be used here"),
-    ({"held_out": "0"}, "the E-step needs held-out questions"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tasks": "mc_calib_arcc"}, "the harness knows no task 'mc_calib_arcc'; did you mean mc_calib_arc"),
+        ({"model": "/nowhere/model"}, "--model /nowhere/model does not exist"),
+        ({"apply_chat_template": None, "chat_template": "/no/file"}, "--chat-template /no/file is no file"),
+        ({"letter_weight": "heavy"}, "letter-weight is 'heavy'; give a number from 0 up or token-mean or sum"),
+        ({"limit": "0"}, "--limit is '0'; give a whole number from 1 up"),
+        ({"quantization": "nf4", "tuning": "full"}, "--quantization nf4 cannot be trained in full"),
+        ({"device": "cuda:7"}, "--device cuda:7 cannot be used here"),
+        ({"device": "toaster"}, "--device toaster cannot be used here"),
+        ({"held_out": "0"}, "the E-step needs held-out questions"),
+    ],
+)
 def test_bad_input_is_one_sentence_before_any_training(model, tmp_path, capsys, changes, message):
     assert message in refused(capsys, words(model, tmp_path / "out", "rcft", **changes))
     assert not list(tmp_path.glob("out/adapter*"))
 
 
 def test_a_missing_package_is_named_before_anything_is_loaded(model, tmp_path, capsys, monkeypatch):
-    from calibtune.models import loading as modeling
-
-    found = modeling.importlib.util.find_spec
-    monkeypatch.setattr(modeling.importlib.util, "find_spec", lambda n: None if n == "wandb" else found(n))
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda n: None if n == "wandb" else found(n))
     arguments = [*words(model, tmp_path / "out"), "--report-to", "wandb"]
-    assert "this fit needs wandb, not installed here; pip install wandb" in refused(capsys, arguments)
+    assert "this needs wandb, not installed here; pip install wandb" in refused(capsys, arguments)
 
 
 def test_tasks_that_cannot_be_fitted_on_are_refused(model, tmp_path, capsys, mirror):
@@ -167,8 +199,9 @@ def test_tasks_that_cannot_be_fitted_on_are_refused(model, tmp_path, capsys, mir
         ("words", "not one of their own each"),
         ("same", "all of its 24 training questions are evaluated too"),
     ):
-        error = refused(capsys, words(model, tmp_path / "out", tasks=name, include_path=tmp_path / "tasks",
-                                      overwrite=None))  # fmt: skip
+        error = refused(
+            capsys, words(model, tmp_path / "out", tasks=name, include_path=tmp_path / "tasks", overwrite=None)
+        )
         assert message in error, name
         os.system(f"rm -r {tmp_path / 'out'}")
 
@@ -199,7 +232,7 @@ def test_shuffling_options_that_cannot_be_found_is_refused(model, tmp_path, caps
 def test_vicunas_template_lies_beside_its_recipe_and_asks_for_a_letter_after_a_blank(tmp_path):
     from transformers import AutoTokenizer
 
-    from calibtune.data.examples import Encoder
+    from calibtune.data.encoder import Encoder
 
     recipe = make_recipe(load_recipe(RECIPES / "vicuna-7b.yaml"), {})
     tokenizer = AutoTokenizer.from_pretrained(save_tiny(tmp_path / "model"))
@@ -230,8 +263,19 @@ def test_a_missing_chat_template_is_refused_and_can_be_given(tmp_path, capsys):
     assert "has no chat template; give one with --chat-template FILE" in refused(capsys, arguments)
     (tmp_path / "template").write_text("{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}Answer:")
     assert main([*arguments, "--chat-template", str(tmp_path / "template"), "--overwrite"]) == 0
-    arguments = ["eval", "--artifact", tmp_path / "out", "--tasks", "mc_calib_arc", "--device", "cpu", "--output",
-                 tmp_path / "eval", "--precision", "fp32"]  # fmt: skip
+    arguments = [
+        "eval",
+        "--artifact",
+        tmp_path / "out",
+        "--tasks",
+        "mc_calib_arc",
+        "--device",
+        "cpu",
+        "--output",
+        tmp_path / "eval",
+        "--precision",
+        "fp32",
+    ]
     assert main([str(word) for word in arguments]) == 0
 
 
@@ -266,7 +310,22 @@ def test_a_few_steps_on_a_real_model_and_real_questions(smollm2, tmp_path, monke
     assert rcft["before"]["nll"] == pytest.approx(t["before"]["nll"], abs=1e-5)
     assert rcft["after"]["nll"] != pytest.approx(rcft["before"]["nll"], abs=1e-3)
     assert t["after"]["nll"] < t["before"]["nll"]
-    assert main(["eval", *common, "--artifact", str(tmp_path / "rcft"), "--tasks", "mc_calib_arc", "--limit", "12",
-                 "--output", str(tmp_path / "out")]) == 0  # fmt: skip
+    assert (
+        main(
+            [
+                "eval",
+                *common,
+                "--artifact",
+                str(tmp_path / "rcft"),
+                "--tasks",
+                "mc_calib_arc",
+                "--limit",
+                "12",
+                "--output",
+                str(tmp_path / "out"),
+            ]
+        )
+        == 0
+    )
     assert list((tmp_path / "out").rglob("samples_mc_calib_arc_*.jsonl"))
     assert torch.isfinite(torch.tensor(list(rcft["after"].values()))).all()

@@ -45,10 +45,11 @@ def test_the_printed_table_holds_every_number_with_its_interval(tmp_path, capsys
     assert main(["rescore", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     assert printed.startswith("mc_calib_arc: 100 questions")
+    width = max(len(name) for name in numbers if not name.endswith(("_low", "_high")))
     for name in ("acc", "smooth_ece", "auroc", "brier_reliability", "acc_at_50", "debiased_ece_10"):
-        assert f"  {name:<20} {numbers[name]:8.4f}\n" in printed
+        assert f"  {name:<{width}}  {numbers[name]:8.4f}\n" in printed
     low, high = numbers["cw_ece_14_low"], numbers["cw_ece_14_high"]
-    assert f"  cw_ece_14            {numbers['cw_ece_14']:8.4f}  [{low:.4f}, {high:.4f}]" in printed
+    assert f"  {'cw_ece_14':<{width}}  {numbers['cw_ece_14']:8.4f}  [{low:.4f}, {high:.4f}]" in printed
 
 
 def test_bins_edge_and_temperature_are_heeded(tmp_path, capsys):

@@ -4,7 +4,9 @@ import pytest
 from harness import TASKS
 from tiny import build_tokenizer
 
-from calibtune.data.examples import Encoder, load_examples, load_tasks, question_text, task_manager
+from calibtune.data.encoder import Encoder
+from calibtune.data.examples import load_examples
+from calibtune.data.tasks import load_tasks, question_text, task_manager
 from calibtune.errors import UserError
 
 OWN = {

@@ -8,7 +8,9 @@ import torch
 from harness import evaluate
 from transformers import AutoTokenizer
 
-from calibtune.data.examples import Encoder, Prompts, load_tasks
+from calibtune.data.encoder import Encoder
+from calibtune.data.examples import Prompts
+from calibtune.data.tasks import load_tasks
 from calibtune.demo import ALIGNED, CHECKPOINTS, PRETRAINED
 from calibtune.demo.prompts import build_bank
 from calibtune.demo.tokenizer import CONTEXT, UNKNOWN, build_tokenizer

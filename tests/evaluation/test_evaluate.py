@@ -11,7 +11,8 @@ from lm_eval.loggers import evaluation_tracker
 from tiny import CHAT_TEMPLATE, build_tokenizer, save_tiny
 
 from calibtune.__main__ import main
-from calibtune.artifacts.manifest import read_artifact, usage
+from calibtune.artifacts.card import usage
+from calibtune.artifacts.manifest import read_artifact
 from calibtune.evaluation import evaluate as evaluation
 from calibtune.results.samples import find_samples, read_samples
 
@@ -19,8 +20,19 @@ pytestmark = pytest.mark.usefixtures("mirror")
 
 
 def evaluate(output, *more, model=None):
-    words = ["eval", "--tasks", "mc_calib_arc", "--output", output, "--device", "cpu", "--precision", "fp32",
-             *(["--model", model] if model else []), *more]  # fmt: skip
+    words = [
+        "eval",
+        "--tasks",
+        "mc_calib_arc",
+        "--output",
+        output,
+        "--device",
+        "cpu",
+        "--precision",
+        "fp32",
+        *(["--model", model] if model else []),
+        *more,
+    ]
     return main([str(word) for word in words])
 
 

@@ -145,8 +145,23 @@ def test_eval_takes_the_backend_by_name(model, tmp_path):
 
     tables = []
     for backend in ("hf", "hf-prefix"):
-        words = ["eval", "--model", model, "--tasks", "mc_calib_arc", "--num-fewshot", "2", "--device", "cpu",
-                 "--precision", "fp32", "--backend", backend, "--output", str(tmp_path / backend)]  # fmt: skip
+        words = [
+            "eval",
+            "--model",
+            model,
+            "--tasks",
+            "mc_calib_arc",
+            "--num-fewshot",
+            "2",
+            "--device",
+            "cpu",
+            "--precision",
+            "fp32",
+            "--backend",
+            backend,
+            "--output",
+            str(tmp_path / backend),
+        ]
         assert main(words) == 0
         (path,) = (tmp_path / backend).rglob("results_*.json")
         results = json.loads(path.read_text())

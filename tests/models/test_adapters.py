@@ -8,9 +8,10 @@ from peft.tuners.lora import LoraLayer
 from tiny import save_tiny
 from transformers import AutoModelForCausalLM
 
-from calibtune.models import adapters
-from calibtune.models.adapters import add_adapter, unpack_scales
+from calibtune.models.adapters import unpack_scales
 from calibtune.models.loading import load_base
+from calibtune.tuning import trainable
+from calibtune.tuning.trainable import add_adapter
 
 
 @pytest.fixture
@@ -25,7 +26,7 @@ def scales(model):
 
 
 def test_scales_unpacked_once_leave_the_weights_as_they_were(four_bit):
-    layer = load_base(four_bit).model.layers[0].mlp.down_proj
+    layer = load_base(four_bit.spec).model.layers[0].mlp.down_proj
     before = dequantize_4bit(layer.weight, layer.weight.quant_state)
     assert layer.weight.quant_state.nested
     for _ in range(2):  # the second time changes nothing
@@ -44,8 +45,8 @@ def test_scales_unpacked_once_leave_the_weights_as_they_were(four_bit):
     ],
 )
 def test_scales_are_unpacked_on_a_gpu_unless_sharded(four_bit, monkeypatch, kind, environment, packed):
-    base = load_base(four_bit)
-    monkeypatch.setattr(adapters, "device", lambda recipe: torch.device(kind))
+    base = load_base(four_bit.spec)
+    monkeypatch.setattr(trainable, "device", lambda name: torch.device(kind))
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert scales(add_adapter(base, four_bit)) == {packed}
@@ -65,6 +66,6 @@ def test_on_a_gpu_unpacked_scales_train_the_same_adapter(tmp_path, mirror, monke
     options = {"device": "cuda", "precision": precision, "quantization": "nf4", "learning_rate": 1e-4}
     folder = save_tiny(tmp_path / "model", hidden=64)
     unpacked = small_fit(folder, tmp_path / "unpacked", "rcft", **options)
-    monkeypatch.setattr(adapters, "unpack_scales", lambda layer: None)
+    monkeypatch.setattr(trainable, "unpack_scales", lambda layer: None)
     packed = small_fit(folder, tmp_path / "packed", "rcft", **options)
     assert unpacked.after["nll"] == pytest.approx(packed.after["nll"], rel=1e-4 if precision == "fp32" else 1e-2)

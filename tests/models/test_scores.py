@@ -5,9 +5,9 @@ from transformers import AutoModelForCausalLM
 
 from calibtune.data.tokens import TokenExample
 from calibtune.models import scores
-from calibtune.models.adapters import add_adapter
 from calibtune.models.scores import _shared, score
 from calibtune.recipe import make_recipe
+from calibtune.tuning.trainable import add_adapter
 
 
 def test_what_all_prompts_begin_with_is_computed_once_and_changes_no_score(model, monkeypatch):

@@ -14,18 +14,21 @@ from safetensors.torch import load_file
 from calibtune.errors import UserError, WorkFailed
 from calibtune.models import loading as modeling
 from calibtune.models.heads import head_is_last
-from calibtune.models.loading import check_installed
 from calibtune.models.sharding import save_whole
+from calibtune.tuning.checks import check_machine
 from calibtune.tuning.trainer import training_arguments
 
 pytestmark = pytest.mark.usefixtures("mirror")
 
 #: What `accelerate launch` hands on from a configuration of FSDP 2 as `accelerate config` writes it.
 FSDP2 = {
-    "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
-    "FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT", "FSDP_RESHARD_AFTER_FORWARD": "true",
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT",
+    "FSDP_RESHARD_AFTER_FORWARD": "true",
     "FSDP_CPU_RAM_EFFICIENT_LOADING": "true",
-}  # fmt: skip
+}
 
 
 def weights(folder):
@@ -35,8 +38,16 @@ def weights(folder):
 
 def split_fit(arguments, cwd, monkeypatch, **environment):
     """Exit code of a fit under FSDP in two processes."""
-    two = ["-m", "torch.distributed.run", "--nproc_per_node", 2, "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0",
-           Path(__file__).parents[1] / "support" / "cpu_fsdp.py", *arguments]  # fmt: skip
+    two = [
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node",
+        2,
+        "--rdzv-backend=c10d",
+        "--rdzv-endpoint=localhost:0",
+        Path(__file__).parents[1] / "support" / "cpu_fsdp.py",
+        *arguments,
+    ]
     with monkeypatch.context() as patch:
         for name, value in {**FSDP2, **environment}.items():
             patch.setenv(name, value)
@@ -50,10 +61,13 @@ def test_a_model_split_by_fsdp_is_killed_and_resumed_to_what_one_process_fits(
 ):
     # A chat prompt is long enough for the E-step to compute what all begin with once.
     one, two = (
-        [*words(model, tmp_path / name, "rcft", tuning=tuning, epochs=2, save_every=1, batch_size=size),
-         "--apply-chat-template", "--resume"]
+        [
+            *words(model, tmp_path / name, "rcft", tuning=tuning, epochs=2, save_every=1, batch_size=size),
+            "--apply-chat-template",
+            "--resume",
+        ]
         for name, size in (("one", 4), ("two", 2))
-    )  # fmt: skip
+    )
     assert shell(["-m", "calibtune", *one], mirror).wait(300) == 0
     assert split_fit(two, mirror, monkeypatch, STOP_AFTER="6") != 0
     assert (tmp_path / "two" / "checkpoints").is_dir()
@@ -70,7 +84,7 @@ def test_a_model_split_by_fsdp_is_killed_and_resumed_to_what_one_process_fits(
 def test_the_first_version_of_fsdp_is_refused_at_once(model, monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(UserError, match="set fsdp_version: 2"):
-        check_installed(small_recipe(model, "rcft"))
+        check_machine(small_recipe(model, "rcft"))
 
 
 def test_every_process_reads_the_base_that_it_scores_before_fsdp_splits_it(model, monkeypatch):
@@ -83,7 +97,7 @@ def test_every_process_reads_the_base_that_it_scores_before_fsdp_splits_it(model
         return load(*args, **options)
 
     monkeypatch.setattr(modeling, "_from", noted)
-    modeling.load_base(small_recipe(model, "rcft"))
+    modeling.load_base(small_recipe(model, "rcft").spec)
     assert seen == ["false"]
     assert os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] == "true"
 

@@ -13,6 +13,11 @@ def run_command(folder, cache, *arguments):
 
 
 def shell(arguments, cwd, **options):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "",
-                   "HF_DATASETS_CACHE": str(cwd / "cache-of-commands")}  # fmt: skip
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+        "HF_DATASETS_CACHE": str(cwd / "cache-of-commands"),
+    }
     return subprocess.Popen([sys.executable, *map(str, arguments)], cwd=cwd, env=environment, text=True, **options)

@@ -7,9 +7,18 @@ from calibtune.tuning.fit import fit
 
 #: What every small fit shares; tests change single values.
 SMALL = {
-    "tasks": "mc_calib_arc", "precision": "fp32", "batch_size": 4, "rank": 4, "lora_alpha": 8, "lora_dropout": 0.0,
-    "epochs": 1, "held_out": 6, "device": "cpu", "learning_rate": 1e-2, "lambda": 1.0,
-}  # fmt: skip
+    "tasks": "mc_calib_arc",
+    "precision": "fp32",
+    "batch_size": 4,
+    "rank": 4,
+    "lora_alpha": 8,
+    "lora_dropout": 0.0,
+    "epochs": 1,
+    "held_out": 6,
+    "device": "cpu",
+    "learning_rate": 1e-2,
+    "lambda": 1.0,
+}
 METHODS = ("label-smoothing", "cft", "rcft")
 
 
@@ -58,9 +67,18 @@ def other_architecture(name, folder):
     from tiny import build_tokenizer
 
     tokenizer = build_tokenizer()
-    small = {"vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
-             "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512, "bos_token_id": None,
-             "pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}  # fmt: skip
+    small = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
+        "bos_token_id": None,
+        "pad_token_id": tokenizer.pad_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
     made = {
         "Qwen2": lambda: transformers.Qwen2Config(**small),
         "Mistral": lambda: transformers.MistralConfig(sliding_window=64, **small),

@@ -3,12 +3,12 @@ import torch
 from fitting import METHODS, adapter_weights, same_weights, small_fit, small_recipe
 from peft.tuners.tuners_utils import BaseTunerLayer
 
-from calibtune.models.loading import idle_gpus
 from calibtune.tuning import trainer
+from calibtune.tuning.checks import idle_gpus
 from calibtune.tuning.graphs import BUCKET, StepGraphs
 from calibtune.tuning.inputs import read_inputs
 from calibtune.tuning.progress import overtrained
-from calibtune.tuning.trainer import CalibrationTrainer
+from calibtune.tuning.trainer import CalibrationTrainer, training_arguments
 
 pytestmark = pytest.mark.usefixtures("mirror")
 
@@ -63,7 +63,7 @@ def test_with_several_gpus_in_sight_one_process_trains_on_one(model, tmp_path, m
     monkeypatch.setattr(CalibrationTrainer, "train", lambda self, **k: trainers.append(self) or train(self, **k))
     monkeypatch.setattr(trainer.TrainingArguments, "_setup_devices", property(two_gpus))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr("calibtune.models.loading.on_cpu", lambda recipe: False)
+    monkeypatch.setattr("calibtune.tuning.checks.on_cpu", lambda recipe: False)
     small_fit(model, tmp_path / "out", "cft", max_steps=1)
     assert not isinstance(trainers[0].model_wrapped, torch.nn.DataParallel)
     assert trainers[0].args.train_batch_size == 4
@@ -123,7 +123,7 @@ def test_the_step_that_graphs_record_is_the_plain_one(model, tmp_path, method, e
         return torch.tensor(seen[-1][1])
 
     monkeypatch.setattr(trainer, "StepGraphs", Unrecorded)
-    monkeypatch.setattr("calibtune.tuning.inputs.check_installed", lambda recipe: None)
+    monkeypatch.setattr("calibtune.tuning.inputs.check_machine", lambda recipe: None)
     monkeypatch.setattr(CalibrationTrainer, "_get_grad_norm", noted)
     options = {"batch_size": 2, "gradient_accumulation": 2, "epochs": 2} | ({"e_step": e_step} if e_step else {})
     small_fit(model, tmp_path / "plain", method, **options)
@@ -159,9 +159,10 @@ def test_every_method_sees_the_same_questions_in_the_same_order_at_a_seed(model,
     seen = []
     loss = CalibrationTrainer.compute_loss
     monkeypatch.setattr(
-        CalibrationTrainer, "compute_loss",
+        CalibrationTrainer,
+        "compute_loss",
         lambda self, m, inputs, **k: seen.append(inputs["input_ids"].tolist()) or loss(self, m, inputs, **k),
-    )  # fmt: skip
+    )
     for name in (method, "cft"):
         small_fit(model, tmp_path / f"{name}-again", name, epochs=2, overwrite=True)
     half = len(seen) // 2
@@ -219,12 +220,13 @@ def test_a_limit_renders_only_the_questions_drawn(model, monkeypatch):
     assert (len(inputs.examples.train), len(inputs.held_out)) == (6, 2)
 
 
-def test_a_fit_that_ends_worse_than_an_earlier_epoch_says_so(model, tmp_path, capsys):
+def test_a_fit_that_ends_worse_than_an_earlier_epoch_says_so(model, tmp_path, caplog):
     artifact = small_fit(model, tmp_path / "far", "cft", epochs=2, learning_rate=0.3)
     assert artifact.after["nll"] > artifact.before["nll"] + 0.02
-    assert "a lower --learning-rate may end better" in capsys.readouterr().out
+    assert "a lower --learning-rate may end better" in caplog.text
+    caplog.clear()
     small_fit(model, tmp_path / "near", "cft", learning_rate=1e-6)
-    assert "may end better" not in capsys.readouterr().out
+    assert "may end better" not in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -238,3 +240,21 @@ def test_a_fit_that_ends_worse_than_an_earlier_epoch_says_so(model, tmp_path, ca
 )
 def test_the_epoch_with_the_lowest_held_out_nll_is_named(before, said):
     assert overtrained(before, 1.5) == (said and f"held-out NLL {said} lower --learning-rate may end better")
+
+
+def test_any_argument_of_transformers_trainer_can_be_given(model, tmp_path):
+    recipe = small_recipe(model, "cft", training_arguments={"lr_scheduler_type": "linear"})
+    assert training_arguments(recipe, tmp_path).lr_scheduler_type == "linear"
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"learning_rate": 1.0}, "learning_rate cannot be set there; calibtune sets it from its own options"),
+        ({"lerning_rate": 1.0}, "transformers.TrainingArguments has no lerning_rate; leave it out"),
+    ],
+)
+def test_an_argument_of_ours_or_of_nobody_is_refused(model, tmp_path, given, message):
+    with pytest.raises(UserError, match=message):
+        small_fit(model, tmp_path / "out", "cft", training_arguments=given)
+    assert not (tmp_path / "out").exists()

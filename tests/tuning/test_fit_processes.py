@@ -38,8 +38,17 @@ def test_killed_at_several_moments_it_resumes_to_the_same_adapter(model, tmp_pat
 @pytest.mark.slow
 def test_two_processes_train_like_one_with_the_same_step(model, tmp_path, mirror):
     one = ["-m", "calibtune", *words(model, tmp_path / "one", "rcft", batch_size=4)]
-    two = ["-m", "torch.distributed.run", "--nproc_per_node", 2, "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0",
-           "-m", "calibtune", *words(model, tmp_path / "two", "rcft", batch_size=2)]  # fmt: skip
+    two = [
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node",
+        2,
+        "--rdzv-backend=c10d",
+        "--rdzv-endpoint=localhost:0",
+        "-m",
+        "calibtune",
+        *words(model, tmp_path / "two", "rcft", batch_size=2),
+    ]
     for arguments in (one, two):
         assert shell(arguments, mirror).wait(300) == 0
     assert same_weights(tmp_path / "one", tmp_path / "two", rtol=1e-3, atol=1e-5)
@@ -75,8 +84,16 @@ def test_processes_with_different_numbers_of_parts_train_like_one(model, tmp_pat
     script = tmp_path / "script.py"
     script.write_text(IN_PARTS)
     one = ["-m", "calibtune", *words(model, tmp_path / "one", method, batch_size=4, **changes)]
-    two = ["-m", "torch.distributed.run", "--nproc_per_node", 2, "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0",
-           script, *words(model, tmp_path / "two", method, batch_size=2, **changes)]  # fmt: skip
+    two = [
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node",
+        2,
+        "--rdzv-backend=c10d",
+        "--rdzv-endpoint=localhost:0",
+        script,
+        *words(model, tmp_path / "two", method, batch_size=2, **changes),
+    ]
     for arguments in (one, two):
         assert shell(arguments, mirror).wait(300) == 0
     first, second = ((mirror / f"parts-{rank}").read_text().split() for rank in (0, 1))

@@ -8,10 +8,11 @@ import torch
 from fitting import small_fit, small_recipe
 from safetensors.torch import load_file, save_file
 
-from calibtune.artifacts import merge as merge_module
-from calibtune.artifacts.merge import bake, merge
+from calibtune.artifacts import whole_models
+from calibtune.artifacts.bake import bake
+from calibtune.artifacts.merge import merge
 from calibtune.errors import UserError, WorkFailed
-from calibtune.evaluation.evaluate import Evaluation, evaluate
+from calibtune.evaluation.evaluate import EvaluationOptions, evaluate
 from calibtune.tuning import fit as fit_module
 from calibtune.tuning.fit import fit
 
@@ -73,11 +74,14 @@ def test_a_damaged_model_is_one_sentence_that_loses_nothing(model, copied, tmp_p
     assert not (tmp_path / "new").exists()
 
 
-@pytest.mark.parametrize(("changes", "message"), [
-    ({"batch_size": 64}, r"a step takes 64 questions .* only 18 to train on; lower"),
-    ({"limit": 1}, "is left for the E-step; raise --limit"),
-    ({"method": "temperature", "limit": 1, "lambda": None}, "is left to fit T on; raise --limit"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch_size": 64}, r"a step takes 64 questions .* only 18 to train on; lower"),
+        ({"limit": 1}, "is left for the E-step; raise --limit"),
+        ({"method": "temperature", "limit": 1, "lambda": None}, "is left to fit T on; raise --limit"),
+    ],
+)
 def test_too_few_questions_are_said_before_the_model_is_loaded(model, tmp_path, monkeypatch, changes, message):
     small_fit(model, tmp_path / "kept", "cft", max_steps=1)
     before = files(tmp_path / "kept")
@@ -135,7 +139,7 @@ def test_a_merge_that_cannot_be_written_is_one_sentence_and_leaves_nothing(copie
     assert not (tmp_path / "merged").exists()
     (tmp_path / "file").touch()
     with pytest.raises(WorkFailed, match="cannot be written"):
-        merge_module.save(torch.nn.Linear(1, 1), None, tmp_path / "file" / "below", {})
+        whole_models.save_model(torch.nn.Linear(1, 1), None, tmp_path / "file" / "below", {})
 
 
 def test_a_finished_fit_is_not_taken_for_that_of_another_recipe(model, tmp_path):
@@ -175,7 +179,8 @@ def test_a_temperature_keeps_the_chat_template_that_it_was_fitted_with(copied, t
     options = {"apply_chat_template": True, "chat_template": str(tmp_path / "template")}
     small_fit(copied, tmp_path / "t", "temperature", **options)
     assert AutoTokenizer.from_pretrained(tmp_path / "t").chat_template == template
-    shown = Evaluation(
+    shown = EvaluationOptions(
         ("mc_calib_arc",), tmp_path / "out", artifact=tmp_path / "t", device="cpu", precision="fp32", batch_size="4"
     )
-    assert evaluate(shown)["config"]["model_args"]["tokenizer"] == str(tmp_path / "t")
+    (file,) = evaluate(shown).folder.glob("results_*.json")
+    assert json.loads(file.read_text())["config"]["model_args"]["tokenizer"] == str(tmp_path / "t")

@@ -1,9 +1,10 @@
 import pytest
 from fitting import adapter_weights, same_weights, small_fit, small_recipe
 
-from calibtune.artifacts.manifest import MANIFEST, recipe_values
+from calibtune.artifacts.manifest import MANIFEST
 from calibtune.errors import UserError
 from calibtune.files import write_json
+from calibtune.recipe import recipe_values
 from calibtune.tuning.checkpoints import WHOLE, last_checkpoint
 from calibtune.tuning.fit import CHECKPOINTS, STARTED, _check_output
 from calibtune.tuning.trainer import CalibrationTrainer
@@ -26,11 +27,15 @@ def stop_after(monkeypatch, steps):
     monkeypatch.setattr(CalibrationTrainer, "compute_loss", dies)
 
 
-@pytest.mark.parametrize(("method", "changes"), [
-    ("cft", {}), ("rcft", {}),
-    ("rcft", {"e_step": "epoch"}),
-    ("rcft", {"e_step_rows": "train", "gradient_accumulation": 2, "batch_size": 2}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("method", "changes"),
+    [
+        ("cft", {}),
+        ("rcft", {}),
+        ("rcft", {"e_step": "epoch"}),
+        ("rcft", {"e_step_rows": "train", "gradient_accumulation": 2, "batch_size": 2}),
+    ],
+)
 def test_a_stopped_fit_resumes_to_the_same_adapter_bit_for_bit(model, tmp_path, method, changes, monkeypatch):
     options = {"epochs": 2, "save_every": 1, "lora_dropout": 0.05, **changes}
     small_fit(model, tmp_path / "whole", method, **options)

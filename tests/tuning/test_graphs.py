@@ -20,9 +20,15 @@ on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU
 @pytest.mark.accelerator
 @on_a_gpu
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize(("method", "changes"), [
-    ("label-smoothing", {}), ("cft", {}), ("rcft", {}), ("rcft", {"e_step": "epoch"}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("method", "changes"),
+    [
+        ("label-smoothing", {}),
+        ("cft", {}),
+        ("rcft", {}),
+        ("rcft", {"e_step": "epoch"}),
+    ],
+)
 def test_a_graph_gives_the_losses_and_gradients_of_the_plain_pass(
     model, tmp_path, mirror, method, changes, precision, monkeypatch
 ):
@@ -84,8 +90,14 @@ def test_no_mask_is_made_while_a_graph_is_recorded(model, monkeypatch):
 
 
 def test_a_model_that_attends_over_less_than_a_prompt_is_refused():
-    shape = {"vocab_size": 16, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1,
-             "num_attention_heads": 2, "num_key_value_heads": 1}  # fmt: skip
+    shape = {
+        "vocab_size": 16,
+        "hidden_size": 8,
+        "intermediate_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+    }
     windowed = MistralForCausalLM(MistralConfig(**shape, sliding_window=4))
     with pytest.raises(UserError, match="the model attends over 4 tokens and a prompt has 5"):
         StepGraphs(windowed, lambda batch: (), longest=5)
@@ -153,7 +165,7 @@ def test_recorded_parts_of_steps_train_what_plain_steps_train(model, tmp_path, m
         return Recording(Replay(replay), inputs, outputs)
 
     monkeypatch.setattr(StepGraphs, "_record", record)
-    monkeypatch.setattr(fit_inputs, "check_installed", lambda recipe: None)
+    monkeypatch.setattr(fit_inputs, "check_machine", lambda recipe: None)
     monkeypatch.setattr(trainer, "BUCKET", 16)
     monkeypatch.setattr(trainer, "most_tokens", lambda rows, batch_size: 340)
     options = {"learning_rate": 1e-3, "epochs": 2, "gradient_accumulation": 2, **changes}

@@ -13,8 +13,7 @@ import torch
 from fitting import same_weights, small_recipe
 
 from calibtune.errors import UserError
-from calibtune.models import loading as modeling
-from calibtune.tuning import inputs
+from calibtune.tuning import checks, inputs
 from calibtune.tuning.inputs import read_inputs
 from calibtune.tuning.trainer import training_arguments
 
@@ -66,10 +65,10 @@ def test_liger_is_refused_on_a_cpu(model):
 
 
 def test_a_missing_liger_is_said_with_what_to_install(model, monkeypatch):
-    monkeypatch.setattr(modeling, "device", lambda recipe: torch.device("cuda"))
-    monkeypatch.setattr(modeling.importlib.util, "find_spec", lambda name: None if name == "liger_kernel" else object())
+    monkeypatch.setattr(checks, "device", lambda name: torch.device("cuda"))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "liger_kernel" else object())
     with pytest.raises(UserError, match="needs liger_kernel, not installed here; pip install liger_kernel"):
-        modeling.check_installed(small_recipe(model, "cft", liger_kernel=True))
+        checks.check_machine(small_recipe(model, "cft", liger_kernel=True))
 
 
 def test_a_model_that_liger_does_not_know_is_refused(model, mirror, monkeypatch):
@@ -77,7 +76,7 @@ def test_a_model_that_liger_does_not_know_is_refused(model, mirror, monkeypatch)
     for name in ("liger_kernel", "liger_kernel.transformers"):
         monkeypatch.setitem(sys.modules, name, SimpleNamespace())
     monkeypatch.setitem(sys.modules, "liger_kernel.transformers.monkey_patch", kernels)
-    monkeypatch.setattr(inputs, "check_installed", lambda recipe: None)
+    monkeypatch.setattr(inputs, "check_machine", lambda recipe: None)
     read_inputs(small_recipe(model, "cft", liger_kernel=True))
     kernels.MODEL_TYPE_TO_APPLY_LIGER_FN.clear()
     with pytest.raises(UserError, match=r"--liger-kernel: Liger has no kernels for a llama .*; leave it out"):

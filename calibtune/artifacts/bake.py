@@ -1,0 +1,97 @@
+"""Put a temperature into a model's weights: its final norm is divided by T, and so are all logits."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from calibtune.artifacts.manifest import read_artifact
+from calibtune.artifacts.whole_models import check_model_output, own_or_base_tokenizer, save_model
+from calibtune.errors import UserError, WorkFailed
+from calibtune.files import refuse_existing
+from calibtune.models.adapters import load_adapter
+from calibtune.models.loading import load_base
+
+#: How far log-probabilities of a baked model may be from the scaled ones of its origin.
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.2}
+
+
+def bake(folder: Path, output: Path, overwrite: bool, trust_remote_code: bool = False) -> None:
+    """Make a model whose letters are scaled by the artifact's temperature without any filter.
+
+    The final norm's weight, and bias where there is one, is divided by T, and so are all logits.
+
+    Args:
+        folder: What ``calibtune fit --method temperature`` wrote.
+        output: Folder of the new model.
+        overwrite: Remove what lies in ``output``.
+        trust_remote_code: Run code that comes with the base model.
+
+    Raises:
+        UserError: The artifact is no temperature of a model.
+        WorkFailed: The architecture's logits do not scale with its final norm.
+    """
+    artifact = read_artifact(folder)
+    if artifact.temperature is None or not artifact.model:
+        raise UserError(f"{folder} is no temperature fitted on a model; give what --method temperature --model wrote")
+    check_model_output(output, overwrite, folder, artifact)
+    spec = dataclasses.replace(artifact.spec, quantization="none", trust_remote_code=trust_remote_code)
+    model = load_base(spec)
+    if artifact.adapter:
+        model = load_adapter(model, Path(artifact.adapter)).merge_and_unload(safe_merge=True)
+    temperature = float(artifact.temperature["temperature"])
+    scale_final_norm(model, temperature)
+    tokenizer = own_or_base_tokenizer(Path(artifact.adapter or artifact.model), spec)
+    refuse_existing(output, overwrite)
+    save_model(
+        model, tokenizer, output, {"base": artifact.model, "method": artifact.method, "temperature": temperature}
+    )
+
+
+def scale_final_norm(model: Any, temperature: float) -> None:
+    """Divide a model's logits by T through its final norm, and check on a few tokens that this is what happened.
+
+    Raises:
+        WorkFailed: The final norm was not found, or the logits are not what they should be.
+    """
+    ids = torch.arange(8, device=next(model.parameters()).device)[None] % model.config.get_text_config().vocab_size
+    norm = final_norm(model)
+    with torch.no_grad():
+        expected = (model(ids).logits.float() / temperature).log_softmax(-1)
+        before = copy.deepcopy(norm.state_dict())
+        norm.weight.div_(temperature)
+        if getattr(norm, "bias", None) is not None:
+            norm.bias.div_(temperature)
+        distance = _distance(model, ids, expected)
+        if distance > TOLERANCE[model.dtype]:
+            # Gemma and its kin scale by one plus the weight.
+            norm.load_state_dict(before)
+            norm.weight.add_(1.0).div_(temperature).sub_(1.0)
+            distance = _distance(model, ids, expected)
+    if distance > TOLERANCE[model.dtype]:
+        raise WorkFailed(
+            f"the logits of {type(model).__name__} do not scale with its final norm (log-probabilities are off by "
+            f"{distance:.3g}); use the temperature's task YAML, or divide by T where the model is served"
+        )
+
+
+def _distance(model: Any, ids: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((model(ids).logits.float().log_softmax(-1) - expected).abs().max())
+
+
+def final_norm(model: Any) -> Any:
+    """The norm before the head: the last module of the decoder whose name says so.
+
+    Raises:
+        WorkFailed: There is none.
+    """
+    decoder = model.get_decoder()
+    for name in ("norm", "ln_f", "final_layer_norm", "final_layernorm", "norm_f"):
+        found = getattr(decoder, name, None)
+        if found is not None and getattr(found, "weight", None) is not None:
+            return found
+    raise WorkFailed(f"no final norm is known in {type(model).__name__}; use the temperature's task YAML")

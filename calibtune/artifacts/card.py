@@ -1,0 +1,101 @@
+"""Describe an artifact to people: the Hugging Face model card, and what is printed after a fit."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+
+from calibtune.artifacts.manifest import MANIFEST, Artifact, own_tokenizer
+
+#: What a fit says about itself, under the names that a leaderboard shows.
+SHOWN = {"acc": "accuracy", "conf_ece_10": "conf-ECE, 10 bins", "cw_ece_10": "cw-ECE, 10 bins", "nll": "NLL (nats)"}
+
+
+def model_card(artifact: Artifact) -> str:
+    """Return a model card whose model-index holds the held-out numbers after the fit, with those before in its text."""
+    from huggingface_hub import EvalResult, ModelCardData
+
+    task = ", ".join(artifact.tasks)
+    results = [
+        EvalResult(
+            task_type="multiple-choice",
+            dataset_type=artifact.tasks[0],
+            dataset_name=f"{task} (held out from training)",
+            metric_type=name,
+            metric_name=shown,
+            metric_value=round(artifact.after[name], 6),
+            metric_args=_interval(artifact.after, name),
+        )
+        for name, shown in SHOWN.items()
+        if name in artifact.after
+    ]
+    data = ModelCardData(
+        model_name=f"{Path(artifact.model).name} {artifact.method}",
+        base_model=artifact.model,
+        library_name="peft" if artifact.kind == "adapter" else "transformers",
+        tags=["calibration", "calibtune", artifact.method],
+        eval_results=results,
+    )
+    rows = [
+        f"| {shown} | {_cell(artifact.before, name)} | {_cell(artifact.after, name)} |"
+        for name, shown in SHOWN.items()
+        if name in artifact.after
+    ]
+    return (
+        f"---\n{data.to_yaml()}\n---\n\n# {data.model_name}\n\n"
+        f"Made by `calibtune fit --method {artifact.method}` from `{artifact.model}` on {task}, seed {artifact.seed}.\n"
+        f"`{MANIFEST}` holds the recipe, the document hashes and the versions.\n\n"
+        f"Numbers of {len(artifact.documents['held_out'])} held-out questions, with 95 % intervals of the ECEs:\n\n"
+        "| | before | after |\n|---|---|---|\n" + "\n".join(rows) + f"\n\n{usage(artifact)}\n"
+    )
+
+
+def usage(artifact: Artifact) -> str:
+    """Return how to evaluate the artifact with the harness alone."""
+    tokenizer = ",tokenizer=THIS_FOLDER" if own_tokenizer(artifact) else ""
+    if artifact.kind == "temperature":
+        peft = f",peft={artifact.adapter}" if artifact.adapter else ""
+        names = ",".join(f"{task}_scaled" for task in artifact.tasks)
+        line = f"--model_args pretrained={artifact.model}{peft}{tokenizer} --include_path THIS_FOLDER --tasks {names}"
+    elif artifact.kind == "adapter":
+        model = f"pretrained={artifact.model},peft=THIS_FOLDER{tokenizer}"
+        line = f"--model_args {model} --tasks {','.join(artifact.tasks)}"
+    else:
+        line = f"--model_args pretrained=THIS_FOLDER --tasks {','.join(artifact.tasks)}"
+    chat = " --apply_chat_template" if artifact.recipe.get("apply_chat_template") else ""
+    return f"```\nlm_eval --model hf {line}{chat}\n```"
+
+
+def summary(artifact: Artifact, output: Path) -> str:
+    """Return what came out of a fit, where it lies, and what to type next."""
+    lines = [
+        f"{artifact.method} in {artifact.seconds:.0f} s, held-out questions ({len(artifact.documents['held_out'])}):"
+    ]
+    for name, shown in SHOWN.items():
+        if name in artifact.after:
+            lines.append(f"  {shown:<18} {artifact.before[name]:.4f} -> {artifact.after[name]:.4f}")
+    if artifact.temperature is not None:
+        found = artifact.temperature
+        lines.append(f"  T = {found['temperature']:.4f}  [{found['low']:.4f}, {found['high']:.4f}]")
+        lines += [f"  warning: {text}" for text in found["warnings"]]
+    lines.append(f"written to {output}")
+    if artifact.model:
+        words = ["eval", "--model", artifact.model, "--artifact", str(output), "--tasks", ",".join(artifact.tasks)]
+        words += ["--output", f"{output}-eval", *["--apply-chat-template"] * artifact.recipe["apply_chat_template"]]
+        if artifact.recipe.get("include_path"):
+            words += ["--include-path", artifact.recipe["include_path"]]
+        lines.append(f"next: python -m calibtune {shlex.join(words)}")
+    return "\n".join(lines)
+
+
+def _interval(numbers: Mapping[str, float], name: str) -> dict[str, float] | None:
+    if f"{name}_low" not in numbers:
+        return None
+    return {"interval_95_low": round(numbers[f"{name}_low"], 6), "interval_95_high": round(numbers[f"{name}_high"], 6)}
+
+
+def _cell(numbers: Mapping[str, float], name: str) -> str:
+    interval = _interval(numbers, name)
+    ends = f" [{numbers[name + '_low']:.4f}, {numbers[name + '_high']:.4f}]" if interval else ""
+    return f"{numbers[name]:.4f}{ends}"

@@ -1,0 +1,29 @@
+"""Print numbers with their intervals beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+
+def numbers_table(title: str, numbers: Mapping[str, float]) -> str:
+    """Return one line a number, an interval's ends beside the number that they belong to.
+
+    Args:
+        title: The first line.
+        numbers: By metric; ``X_low`` and ``X_high`` are the ends of ``X``'s interval.
+
+    Example:
+        >>> print(numbers_table("t: 64 questions", {"acc": 0.5, "ece": 0.1, "ece_low": 0.05, "ece_high": 0.2}))
+        t: 64 questions
+          acc    0.5000
+          ece    0.1000  [0.0500, 0.2000]
+    """
+    shown = [name for name in numbers if not name.partition(",")[0].endswith(("_low", "_high"))]
+    width = max(map(len, shown), default=0)
+    lines = [title]
+    for name in shown:
+        metric, comma, pipeline = name.partition(",")
+        low, high = (numbers.get(f"{metric}_{end}{comma}{pipeline}") for end in ("low", "high"))
+        interval = f"  [{low:.4f}, {high:.4f}]" if low is not None and high is not None else ""
+        lines.append(f"  {name:<{width}}  {numbers[name]:8.4f}{interval}")
+    return "\n".join(lines)

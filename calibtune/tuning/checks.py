@@ -1,0 +1,65 @@
+"""Refuse a fit that this machine or this model cannot run, before weights are read."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+from accelerate import PartialState
+
+from calibtune.errors import UserError
+from calibtune.models.loading import check_packages, check_spec, device
+from calibtune.models.sharding import check_sharding
+from calibtune.recipe import Recipe
+
+
+def check_machine(recipe: Recipe) -> None:
+    """Refuse a recipe that asks for what this machine does not have.
+
+    Raises:
+        UserError: The device is none of this machine's, or a package is missing.
+    """
+    check_spec(recipe.spec)
+    kind = device(recipe.device).type
+    if recipe.cuda_graphs and (kind != "cuda" or PartialState().num_processes > 1):
+        raise UserError("--cuda-graphs needs one process on an NVIDIA or AMD GPU; leave it out")
+    if recipe.liger_kernel and kind == "cpu":
+        raise UserError("--liger-kernel needs a GPU, and this fit would run on the CPU; leave it out")
+    check_sharding()
+    if recipe.method != "temperature":
+        needed = {"peft", "accelerate", recipe.report_to} - {"none"}
+        check_packages(needed | ({"liger_kernel"} if recipe.liger_kernel else set()))
+
+
+def check_kernels(recipe: Recipe, config: Any) -> None:
+    """Refuse ``--liger-kernel`` for a model that Liger has no kernels for; transformers would leave it as it is.
+
+    Raises:
+        UserError: With the model's type.
+    """
+    if not recipe.liger_kernel:
+        return
+    from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
+
+    if config.model_type not in MODEL_TYPE_TO_APPLY_LIGER_FN:
+        raise UserError(
+            f"--liger-kernel: Liger has no kernels for a {config.model_type} ({recipe.model}); leave it out"
+        )
+
+
+def on_cpu(name: str | None) -> bool:
+    """Return whether the fit runs on the CPU; accelerate must be told, or processes do not find each other."""
+    return name == "cpu" or (name is None and not torch.accelerator.is_available())
+
+
+def idle_gpus(recipe: Recipe) -> str:
+    """Return what to say where this process trains alone, on one of several GPUs."""
+    count = torch.cuda.device_count()
+    if count < 2 or recipe.cuda_graphs or on_cpu(recipe.device) or int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        return ""
+    share = max(recipe.batch_size // count, 1)
+    return (
+        f"\none of {count} GPUs is used; for all, in the same steps: torchrun --nproc_per_node {count} -m calibtune "
+        f"fit ... --batch-size {share}"
+    )

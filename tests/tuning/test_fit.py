@@ -3,6 +3,7 @@ import torch
 from fitting import METHODS, adapter_weights, same_weights, small_fit, small_recipe
 from peft.tuners.tuners_utils import BaseTunerLayer
 
+from calibtune.errors import UserError
 from calibtune.tuning import trainer
 from calibtune.tuning.checks import idle_gpus
 from calibtune.tuning.graphs import BUCKET, StepGraphs

@@ -99,7 +99,9 @@ def _look_up(field: str, row: Mapping[str, Any]) -> Value:
 
 def caption(about: Mapping[str, Any]) -> list[str]:
     """Return the lines below a table: what was measured, where, when, and by which command."""
-    text = "; ".join(str(about[name]) if name != "seeds" else f"seeds {about[name]}" for name in CAPTION if name in about)
+    text = "; ".join(
+        str(about[name]) if name != "seeds" else f"seeds {about[name]}" for name in CAPTION if name in about
+    )
     lines = ["", f"*{text[:1].upper()}{text[1:]}.*"]
     if "command" in about:
         lines += ["", f"    {about['command']}"]
@@ -114,7 +116,7 @@ def render(spec: Mapping[str, Any]) -> str:
     rows = [row for row in source["rows"] if all(row.get(name) in values for name, values in allowed.items())]
     # In the order asked for, where one is: `where` lists it.
     for name, values in allowed.items():
-        rows.sort(key=lambda row: values.index(row.get(name)))  # noqa: B023
+        rows.sort(key=lambda row: values.index(row.get(name)))
     if "by" in spec:
         rows = pivot(rows, spec["by"], spec["key"])
     columns = spec.get("columns") or source["columns"]

@@ -1,7 +1,7 @@
 """Draw the README's figure from the folder that the demo wrote.
 
-    python -m calibtune demo --output demo
-    python docs/draw_figure.py demo
+python -m calibtune demo --output demo
+python docs/draw_figure.py demo
 """
 
 from __future__ import annotations

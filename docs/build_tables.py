@@ -79,15 +79,16 @@ def pivot(rows: Sequence[Mapping[str, Any]], by: str, key: str) -> list[dict[str
 
 
 def cell(template: str, row: Mapping[str, Any]) -> str:
-    """Fill a column's format string from a row."""
+    """Fill a column's format string from a row; what belongs together is not broken over lines."""
     try:
         # Not str.format, which would need every field to be there.
-        return "".join(
+        text = "".join(
             text + ("" if field is None else format(_look_up(field, row), spec or ""))
             for text, field, spec, _ in string.Formatter().parse(template)
         )
     except Missing:
         return ""
+    return text.replace(" ± ", "\u00a0±\u00a0") if "±" in text else text.replace(" / ", "\u00a0/\u00a0")
 
 
 def _look_up(field: str, row: Mapping[str, Any]) -> Value:

@@ -55,7 +55,8 @@ def test_no_table_is_typed_where_numbers_are_measured():
 
 def test_cells():
     row = {"a": 0.0481, "b": [47.12, 0.6], "c": "text", "in": build_tables.Row(x=1.5)}
-    assert build_tables.cell("{a:.3f} / {b:.1f}", row) == ".048 / 47.1 ± .6"
+    assert build_tables.cell("{a:.3f} / {b:.1f}", row) == ".048 / 47.1\u00a0±\u00a0.6"
+    assert build_tables.cell("{a:.3f} / {a:.2f}", row) == ".048\u00a0/\u00a0.05"
     assert build_tables.cell("{b:~.1f} {c:.3f}", row) == "47.1 text"
     assert build_tables.cell("{in[x]:.2f}", row) == "1.50"
     assert build_tables.cell("{a:.1f} / {missing:.1f}", row) == ""

@@ -63,7 +63,8 @@ COMMANDS = [(name_of(page), command) for page in PAGES for command in commands(r
 
 @pytest.mark.parametrize(("page", "command"), COMMANDS, ids=[f"{page}: {command}" for page, command in COMMANDS])
 def test_a_command_is_one_that_calibtune_takes(page, command):
-    words = shlex.split(command)
+    # A shell variable stands for a name or for a number.
+    words = shlex.split(re.sub(r"\$\w+", "1", command))
     if words[:1] == ["..."]:
         return
     errors = io.StringIO()

@@ -164,6 +164,25 @@ def test_defaults_in_the_recipes_page_are_the_codes():
     assert rows["--shuffle-options"] == ("on" if defaults["--shuffle-options"] else "off")
 
 
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_python_is_python(page):
+    for block in re.findall(r"^```python\n(.*?)^```", read(page), re.DOTALL | re.MULTILINE):
+        compile(block, name_of(page), "exec")
+
+
+def test_the_tree_is_the_tree():
+    """Every file and folder that CONTRIBUTING shows is there, and every folder of calibtune is shown."""
+    folder, shown = "", set()
+    for line in re.search(r"## The tree\n\n(.*?)\n\n", read(ROOT / "CONTRIBUTING.md"), re.DOTALL)[1].splitlines():
+        indent, name = re.match(r"( +)(\S+)", line).groups()
+        folder = name if len(indent) == 4 else folder
+        path = folder if len(indent) == 4 else folder + name
+        shown.add(path)
+        assert (ROOT / path).exists(), path
+    folders = {f"calibtune/{path.parent.name}/" for path in (ROOT / "calibtune").glob("*/__init__.py")}
+    assert folders <= shown
+
+
 def test_the_site_builds(tmp_path):
     pytest.importorskip("material")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]

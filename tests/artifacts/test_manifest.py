@@ -14,7 +14,7 @@ from calibtune.tuning.fit import fit
 pytestmark = pytest.mark.usefixtures("mirror")
 
 
-def test_the_manifest_is_written_last(model, tmp_path, monkeypatch):
+def test_manifest_is_written_last(model, tmp_path, monkeypatch):
     from calibtune.tuning import fit
 
     monkeypatch.setattr(fit, "write_manifest", lambda *_: (_ for _ in ()).throw(OSError("disk")))
@@ -25,7 +25,7 @@ def test_the_manifest_is_written_last(model, tmp_path, monkeypatch):
         read_artifact(tmp_path / "out")
 
 
-def test_an_existing_output_is_kept_unless_told_otherwise(model, tmp_path):
+def test_existing_output_is_kept_without_overwrite(model, tmp_path):
     small_fit(model, tmp_path / "out", "cft", max_steps=1)
     with pytest.raises(UserError, match="holds files already"):
         small_fit(model, tmp_path / "out", "cft", max_steps=1)
@@ -33,7 +33,7 @@ def test_an_existing_output_is_kept_unless_told_otherwise(model, tmp_path):
     assert read_artifact(tmp_path / "out").method == "label-smoothing"
 
 
-def test_manifest_and_card_hold_recipe_hashes_versions_and_numbers(model, tmp_path):
+def test_manifest_and_card_hold_recipe_hashes_versions_and_metrics(model, tmp_path):
     import yaml
 
     artifact = small_fit(model, tmp_path / "out", "rcft")
@@ -52,7 +52,7 @@ def test_manifest_and_card_hold_recipe_hashes_versions_and_numbers(model, tmp_pa
     assert "peft=THIS_FOLDER" in card
 
 
-def test_the_temperature_of_an_adapter_is_fitted_on_rows_that_it_was_not_trained_on(model, tmp_path):
+def test_temperature_is_fitted_on_questions_new_to_the_adapter(model, tmp_path):
     small_fit(model, tmp_path / "adapter", "cft", held_out=3)
     artifact = small_fit(model, tmp_path / "t", "temperature", artifact=str(tmp_path / "adapter"), held_out=6)
     trained = set(read_artifact(tmp_path / "adapter").documents["train"])
@@ -62,13 +62,13 @@ def test_the_temperature_of_an_adapter_is_fitted_on_rows_that_it_was_not_trained
     assert artifact.after["nll"] <= artifact.before["nll"] + 1e-9
 
 
-def test_a_temperature_needs_questions_that_the_adapter_has_not_seen(model, tmp_path):
+def test_temperature_without_new_questions_is_refused(model, tmp_path):
     small_fit(model, tmp_path / "adapter", "cft", held_out=0)
     with pytest.raises(UserError, match="no question of mc_calib_arc is left to fit T on"):
         small_fit(model, tmp_path / "t", "temperature", artifact=str(tmp_path / "adapter"))
 
 
-def test_an_adapter_for_another_base_is_refused(model, tmp_path):
+def test_adapter_of_another_base_is_refused(model, tmp_path):
     small_fit(model, tmp_path / "adapter", "cft", max_steps=1)
     # By its name, and under the same name by its weights.
     for folder, message in ((tmp_path / "other", "was fitted on"), (tmp_path / model.name, "does not fit this model")):
@@ -80,7 +80,7 @@ def test_an_adapter_for_another_base_is_refused(model, tmp_path):
         fit(small_recipe(other, "temperature", artifact=str(tmp_path)), tmp_path / "t")
 
 
-def test_the_next_command_can_be_typed_where_paths_have_blanks(model, tmp_path):
+def test_summary_quotes_paths_with_spaces(model, tmp_path):
     artifact = small_fit(model, tmp_path / "a b", "temperature")
     line = summary(artifact, tmp_path / "a b").splitlines()[-1]
     words = shlex.split(line.removeprefix("next: "))

@@ -24,18 +24,18 @@ def run(output, tasks=("mc_calib_arc",), **options):
     return evaluate(EvaluationOptions(tasks=tasks, output=output, **options))
 
 
-def numbers(found, task="mc_calib_arc", pipeline="none"):
+def metrics(found, task="mc_calib_arc", pipeline="none"):
     end = f",{pipeline}" if pipeline != "none" else ""
     return {k.split(",")[0]: v for k, v in found.results[task].items() if k == k.split(",")[0] + end}
 
 
-def test_an_adapter_is_evaluated_like_lm_evals_own_peft(model, tmp_path):
+def test_adapter_evaluation_equals_lm_evals_peft_option(model, tmp_path):
     from lm_eval import simple_evaluate
 
     from calibtune.data.tasks import task_manager
 
     small_fit(model, tmp_path / "adapter", "cft", epochs=4)
-    ours = numbers(run(tmp_path / "out", artifact=tmp_path / "adapter"))
+    ours = metrics(run(tmp_path / "out", artifact=tmp_path / "adapter"))
     plain = simple_evaluate(
         "hf",
         f"pretrained={model},peft={tmp_path / 'adapter'},dtype=float32",
@@ -47,13 +47,13 @@ def test_an_adapter_is_evaluated_like_lm_evals_own_peft(model, tmp_path):
     found = plain["results"]["mc_calib_arc"]
     theirs = {k.split(",")[0]: v for k, v in found.items() if k.endswith(",none") and "stderr" not in k}
     assert ours == pytest.approx(theirs, abs=1e-5)
-    base = numbers(run(tmp_path / "base", model=str(model)))
+    base = metrics(run(tmp_path / "base", model=str(model)))
     assert ours["nll"] != pytest.approx(base["nll"], abs=1e-3)
     rows = read_samples(find_samples(tmp_path / "out")[0])
     assert len(rows.gold) == 24
 
 
-def test_training_scores_what_the_harness_scores(model, tmp_path):
+def test_training_scores_equal_the_harness_scores(model, tmp_path):
     """The fitter's own forward pass and lm_eval's give the same letter log-likelihoods."""
     from fitting import small_recipe
 
@@ -77,12 +77,12 @@ def test_training_scores_what_the_harness_scores(model, tmp_path):
         assert (np.abs(shift) > 1).all() == chat
 
 
-def test_a_temperature_gives_raw_and_scaled_letters_from_one_pass(model, tmp_path):
+def test_scaled_task_reports_raw_and_scaled_metrics(model, tmp_path):
     artifact = small_fit(model, tmp_path / "t", "temperature")
     t = artifact.temperature["temperature"]
     results = run(tmp_path / "out", artifact=tmp_path / "t")
-    raw, scaled = (numbers(results, "mc_calib_arc_scaled", pipeline) for pipeline in ("none", "scaled"))
-    base = numbers(run(tmp_path / "base", model=str(model)))
+    raw, scaled = (metrics(results, "mc_calib_arc_scaled", pipeline) for pipeline in ("none", "scaled"))
+    base = metrics(run(tmp_path / "base", model=str(model)))
     assert raw == pytest.approx(base, abs=1e-6)
     assert scaled["acc"] == raw["acc"]
     rows = read_samples(find_samples(tmp_path / "out")[0])
@@ -93,39 +93,39 @@ def test_a_temperature_gives_raw_and_scaled_letters_from_one_pass(model, tmp_pat
     assert json.loads((tmp_path / "t" / "temperature.json").read_text())["temperature"] == t
 
 
-def test_a_baked_model_gives_the_scaled_letters_without_any_filter(model, tmp_path):
+def test_baked_model_gives_the_scaled_metrics_without_a_filter(model, tmp_path):
     small_fit(model, tmp_path / "adapter", "cft")
     small_fit(model, tmp_path / "t", "temperature", artifact=str(tmp_path / "adapter"), held_out=6)
     bake(tmp_path / "t", tmp_path / "baked", overwrite=False)
-    baked = numbers(run(tmp_path / "out", model=str(tmp_path / "baked")))
-    scaled = numbers(run(tmp_path / "scaled", artifact=tmp_path / "t"), "mc_calib_arc_scaled", "scaled")
+    baked = metrics(run(tmp_path / "out", model=str(tmp_path / "baked")))
+    scaled = metrics(run(tmp_path / "scaled", artifact=tmp_path / "t"), "mc_calib_arc_scaled", "scaled")
     for name in ("acc", "nll", "conf_ece_10", "cw_ece_14", "brier"):
         assert baked[name] == pytest.approx(scaled[name], abs=1e-4), name
 
 
-def test_a_merged_model_equals_base_and_adapter(model, tmp_path):
+def test_merged_model_equals_base_and_adapter(model, tmp_path):
     small_fit(model, tmp_path / "adapter", "cft", epochs=3)
     merge(tmp_path / "adapter", tmp_path / "merged", dequantized=False, overwrite=False)
-    merged = numbers(run(tmp_path / "out", model=str(tmp_path / "merged")))
-    apart = numbers(run(tmp_path / "apart", artifact=tmp_path / "adapter"))
+    merged = metrics(run(tmp_path / "out", model=str(tmp_path / "merged")))
+    apart = metrics(run(tmp_path / "apart", artifact=tmp_path / "adapter"))
     assert merged == pytest.approx(apart, abs=1e-4)
 
 
-def test_a_four_bit_fit_is_nearest_to_its_dequantized_merge(tmp_path):
+def test_4_bit_fit_is_closest_to_the_dequantized_merge(tmp_path):
     base = save_tiny(tmp_path / "wide", hidden=64)
     small_fit(base, tmp_path / "adapter", "cft", quantization="nf4")
     merge(tmp_path / "adapter", tmp_path / "dequantized", dequantized=True, overwrite=False)
     merge(tmp_path / "adapter", tmp_path / "original", dequantized=False, overwrite=False)
     nll = {
-        "4-bit": numbers(run(tmp_path / "a", artifact=tmp_path / "adapter"))["nll"],
-        "dequantized": numbers(run(tmp_path / "b", model=str(tmp_path / "dequantized")))["nll"],
-        "original": numbers(run(tmp_path / "c", model=str(tmp_path / "original")))["nll"],
+        "4-bit": metrics(run(tmp_path / "a", artifact=tmp_path / "adapter"))["nll"],
+        "dequantized": metrics(run(tmp_path / "b", model=str(tmp_path / "dequantized")))["nll"],
+        "original": metrics(run(tmp_path / "c", model=str(tmp_path / "original")))["nll"],
     }
     assert nll["dequantized"] == pytest.approx(nll["4-bit"], abs=1e-3)
     assert abs(nll["original"] - nll["4-bit"]) > abs(nll["dequantized"] - nll["4-bit"])
 
 
-def test_merging_what_is_no_adapter_and_baking_what_is_no_temperature_is_refused(model, tmp_path):
+def test_merge_and_bake_refuse_the_wrong_kind_of_artifact(model, tmp_path):
     small_fit(model, tmp_path / "adapter", "cft", max_steps=1)
     small_fit(model, tmp_path / "t", "temperature")
     with pytest.raises(UserError, match="only adapters can be merged"):
@@ -138,7 +138,7 @@ def test_merging_what_is_no_adapter_and_baking_what_is_no_temperature_is_refused
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma", "gpt2", "opt-like"])
-def test_final_norms_of_several_architectures_scale_the_logits(name):
+def test_scaling_the_final_norm_scales_the_logits(name):
     from transformers import GemmaConfig, GemmaForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
     small = {
@@ -169,7 +169,7 @@ def test_final_norms_of_several_architectures_scale_the_logits(name):
         assert torch.allclose(made(ids).logits, before / 3.0, atol=1e-4)
 
 
-def test_evaluating_what_was_trained_on_is_refused(model, tmp_path, mirror):
+def test_evaluating_on_training_questions_is_refused(model, tmp_path, mirror):
     small_fit(model, tmp_path / "adapter", "cft", max_steps=1)
     train = mirror / "allenai/ai2_arc/ARC-Challenge/train.jsonl"
     test = mirror / "allenai/ai2_arc/ARC-Challenge/test.jsonl"
@@ -179,7 +179,7 @@ def test_evaluating_what_was_trained_on_is_refused(model, tmp_path, mirror):
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError, torch.AcceleratorError("CUDA error: out of memory")])
-def test_evaluation_out_of_memory_names_the_batch_size(model, tmp_path, monkeypatch, error):
+def test_out_of_memory_names_the_batch_size(model, tmp_path, monkeypatch, error):
     from lm_eval.models.huggingface import HFLM
 
     def full(*_, **__):
@@ -190,13 +190,13 @@ def test_evaluation_out_of_memory_names_the_batch_size(model, tmp_path, monkeypa
         run(tmp_path / "out", model=str(model))
 
 
-def test_another_base_than_the_artifacts_is_refused(model, tmp_path):
+def test_evaluating_on_another_base_is_refused(model, tmp_path):
     small_fit(model, tmp_path / "adapter", "cft", max_steps=1)
     with pytest.raises(UserError, match=r"was fitted on .*, not on other/base"):
         run(tmp_path / "out", artifact=tmp_path / "adapter", model="other/base")
 
 
-def test_a_temperature_without_a_model_comes_from_a_samples_file(model, tmp_path):
+def test_temperature_is_fitted_on_a_samples_file_without_a_model(model, tmp_path):
     from calibtune.recipe import make_recipe
     from calibtune.tuning.fit import fit
 

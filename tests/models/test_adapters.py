@@ -25,7 +25,7 @@ def scales(model):
     return {state.nested for state in states if state is not None}
 
 
-def test_scales_unpacked_once_leave_the_weights_as_they_were(four_bit):
+def test_unpacking_scales_keeps_the_4_bit_weights(four_bit):
     layer = load_base(four_bit.spec).model.layers[0].mlp.down_proj
     before = dequantize_4bit(layer.weight, layer.weight.quant_state)
     assert layer.weight.quant_state.nested
@@ -44,7 +44,7 @@ def test_scales_unpacked_once_leave_the_weights_as_they_were(four_bit):
         ("cpu", {}, True),
     ],
 )
-def test_scales_are_unpacked_on_a_gpu_unless_sharded(four_bit, monkeypatch, kind, environment, packed):
+def test_4_bit_scales_are_unpacked_on_gpu_unless_sharded(four_bit, monkeypatch, kind, environment, packed):
     base = load_base(four_bit.spec)
     monkeypatch.setattr(trainable, "device", lambda name: torch.device(kind))
     for name, value in environment.items():
@@ -52,7 +52,7 @@ def test_scales_are_unpacked_on_a_gpu_unless_sharded(four_bit, monkeypatch, kind
     assert scales(add_adapter(base, four_bit)) == {packed}
 
 
-def test_an_adapter_is_put_on_every_linear_layer_but_the_head(model):
+def test_adapter_covers_every_linear_layer_except_the_head(model):
     tuned = add_adapter(AutoModelForCausalLM.from_pretrained(model), small_recipe(model, "cft"))
     names = [name for name, module in tuned.named_modules() if isinstance(module, LoraLayer)]
     assert len(names) == 2 * 7
@@ -62,7 +62,7 @@ def test_an_adapter_is_put_on_every_linear_layer_but_the_head(model):
 @pytest.mark.accelerator
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_on_a_gpu_unpacked_scales_train_the_same_adapter(tmp_path, mirror, monkeypatch, precision):
+def test_unpacked_scales_train_the_same_adapter_on_gpu(tmp_path, mirror, monkeypatch, precision):
     options = {"device": "cuda", "precision": precision, "quantization": "nf4", "learning_rate": 1e-4}
     folder = save_tiny(tmp_path / "model", hidden=64)
     unpacked = small_fit(folder, tmp_path / "unpacked", "rcft", **options)

@@ -36,7 +36,7 @@ def weights(folder):
     return load_file(file)
 
 
-def split_fit(arguments, cwd, monkeypatch, **environment):
+def fsdp_fit(arguments, cwd, monkeypatch, **environment):
     """Exit code of a fit under FSDP in two processes."""
     two = [
         "-m",
@@ -56,7 +56,7 @@ def split_fit(arguments, cwd, monkeypatch, **environment):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("tuning", ["lora", "full"])
-def test_a_model_split_by_fsdp_is_killed_and_resumed_to_what_one_process_fits(
+def test_killed_fsdp_fit_resumes_to_the_single_process_result(
     model, tmp_path, mirror, monkeypatch, tuning
 ):
     # A chat prompt is long enough for the E-step to compute what all begin with once.
@@ -69,9 +69,9 @@ def test_a_model_split_by_fsdp_is_killed_and_resumed_to_what_one_process_fits(
         for name, size in (("one", 4), ("two", 2))
     )
     assert shell(["-m", "calibtune", *one], mirror).wait(300) == 0
-    assert split_fit(two, mirror, monkeypatch, STOP_AFTER="6") != 0
+    assert fsdp_fit(two, mirror, monkeypatch, STOP_AFTER="6") != 0
     assert (tmp_path / "two" / "checkpoints").is_dir()
-    assert split_fit(two, mirror, monkeypatch) == 0
+    assert fsdp_fit(two, mirror, monkeypatch) == 0
     left, right = weights(tmp_path / "one"), weights(tmp_path / "two")
     assert left.keys() == right.keys()
     for name, value in left.items():
@@ -81,13 +81,13 @@ def test_a_model_split_by_fsdp_is_killed_and_resumed_to_what_one_process_fits(
     assert second["after"] == pytest.approx(first["after"], abs=1e-3)
 
 
-def test_the_first_version_of_fsdp_is_refused_at_once(model, monkeypatch):
+def test_fsdp_1_is_refused(model, monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(UserError, match="set fsdp_version: 2"):
         check_machine(small_recipe(model, "rcft"))
 
 
-def test_every_process_reads_the_base_that_it_scores_before_fsdp_splits_it(model, monkeypatch):
+def test_every_process_loads_the_base_weights_under_fsdp(model, monkeypatch):
     monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", "true")
     seen = []
     load = modeling._from
@@ -102,7 +102,7 @@ def test_every_process_reads_the_base_that_it_scores_before_fsdp_splits_it(model
     assert os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] == "true"
 
 
-def test_no_artifact_is_finished_without_weights(tmp_path):
+def test_saving_without_weights_fails(tmp_path):
     wrote = []
     trainer = SimpleNamespace(is_fsdp_enabled=False, save_model=wrote.append, is_world_process_zero=lambda: True)
     with pytest.raises(WorkFailed, match="zero3_save_16bit_model: true"):
@@ -110,7 +110,7 @@ def test_no_artifact_is_finished_without_weights(tmp_path):
     assert wrote == [str(tmp_path)]
 
 
-def test_an_output_layer_that_zero_3_split_is_not_used_outside_the_model():
+def test_head_sharded_by_zero_3_is_not_called_directly():
     from tiny import build_model, build_tokenizer
 
     model = build_model(build_tokenizer())
@@ -120,7 +120,7 @@ def test_an_output_layer_that_zero_3_split_is_not_used_outside_the_model():
     assert not head_is_last(model, batch)
 
 
-def test_without_an_accelerator_trainer_is_told_to_use_the_cpu(model, tmp_path, monkeypatch):
+def test_training_uses_cpu_without_an_accelerator(model, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
     # Else two processes would not know of each other, and bfloat16 would be refused.
     assert training_arguments(small_recipe(model, "cft", device=None, precision="bf16"), tmp_path).use_cpu

@@ -13,19 +13,19 @@ pytestmark = [
 ]
 
 #: Text of a drawing that reaches out of it, and drawings without a size or a description.
-CUT = """[...document.querySelectorAll("figure svg")].flatMap((svg) => {
+CUT_TEXT = """[...document.querySelectorAll("figure svg")].flatMap((svg) => {
   const box = svg.getBoundingClientRect();
   return [...svg.querySelectorAll("text")].filter((text) => {
     const own = text.getBoundingClientRect();
     return own.left < box.left - 2 || own.right > box.right + 2 || own.top < box.top - 2 || own.bottom > box.bottom + 2;
   }).map((text) => svg.parentNode.id + ": " + text.textContent);
 })"""
-BARE = """[...document.querySelectorAll("figure svg")].filter((svg) => {
+BARE_DRAWINGS = """[...document.querySelectorAll("figure svg")].filter((svg) => {
   const box = svg.getBoundingClientRect();
   return box.width < 100 || box.height < 60 || svg.getAttribute("role") !== "img" || svg.ariaLabel.length < 30;
 }).map((svg) => svg.parentNode.id)"""
 #: Words whose color is too near the page's: WCAG asks for a contrast of 4.5.
-FAINT = """(() => {
+LOW_CONTRAST = """(() => {
   const parts = (text) => text.match(/[\\d.]+/g).map(Number);
   const light = (rgb) => [0.2126, 0.7152, 0.0722].reduce((sum, weight, i) => {
     const part = rgb[i] / 255;
@@ -68,7 +68,7 @@ def chromium(tmp_path_factory):
 
 @pytest.mark.parametrize("width", [390, 1280])
 @pytest.mark.parametrize("dark", [False, True])
-def test_the_page_is_whole_legible_and_alone(report, chromium, width, dark):
+def test_page_is_complete_legible_and_self_contained(report, chromium, width, dark):
     results, page = report
     chromium.events.clear()
     chromium.open(page, width, dark)
@@ -77,9 +77,9 @@ def test_the_page_is_whole_legible_and_alone(report, chromium, width, dark):
     methods, kinds = len(results["methods"]), 3
     assert methods == 4
     assert chromium.evaluate("document.querySelectorAll('figure svg').length") == 2 * (methods * kinds + 3)
-    assert chromium.evaluate(BARE) == []
-    assert chromium.evaluate(CUT) == []
-    assert chromium.evaluate(FAINT) == []
+    assert chromium.evaluate(BARE_DRAWINGS) == []
+    assert chromium.evaluate(CUT_TEXT) == []
+    assert chromium.evaluate(LOW_CONTRAST) == []
     assert chromium.evaluate("document.documentElement.scrollWidth") <= width
     background = chromium.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (background == "rgb(255, 255, 255)") != dark
@@ -87,14 +87,14 @@ def test_the_page_is_whole_legible_and_alone(report, chromium, width, dark):
     assert len(ids) == len(set(ids))
 
 
-def test_links_inside_the_page_lead_somewhere(report, chromium):
+def test_links_inside_the_page_resolve(report, chromium):
     chromium.open(report[1], 1280)
     links = chromium.evaluate("[...document.querySelectorAll('a')].map((link) => link.getAttribute('href'))")
     assert {"#task-1", "#task-2", "#win-rates", "#runs"} <= set(links)
     assert chromium.evaluate(f"{links!r}.filter((link) => !document.querySelector(link))") == []
 
 
-def test_the_page_prints_in_black_on_white_even_in_dark_mode(report, chromium):
+def test_page_prints_black_on_white_in_dark_mode(report, chromium):
     chromium.open(report[1], 1280, dark=True)
     document = base64.b64decode(chromium.call("Page.printToPDF", printBackground=True)["data"])
     assert document.startswith(b"%PDF")

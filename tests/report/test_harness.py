@@ -6,7 +6,7 @@ from calibtune.report.build import build
 
 
 @pytest.mark.slow
-def test_a_real_run_of_the_harness_is_reported_with_its_own_numbers(tmp_path, monkeypatch):
+def test_report_shows_the_harness_results(tmp_path, monkeypatch):
     from lm_eval.loggers import EvaluationTracker
 
     model = save_tiny(tmp_path / "tiny")

@@ -9,7 +9,7 @@ from report_files import fails, report, two_runs
 from calibtune.results.samples import find_samples
 
 
-def test_results_without_samples_name_the_missing_flag(tmp_path, capsys):
+def test_results_without_samples_suggest_log_samples(tmp_path, capsys):
     folder = write_run(tmp_path / "run", {"arc": answers(10)}, samples=False)
     message = fails(capsys, folder, "--output", tmp_path / "out")
     assert "--log_samples" in message
@@ -17,11 +17,11 @@ def test_results_without_samples_name_the_missing_flag(tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_missing_folder_is_named(tmp_path, capsys):
+def test_missing_folder_is_refused(tmp_path, capsys):
     assert f"{tmp_path / 'no'} does not exist" in fails(capsys, tmp_path / "no", "--output", tmp_path / "out")
 
 
-def test_a_damaged_samples_file_stops_the_report(tmp_path, capsys):
+def test_damaged_samples_file_is_refused(tmp_path, capsys):
     folder = write_run(tmp_path / "run", {"arc": answers(10)})
     path = find_samples(folder)[0]
     path.write_text(path.read_text()[:-30])
@@ -38,21 +38,21 @@ def test_an_existing_report_is_kept_unless_overwritten(tmp_path, capsys):
     assert not (tmp_path / "out" / "mine.txt").exists()
 
 
-def test_what_is_there_stays_when_the_runs_cannot_be_read(tmp_path, capsys):
+def test_unreadable_runs_keep_the_existing_report(tmp_path, capsys):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "report.html").write_text("old")
     fails(capsys, tmp_path / "no", "--output", tmp_path / "out", "--overwrite")
     assert (tmp_path / "out" / "report.html").read_text() == "old"
 
 
-def test_the_report_never_overwrites_its_own_runs(tmp_path, capsys):
+def test_overwriting_the_runs_is_refused(tmp_path, capsys):
     folder = write_run(tmp_path / "run", {"arc": answers(10)})
     for output in (folder, tmp_path / "run", tmp_path):
         assert "give a folder of its own" in fails(capsys, folder, "--output", output, "--overwrite")
     assert find_samples(folder)
 
 
-def test_the_report_needs_no_torch_and_no_harness(tmp_path):
+def test_report_loads_neither_torch_nor_lm_eval(tmp_path):
     folder = write_run(tmp_path / "run", {"arc": answers(10)})
     code = (
         "import sys; from calibtune.__main__ import main\n"
@@ -62,7 +62,7 @@ def test_the_report_needs_no_torch_and_no_harness(tmp_path):
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
-def test_tables_escape_what_latex_and_markdown_would_read(tmp_path):
+def test_tables_escape_latex_and_markdown(tmp_path):
     folder = write_run(tmp_path / "run", {"mc_calib_arc": answers(10)}, {"pretrained": "org/100%_a&b|c"})
     report(folder, "--output", tmp_path / "out")
     latex = (tmp_path / "out" / "tables.tex").read_text()
@@ -75,7 +75,7 @@ def test_tables_escape_what_latex_and_markdown_would_read(tmp_path):
     assert r"100%\_a&b\|c" in markdown
 
 
-def test_names_cannot_break_out_of_the_page(tmp_path):
+def test_page_escapes_html_in_names(tmp_path):
     folder = write_run(tmp_path / "run", {"arc": answers(10)}, {"pretrained": 'x<script>alert("1")</script>&$a_b$'})
     report(folder, "--output", tmp_path / "out")
     page = (tmp_path / "out" / "report.html").read_text()
@@ -83,7 +83,7 @@ def test_names_cannot_break_out_of_the_page(tmp_path):
     assert "&lt;script&gt;alert" in page
 
 
-def test_the_same_runs_give_the_same_page(tmp_path):
+def test_report_is_reproducible(tmp_path):
     folders = two_runs(tmp_path)
     for name in ("one", "two"):
         report(*folders, "--output", tmp_path / name)
@@ -107,7 +107,7 @@ def test_the_same_runs_give_the_same_page(tmp_path):
     ],
     ids=str,
 )
-def test_a_results_file_of_another_shape_is_named_with_its_part(tmp_path, capsys, part):
+def test_malformed_results_file_is_refused(tmp_path, capsys, part):
     folder = write_run(tmp_path / "run", {"arc": answers(10)}, **part)
     message = fails(capsys, folder, "--output", tmp_path / "out")
     assert next(iter(folder.glob("results_*.json"))).name in message

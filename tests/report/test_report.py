@@ -11,7 +11,7 @@ from calibtune.report.build import build
 from calibtune.results.samples import find_samples, read_samples
 
 
-def test_the_files_made_here_are_read_like_lm_evals(tmp_path):
+def test_generated_samples_files_are_read_like_lm_evals(tmp_path):
     loglikelihoods, gold = answers(50, 5, ragged=True)
     folder = write_run(tmp_path, {"arc": (loglikelihoods, gold)}, filters={"none": 1.0, "scaled": 2.5})
     rows = read_samples(find_samples(folder)[0])
@@ -20,7 +20,7 @@ def test_the_files_made_here_are_read_like_lm_evals(tmp_path):
     assert rows.temperatures == pytest.approx({"none": 1.0, "scaled": 2.5})
 
 
-def test_one_command_writes_page_figures_tables_and_numbers(tmp_path, capsys):
+def test_report_command_writes_page_figures_tables_and_json(tmp_path, capsys):
     folders = two_runs(tmp_path)
     output = tmp_path / "not" / "there" / "yet"
     assert report(*folders, "--output", output) == 0
@@ -36,7 +36,7 @@ def test_one_command_writes_page_figures_tables_and_numbers(tmp_path, capsys):
     assert f"open {output / 'report.html'}" in told
 
 
-def test_the_page_refers_to_nothing_outside_itself(tmp_path):
+def test_page_loads_nothing_external(tmp_path):
     report(*two_runs(tmp_path), "--output", tmp_path / "out")
     page = (tmp_path / "out" / "report.html").read_text()
     references = re.findall(r'(?:src|href|data|action|poster)="([^"]*)"', page)
@@ -46,7 +46,7 @@ def test_the_page_refers_to_nothing_outside_itself(tmp_path):
     assert re.findall(r"url\((?!#)", page) == []
 
 
-def test_numbers_on_the_page_are_rescores(tmp_path, capsys):
+def test_report_metrics_equal_rescore(tmp_path, capsys):
     folders = two_runs(tmp_path, letters=5, ragged=True)
     report(*folders, "--output", tmp_path / "out")
     capsys.readouterr()
@@ -64,7 +64,7 @@ def test_numbers_on_the_page_are_rescores(tmp_path, capsys):
         assert f"<small>{rescored[f'{name}_low']:.4f}–{rescored[f'{name}_high']:.4f}</small>" in page
 
 
-def test_numbers_at_a_temperature_are_rescores_at_that_temperature(tmp_path, capsys):
+def test_scaled_report_metrics_equal_rescore_at_the_temperature(tmp_path, capsys):
     folder = write_run(tmp_path / "runs", {"arc": answers(150, sharpness=3.0)}, filters={"none": 1.0, "scaled": 2.5})
     results = build([folder])
     capsys.readouterr()
@@ -80,7 +80,7 @@ def test_numbers_at_a_temperature_are_rescores_at_that_temperature(tmp_path, cap
     assert scaled["numbers"]["acc"] == methods["base-7b"]["numbers"]["acc"]
 
 
-def test_a_temperature_json_beside_the_runs_adds_the_scaled_numbers(tmp_path):
+def test_temperature_json_adds_a_scaled_method(tmp_path):
     folder = write_run(tmp_path / "runs", {"arc": answers(150, sharpness=3.0)})
     (tmp_path / "runs" / "temperature.json").write_text('{"temperature": 3.0}')
     results = build([tmp_path / "runs"])
@@ -90,13 +90,13 @@ def test_a_temperature_json_beside_the_runs_adds_the_scaled_numbers(tmp_path):
     assert folder.is_dir()
 
 
-def test_a_temperature_that_is_none_is_refused(tmp_path, capsys):
+def test_temperature_of_zero_is_refused(tmp_path, capsys):
     write_run(tmp_path / "runs", {"arc": answers(20)})
     (tmp_path / "runs" / "temperature.json").write_text('{"temperature": 0}')
     assert "temperature is 0" in fails(capsys, tmp_path / "runs", "--output", tmp_path / "out")
 
 
-def test_the_generated_tasks_of_a_temperature_stand_beside_the_original(tmp_path):
+def test_scaled_task_is_grouped_with_the_original(tmp_path):
     arc = answers(80, sharpness=3.0)
     write_run(tmp_path / "base", {"arc": arc}, BASE)
     write_run(tmp_path / "scaled", {"arc_scaled": arc}, BASE, filters={"none": 1.0, "scaled": 3.0})
@@ -106,7 +106,7 @@ def test_the_generated_tasks_of_a_temperature_stand_beside_the_original(tmp_path
     assert list(results["tasks"]["arc"]["methods"]) == ["base-7b", "base-7b + scaled", "cft"]
 
 
-def test_other_tasks_on_the_same_documents_stay_apart(tmp_path):
+def test_different_tasks_on_the_same_documents_stay_separate(tmp_path):
     (loglikelihoods, gold) = answers(30)
     folders = [write_run(tmp_path / "a", {"mmlu": (loglikelihoods, gold)}, BASE)]
     folders.append(write_run(tmp_path / "b", {"mmlu": (loglikelihoods, gold)}, CFT))
@@ -116,14 +116,14 @@ def test_other_tasks_on_the_same_documents_stay_apart(tmp_path):
     assert list(build(folders)["tasks"]) == ["mmlu", "mmlu_continuation"]
 
 
-def test_samples_without_document_hashes_are_not_paired(tmp_path):
+def test_samples_without_document_hashes_are_unpaired(tmp_path):
     folders = two_runs(tmp_path)
     for path in [find_samples(folder)[0] for folder in folders]:
         path.write_text(re.sub('"doc_hash": "[^"]*", ', "", path.read_text()))
     assert build(folders)["tasks"]["arc"]["methods"]["cft"]["difference"] == {"questions": 0}
 
 
-def test_runs_with_other_prompts_than_the_base_are_noted(tmp_path):
+def test_note_names_runs_with_other_prompts_than_the_base(tmp_path):
     write_run(tmp_path / "base", {"arc": answers(30)}, BASE)
     write_run(tmp_path / "cft", {"arc": answers(30)}, CFT, chat_template_sha="abc", **{"n-shot": {"arc": 5}})
     assert build([tmp_path / "base", tmp_path / "cft"])["notes"] == [
@@ -132,7 +132,7 @@ def test_runs_with_other_prompts_than_the_base_are_noted(tmp_path):
     ]
 
 
-def test_differences_are_marked_where_the_interval_excludes_zero(tmp_path):
+def test_clear_differences_are_marked(tmp_path):
     folders = two_runs(tmp_path, rows=800)
     write_run(tmp_path / "same", {"arc": answers(800, sharpness=3.0)}, RCFT)
     report(*folders, tmp_path / "same", "--output", tmp_path / "out")
@@ -146,7 +146,7 @@ def test_differences_are_marked_where_the_interval_excludes_zero(tmp_path):
     assert f'<td class="better">{better["conf_ece_10"]["estimate"]:+.4f} <span aria-label="better">▲</span>' in page
 
 
-def test_questions_are_matched_by_their_documents_not_their_place(tmp_path):
+def test_questions_are_matched_by_document_hash(tmp_path):
     loglikelihoods, gold = answers(60, sharpness=2.0)
     write_run(tmp_path / "base", {"arc": (loglikelihoods, gold)}, BASE)
     folder = write_run(tmp_path / "cft", {"arc": (loglikelihoods, gold)}, CFT)
@@ -162,7 +162,7 @@ def test_questions_are_matched_by_their_documents_not_their_place(tmp_path):
     assert entry["difference"]["nll"] == {"estimate": 0, "low": 0, "high": 0, "clear": False}
 
 
-def test_runs_without_a_shared_question_get_no_difference_but_a_note(tmp_path):
+def test_runs_without_shared_questions_get_a_note(tmp_path):
     folders = two_runs(tmp_path)
     path = find_samples(folders[1])[0]
     path.write_text(path.read_text().replace('"doc_hash": "', '"doc_hash": "other'))
@@ -171,7 +171,7 @@ def test_runs_without_a_shared_question_get_no_difference_but_a_note(tmp_path):
     assert results["notes"] == ["cft and base-7b share no question of arc"]
 
 
-def test_base_is_the_first_folder_or_the_one_named(tmp_path, capsys):
+def test_base_is_the_first_or_named_run(tmp_path, capsys):
     base, cft = two_runs(tmp_path)
     assert build([cft, base])["base"] == "cft"
     assert build([cft, base], base=str(base))["base"] == "base-7b"
@@ -181,7 +181,7 @@ def test_base_is_the_first_folder_or_the_one_named(tmp_path, capsys):
     assert "--base nowhere is none of" in fails(capsys, base, cft, "--base", "nowhere", "--output", tmp_path / "out")
 
 
-def test_win_rates_stand_in_a_table_with_their_difference(tmp_path):
+def test_win_rate_table_has_differences(tmp_path):
     arc = answers(40)
     write_run(tmp_path / "base", {"arc": arc}, BASE, others={"ultrafeedback_winrate": win_lines(rate=0.5)})
     write_run(tmp_path / "cft", {"arc": arc}, CFT, others={"ultrafeedback_winrate": win_lines(rate=0.9)})
@@ -206,7 +206,7 @@ def test_win_rates_stand_in_a_table_with_their_difference(tmp_path):
     assert f"| cft | org/base-7b | runs/cft | {tmp_path}/cft/runs__cft |".replace("_", "\\_") in runs
 
 
-def test_win_rates_alone_make_a_page(tmp_path):
+def test_report_of_win_rates_alone(tmp_path):
     (tmp_path / "in").mkdir()
     record = {"benchmark": "arena_hard", "model": "m", "baseline": "gpt4", "win_rate": 0.4, "note": "made up"}
     (tmp_path / "in" / "winrate_arena_hard.json").write_text(json.dumps(record))
@@ -214,7 +214,7 @@ def test_win_rates_alone_make_a_page(tmp_path):
     assert "arena\\_hard" in (tmp_path / "out" / "tables.md").read_text()
 
 
-def test_a_win_rate_in_per_cent_is_refused(tmp_path, capsys):
+def test_win_rate_in_percent_is_refused(tmp_path, capsys):
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "winrate_x.json").write_text('{"benchmark": "x", "win_rate": 29.92}')
     assert "win_rate is 29.92" in fails(capsys, tmp_path / "in", "--output", tmp_path / "out")

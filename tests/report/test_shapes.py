@@ -8,7 +8,7 @@ from report_files import BASE, CFT, report
 from calibtune.report.build import build
 
 
-def test_one_model_makes_a_page_without_differences(tmp_path, capsys):
+def test_report_of_one_model_has_no_differences(tmp_path, capsys):
     folder = write_run(tmp_path, {"arc": answers(60)})
     assert report(folder, "--output", tmp_path / "out") == 0
     assert "calibtune fit --method temperature --model org/base-7b --tasks arc" in capsys.readouterr().out
@@ -16,7 +16,7 @@ def test_one_model_makes_a_page_without_differences(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("rows", [1, 2])
-def test_a_question_or_two_make_a_page(tmp_path, rows):
+def test_report_of_one_or_two_questions(tmp_path, rows):
     folder = write_run(tmp_path, {"arc": answers(rows)})
     write_run(tmp_path, {"arc": answers(rows)}, CFT)
     assert report(tmp_path, "--output", tmp_path.parent / f"out{rows}") == 0
@@ -25,7 +25,7 @@ def test_a_question_or_two_make_a_page(tmp_path, rows):
     assert folder.is_dir()
 
 
-def test_ten_options_make_ten_panels(tmp_path):
+def test_ten_options_give_ten_classwise_panels(tmp_path):
     folder = write_run(tmp_path / "run", {"pro": answers(150, 10)})
     report(folder, "--output", tmp_path / "out")
     svg = (tmp_path / "out" / "figures" / "pro_classwise.svg").read_text()
@@ -35,7 +35,7 @@ def test_ten_options_make_ten_panels(tmp_path):
     assert entry["options"]["entropy_most"] == pytest.approx(np.log2(10))
 
 
-def test_57_subjects_are_pooled_for_the_figures_and_all_in_the_table(tmp_path):
+def test_mmlu_subjects_are_pooled_in_figures_and_listed_in_the_table(tmp_path):
     subjects = [f"mmlu_{number:02}" for number in range(57)]
     tasks = {name: answers(12, seed=seed) for seed, name in enumerate(subjects)}
     groups = {"mmlu": ["mmlu_a", "mmlu_b"], "mmlu_a": subjects[:30], "mmlu_b": subjects[30:]}
@@ -57,14 +57,14 @@ def test_57_subjects_are_pooled_for_the_figures_and_all_in_the_table(tmp_path):
     assert results["tasks"]["mmlu"]["methods"]["cft"]["difference"]["questions"] == 57 * 12
 
 
-def test_many_tasks_without_a_group_get_figures_for_the_first(tmp_path):
+def test_figures_are_limited_to_the_first_tasks(tmp_path):
     folder = write_run(tmp_path / "run", {f"task{number}": answers(10, seed=number) for number in range(9)})
     tasks = build([folder])["tasks"]
     assert [name for name, task in tasks.items() if task["figures"]] == [f"task{number}" for number in range(6)]
     assert len(tasks) == 9
 
 
-def test_mixed_tasks_leave_out_what_has_no_letters_and_say_so(tmp_path):
+def test_tasks_without_letters_are_left_out_with_a_note(tmp_path):
     text = [{"doc_id": 0, "doc": {}, "target": "#### 4", "resps": [["so 4"]], "filtered_resps": ["4"], "doc_hash": "x"}]
     named = [{**line, "target": "Paris"} for line in sample_lines("capital", *answers(5), {"none": None})]
     folder = write_run(
@@ -84,13 +84,13 @@ def test_mixed_tasks_leave_out_what_has_no_letters_and_say_so(tmp_path):
     assert "gsm8k is left out: its output is generate_until, not multiple choice (base-7b)" in results["notes"][1]
 
 
-def test_a_stock_task_without_our_filter_is_reported(tmp_path):
+def test_task_without_letter_filter_is_reported(tmp_path):
     folder = write_run(tmp_path / "run", {"arc_challenge": answers(40)}, filters={"none": None})
     entry = build([folder])["tasks"]["arc_challenge"]["methods"]["base-7b"]
     assert entry["temperature"] == 1
 
 
-def test_a_results_file_that_disagrees_with_its_samples_is_said(tmp_path):
+def test_note_names_results_that_disagree_with_samples(tmp_path):
     folder = write_run(tmp_path / "run", {"arc": answers(40)})
     for path in folder.glob("results_*.json"):
         record = json.loads(path.read_text())

@@ -8,11 +8,11 @@ def rows(hashes, gold):
     return Rows("t", "none", "file", np.zeros((len(gold), 2)), np.array(gold), tuple(hashes), (), (), {})
 
 
-def test_a_question_that_is_there_twice_has_two_keys():
+def test_repeated_question_has_two_keys():
     assert question_keys(rows("aab", [0, 0, 0])) == (("a", 0, 0), ("a", 0, 1), ("b", 0, 0))
 
 
-def test_the_same_document_with_another_right_answer_is_another_question():
+def test_same_document_with_another_answer_does_not_match():
     a, b = question_keys(rows("ab", [0, 1])), question_keys(rows("ba", [1, 1]))
     assert [side.tolist() for side in matching_rows(a, b)] == [[1], [0]]
 

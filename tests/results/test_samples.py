@@ -11,7 +11,7 @@ from harness_ext.errors import ScoringError
 
 
 @pytest.mark.parametrize(("name", "temperature"), [("raw", 1.0), ("scaled", 2.5)])
-def test_the_harnesss_numbers_come_back_from_its_file(tiny_run, name, temperature):
+def test_samples_file_reproduces_the_harness_metrics(tiny_run, name, temperature):
     table, folder = tiny_run
     (path,) = find_samples(folder)
     rows = read_samples(path)
@@ -21,7 +21,7 @@ def test_the_harnesss_numbers_come_back_from_its_file(tiny_run, name, temperatur
     assert {key: table[f"{key},{name}"] for key in numbers} == pytest.approx(numbers, abs=1e-12)
 
 
-def test_a_real_file_has_its_questions_in_order_and_ragged_letters(tiny_run):
+def test_harness_file_has_ordered_questions_with_ragged_letters(tiny_run):
     (path,) = find_samples(tiny_run[1])
     rows = read_samples(path)
     assert (rows.task, rows.filter, rows.path) == ("both", "raw", path)
@@ -30,7 +30,7 @@ def test_a_real_file_has_its_questions_in_order_and_ragged_letters(tiny_run):
     assert len(set(rows.doc_hashes)) == 24
 
 
-def test_rows_out_of_order_are_read_in_order(tmp_path):
+def test_rows_are_sorted_by_document(tmp_path):
     rows = read_samples(write(tmp_path, [sample(1, target="1"), sample(0, (-3.0, -1.0))]))
     assert rows.gold.tolist() == [0, 1]
     assert rows.loglikelihoods[0, :2].tolist() == [-3.0, -1.0]
@@ -38,12 +38,12 @@ def test_rows_out_of_order_are_read_in_order(tmp_path):
     assert rows.doc_hashes == ("hash0", "hash1")
 
 
-def test_numbers_and_strings_are_both_log_likelihoods(tmp_path):
+def test_log_likelihoods_may_be_numbers_or_strings(tmp_path):
     rows = read_samples(write(tmp_path, [sample(0, resps=[[[-1.5, False]], [["-2.5e-3", "True"]]])]))
     assert rows.loglikelihoods.tolist() == [[-1.5, -0.0025]]
 
 
-def test_picked_samples_are_whole_if_the_results_file_counts_them(tmp_path):
+def test_missing_questions_are_refused_unless_results_count_them(tmp_path):
     path = write(tmp_path, [sample(3), sample(17)])
     with pytest.raises(ScoringError, match="question 0 is missing"):
         read_samples(path)
@@ -52,11 +52,11 @@ def test_picked_samples_are_whole_if_the_results_file_counts_them(tmp_path):
 
 
 @pytest.mark.parametrize("other", [[], [["-1.0", "False"]], [["-1.0", "False", "3"]], ["-1.0"]])
-def test_other_filters_responses_tell_no_temperature(tmp_path, other):
+def test_responses_of_other_filters_give_no_temperature(tmp_path, other):
     assert read_samples(write(tmp_path, [sample(0, filtered_resps=other)])).temperatures == {}
 
 
-def test_a_folder_means_the_newest_file_of_each_task_and_folder(tmp_path):
+def test_find_samples_returns_the_newest_file_per_task_and_folder(tmp_path):
     for folder, task, date in [("m", "x", "2026-01-01"), ("m", "x", "2026-01-02"), ("m", "y", "2026-01-01")]:
         (tmp_path / folder).mkdir(exist_ok=True)
         write(tmp_path / folder, [sample(0)], task, f"{date}T00-00-00.0")
@@ -70,14 +70,14 @@ def test_a_folder_means_the_newest_file_of_each_task_and_folder(tmp_path):
     ]
 
 
-def test_any_file_may_be_given_by_name(tmp_path):
+def test_find_samples_accepts_a_file(tmp_path):
     path = tmp_path / "mine.jsonl"
     path.write_text(json.dumps(sample(0)))
     assert find_samples(path) == [path]
     assert read_samples(path).task == "mine"
 
 
-def test_the_harnesss_own_file_is_taken_for_changed_if_a_row_is_another(tiny_run, tmp_path):
+def test_samples_changed_since_the_run_are_refused(tiny_run, tmp_path):
     (path,) = find_samples(tiny_run[1])
     (results,) = tiny_run[1].glob("results_*.json")
     lines = path.read_text().splitlines()
@@ -89,12 +89,12 @@ def test_the_harnesss_own_file_is_taken_for_changed_if_a_row_is_another(tiny_run
         read_samples(tmp_path / path.name)
 
 
-def test_equal_log_likelihoods_of_all_options_come_from_no_model(tmp_path):
+def test_constant_log_likelihoods_are_refused(tmp_path):
     with pytest.raises(ScoringError, match=r"arc_.*the same log-likelihood \(question 0: -1.0\)"):
         read_samples(write(tmp_path, [sample(i, (-1.0, -1.0)) for i in range(3)]))
 
 
-def test_letters_that_always_tie_share_a_token(tmp_path):
+def test_letters_that_always_tie_are_refused(tmp_path):
     with pytest.raises(ScoringError, match="letters B and C have the same log-likelihood in all 12"):
         read_samples(write(tmp_path, [sample(i, (-1.0 - i, -2.0, -2.0)) for i in range(12)]))
 

@@ -25,14 +25,14 @@ def target(step, rows=(0, 1, 2)):
     return step.batch_targets({"row": torch.tensor(rows), "letter_ids": torch.zeros(len(rows), 4)})["target"]
 
 
-def test_bins_hold_count_accuracy_and_confidence_of_the_scored_questions():
+def test_score_bins_gives_count_accuracy_and_confidence():
     table = score_bins(SCORES, GOLD, 10)
     assert table.count.tolist() == [0, 0, 0, 0, 1, 1, 0, 0, 0, 1]
     assert table.accuracy[[4, 5, 9]].tolist() == [0.0, 0.0, 1.0]
     assert table.confidence[9] == pytest.approx(0.96)
 
 
-def test_targets_take_the_accuracy_of_each_questions_bin():
+def test_targets_use_the_accuracy_of_each_questions_bin():
     step = EStep(recipe())
     step.take(0, TABLE, SCORES)
     q = target(step)
@@ -44,7 +44,7 @@ def test_targets_take_the_accuracy_of_each_questions_bin():
     assert torch.equal(target(step, (2, 0)), q[[2, 0]])
 
 
-def test_confidences_are_put_into_bins_in_float64():
+def test_confidences_are_binned_in_float64():
     step = EStep(recipe(bins=25))
     # 1/25 is an edge, and in float32 below it.
     step.take(0, bin_table([0.03, 0.05], [0, 1], 25), np.full((1, 25), np.log(0.04)))
@@ -52,21 +52,21 @@ def test_confidences_are_put_into_bins_in_float64():
 
 
 @pytest.mark.parametrize("mapping", ["simplified", "general"])
-def test_targets_leave_absent_letters_out_and_follow_the_recipes_mapping(mapping):
+def test_targets_follow_the_recipes_mapping_and_skip_absent_letters(mapping):
     step = EStep(recipe(mapping=mapping))
     step.take(0, TABLE, SCORES)
     expected = np.nan_to_num(target_probs(np.exp(SCORES), np.array([0.5, 1.0, 0.0]), mapping))
     assert target(step).numpy() == pytest.approx(expected, abs=1e-5)
 
 
-def test_a_question_takes_the_accuracy_of_the_bin_that_the_maths_puts_it_in():
+def test_confidence_on_an_edge_uses_the_bin_above():
     table = bin_table([0.2, 0.3], [0, 1], 10)  # .3 lies on an edge and belongs to the bin above it
     step = EStep(recipe())
     step.take(0, table, np.log([[0.3, 0.28, 0.22, 0.2], [0.29, 0.27, 0.23, 0.21]]))
     assert step.targets[:, 0].tolist() == [1.0, 0.0]
 
 
-def test_without_l_ece_a_batch_has_no_target():
+def test_batch_has_no_target_before_the_first_e_step():
     assert EStep(recipe()).batch_targets({"row": torch.tensor([0]), "letter_ids": torch.zeros(1, 4)}) == {}
 
 
@@ -85,14 +85,14 @@ def test_running_e_step_reuses_training_scores():
     np.testing.assert_array_equal(step.latest_scores(), SCORES)
 
 
-def test_a_letter_that_a_question_lacks_stays_unknown():
+def test_absent_letters_stay_nan_in_the_latest_scores():
     step = EStep(recipe(e_step="running"))
     step.take(0, TABLE, SCORES)
     step.note({"row": torch.tensor([0, 2])}, letters((0, 2)))
     assert np.isnan(step.latest_scores()).tolist() == np.isnan(SCORES).tolist()
 
 
-def test_what_is_saved_comes_back(tmp_path):
+def test_save_and_load_round_trip(tmp_path):
     step = EStep(recipe())
     step.take(3, TABLE, SCORES)
     step.note({"row": torch.tensor([0])}, letters((1,)))

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.usefixtures("mirror")
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_the_adapter_moves_and_the_base_does_not(model, tmp_path, method, monkeypatch):
+def test_fit_changes_the_adapter_and_not_the_base(model, tmp_path, method, monkeypatch):
     trainers = []
     train = CalibrationTrainer.train
     monkeypatch.setattr(CalibrationTrainer, "train", lambda self, **k: trainers.append(self) or train(self, **k))
@@ -36,7 +36,7 @@ def test_the_adapter_moves_and_the_base_does_not(model, tmp_path, method, monkey
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_accumulated_parts_train_like_one_batch(model, tmp_path, method, monkeypatch):
+def test_gradient_accumulation_matches_one_batch(model, tmp_path, method, monkeypatch):
     norms = []
     norm = CalibrationTrainer._get_grad_norm
     # AdamW trains alike with gradients that are four times as long, so they are compared too.
@@ -51,7 +51,7 @@ def test_accumulated_parts_train_like_one_batch(model, tmp_path, method, monkeyp
     assert whole.after["nll"] != pytest.approx(whole.before["nll"], abs=1e-4)
 
 
-def test_with_several_gpus_in_sight_one_process_trains_on_one(model, tmp_path, monkeypatch, capsys):
+def test_one_process_uses_one_of_several_gpus(model, tmp_path, monkeypatch, capsys):
     found = trainer.TrainingArguments.__dict__["_setup_devices"]
 
     def two_gpus(self):
@@ -72,7 +72,7 @@ def test_with_several_gpus_in_sight_one_process_trains_on_one(model, tmp_path, m
     assert said + "--batch-size 2" in capsys.readouterr().out
 
 
-def test_idle_gpus_are_told_to_a_process_that_is_alone_on_a_gpu(model, monkeypatch):
+def test_idle_gpus_are_reported_to_a_single_gpu_process(model, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     assert "one of 2 GPUs" in idle_gpus(small_recipe(model, "cft", device="cuda"))
@@ -82,18 +82,18 @@ def test_idle_gpus_are_told_to_a_process_that_is_alone_on_a_gpu(model, monkeypat
     assert idle_gpus(small_recipe(model, "cft", device="cuda")) == ""
 
 
-def test_recomputing_activations_trains_the_same(model, tmp_path):
+def test_gradient_checkpointing_trains_the_same_adapter(model, tmp_path):
     small_fit(model, tmp_path / "kept", "rcft")
     small_fit(model, tmp_path / "again", "rcft", gradient_checkpointing=True)
     assert same_weights(tmp_path / "kept", tmp_path / "again", rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize(("precision", "casts"), [("bf16", False), ("fp32", True)])
-def test_peft_casts_inputs_only_where_autocast_does_not(model, tmp_path, precision, casts, monkeypatch):
+def test_peft_input_casting_is_off_under_autocast(model, tmp_path, precision, casts, monkeypatch):
     seen, trainers = set(), []
     loss = CalibrationTrainer.compute_loss
 
-    def noted(self, *args, **options):
+    def recorded(self, *args, **options):
         trainers.append(self)
         seen.update(casting(self.model))
         return loss(self, *args, **options)
@@ -101,14 +101,14 @@ def test_peft_casts_inputs_only_where_autocast_does_not(model, tmp_path, precisi
     def casting(tuned):
         return {layer.cast_input_dtype_enabled for layer in tuned.modules() if isinstance(layer, BaseTunerLayer)}
 
-    monkeypatch.setattr(CalibrationTrainer, "compute_loss", noted)
+    monkeypatch.setattr(CalibrationTrainer, "compute_loss", recorded)
     small_fit(model, tmp_path / "out", "cft", precision=precision, max_steps=1)
     assert seen == {casts}
     assert casting(trainers[0].model) == {True}
 
 
 @pytest.mark.parametrize(("method", "e_step"), [*((m, None) for m in METHODS), ("rcft", "epoch")])
-def test_the_step_that_graphs_record_is_the_plain_one(model, tmp_path, method, e_step, monkeypatch):
+def test_unrecorded_graph_step_equals_the_plain_step(model, tmp_path, method, e_step, monkeypatch):
     class Unrecorded(StepGraphs):
         def run(self, batch):
             assert batch["input_ids"].shape[1] % BUCKET == 0
@@ -118,14 +118,14 @@ def test_the_step_that_graphs_record_is_the_plain_one(model, tmp_path, method, e
     seen = []
     norm = CalibrationTrainer._get_grad_norm
 
-    def noted(self, *args, **options):
+    def recorded(self, *args, **options):
         losses = float(sum(self._losses))
         seen.append((losses, float(norm(self, *args, **options))))
         return torch.tensor(seen[-1][1])
 
     monkeypatch.setattr(trainer, "StepGraphs", Unrecorded)
     monkeypatch.setattr("calibtune.tuning.inputs.check_machine", lambda recipe: None)
-    monkeypatch.setattr(CalibrationTrainer, "_get_grad_norm", noted)
+    monkeypatch.setattr(CalibrationTrainer, "_get_grad_norm", recorded)
     options = {"batch_size": 2, "gradient_accumulation": 2, "epochs": 2} | ({"e_step": e_step} if e_step else {})
     small_fit(model, tmp_path / "plain", method, **options)
     plain = list(seen)
@@ -135,14 +135,14 @@ def test_the_step_that_graphs_record_is_the_plain_one(model, tmp_path, method, e
     assert same_weights(tmp_path / "plain", tmp_path / "graphs", rtol=1e-3, atol=1e-4)
 
 
-def test_seeds_give_other_adapters_and_one_seed_the_same(model, tmp_path):
+def test_fit_is_reproducible_by_seed(model, tmp_path):
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         small_fit(model, tmp_path / name, "cft", seed=seed, lora_dropout=0.05)
     assert same_weights(tmp_path / "a", tmp_path / "b")
     assert not same_weights(tmp_path / "a", tmp_path / "c", atol=1e-6)
 
 
-def test_training_and_held_out_questions_are_apart_and_neither_is_evaluated(model):
+def test_training_held_out_and_evaluated_questions_are_disjoint(model):
     inputs = read_inputs(small_recipe(model, "cft"))
     train, held_out = (
         {example.doc_hash for example in part} for part in (inputs.examples.train, inputs.examples.held_out)
@@ -156,7 +156,7 @@ def test_training_and_held_out_questions_are_apart_and_neither_is_evaluated(mode
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_sees_the_same_questions_in_the_same_order_at_a_seed(model, tmp_path, method, monkeypatch):
+def test_question_order_depends_on_the_seed_not_the_method(model, tmp_path, method, monkeypatch):
     seen = []
     loss = CalibrationTrainer.compute_loss
     monkeypatch.setattr(
@@ -171,7 +171,7 @@ def test_every_method_sees_the_same_questions_in_the_same_order_at_a_seed(model,
     assert len(seen) == 2 * 2 * 4
 
 
-def test_options_are_shown_in_other_orders_in_each_epoch_with_the_right_one_followed(model):
+def test_shuffle_options_reorders_each_epoch_and_keeps_the_right_answer(model):
     from calibtune.data.training_set import TrainingSet
 
     inputs = read_inputs(small_recipe(model, "cft"))
@@ -189,7 +189,7 @@ def test_options_are_shown_in_other_orders_in_each_epoch_with_the_right_one_foll
     assert [row.gold for row in data.rows] == [example.gold for example in inputs.examples.train]
 
 
-def test_full_fine_tuning_leaves_an_ordinary_model(model, tmp_path):
+def test_full_fine_tuning_saves_a_transformers_model(model, tmp_path):
     artifact = small_fit(model, tmp_path / "out", "cft", tuning="full", learning_rate=1e-3)
     from transformers import AutoModelForCausalLM
 
@@ -198,7 +198,7 @@ def test_full_fine_tuning_leaves_an_ordinary_model(model, tmp_path):
     assert all(not torch.equal(base[name], tuned[name]) for name in base if "proj" in name)
 
 
-def test_tensorboard_gets_the_loss_and_the_held_out_numbers_of_each_epoch(model, tmp_path):
+def test_tensorboard_logs_loss_and_held_out_metrics_per_epoch(model, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     small_fit(model, tmp_path / "out", "cft", report_to="tensorboard", epochs=3)
@@ -210,7 +210,7 @@ def test_tensorboard_gets_the_loss_and_the_held_out_numbers_of_each_epoch(model,
     assert scalars["train/loss"] == [10]
 
 
-def test_a_limit_renders_only_the_questions_drawn(model, monkeypatch):
+def test_limit_renders_only_the_sampled_questions(model, monkeypatch):
     from calibtune.data.examples import Prompts
 
     rendered = []
@@ -221,7 +221,7 @@ def test_a_limit_renders_only_the_questions_drawn(model, monkeypatch):
     assert (len(inputs.examples.train), len(inputs.held_out)) == (6, 2)
 
 
-def test_a_fit_that_ends_worse_than_an_earlier_epoch_says_so(model, tmp_path, caplog):
+def test_fit_warns_when_the_last_epoch_is_worse(model, tmp_path, caplog):
     artifact = small_fit(model, tmp_path / "far", "cft", epochs=2, learning_rate=0.3)
     assert artifact.after["nll"] > artifact.before["nll"] + 0.02
     assert "a lower --learning-rate may end better" in caplog.text
@@ -239,11 +239,11 @@ def test_a_fit_that_ends_worse_than_an_earlier_epoch_says_so(model, tmp_path, ca
         ({}, None),
     ],
 )
-def test_the_epoch_with_the_lowest_held_out_nll_is_named(before, said):
+def test_overtrained_names_the_epoch_with_the_lowest_nll(before, said):
     assert overtrained(before, 1.5) == (said and f"held-out NLL {said} lower --learning-rate may end better")
 
 
-def test_any_argument_of_transformers_trainer_can_be_given(model, tmp_path):
+def test_training_arguments_are_passed_to_transformers(model, tmp_path):
     recipe = small_recipe(model, "cft", training_arguments={"lr_scheduler_type": "linear"})
     assert training_arguments(recipe, tmp_path).lr_scheduler_type == "linear"
 
@@ -255,7 +255,7 @@ def test_any_argument_of_transformers_trainer_can_be_given(model, tmp_path):
         ({"lerning_rate": 1.0}, "transformers.TrainingArguments has no lerning_rate; leave it out"),
     ],
 )
-def test_an_argument_of_ours_or_of_nobody_is_refused(model, tmp_path, given, message):
+def test_reserved_or_unknown_training_arguments_are_refused(model, tmp_path, given, message):
     with pytest.raises(UserError, match=message):
         small_fit(model, tmp_path / "out", "cft", training_arguments=given)
     assert not (tmp_path / "out").exists()

@@ -13,7 +13,7 @@ from calibtune.tuning.trainer import CalibrationTrainer
 pytestmark = pytest.mark.usefixtures("mirror")
 
 
-def test_a_loss_that_is_not_finite_stops_with_step_rows_and_checkpoint(model, tmp_path, monkeypatch):
+def test_non_finite_loss_stops_training_and_names_step_and_rows(model, tmp_path, monkeypatch):
     original = CalibrationTrainer.compute_loss
 
     def explodes(self, m, inputs, **kwargs):
@@ -25,7 +25,7 @@ def test_a_loss_that_is_not_finite_stops_with_step_rows_and_checkpoint(model, tm
         small_fit(model, tmp_path / "out", "cft", save_every=1)
 
 
-def test_a_gradient_that_is_not_finite_stops_before_the_step(model, tmp_path, monkeypatch):
+def test_non_finite_gradient_stops_before_the_update(model, tmp_path, monkeypatch):
     from calibtune.tuning import trainer
 
     original = trainer.method_loss
@@ -40,12 +40,12 @@ def test_a_gradient_that_is_not_finite_stops_before_the_step(model, tmp_path, mo
         small_fit(model, tmp_path / "out", "cft")
 
 
-def test_too_few_questions_for_a_step_is_said(model, tmp_path):
+def test_batch_larger_than_the_training_set_is_refused(model, tmp_path):
     with pytest.raises(UserError, match=r"a step takes 64 questions .* only 18"):
         small_fit(model, tmp_path / "out", "cft", batch_size=64)
 
 
-def test_four_bit_bases_train_on_the_cpu(model, tmp_path):
+def test_4_bit_base_trains_on_cpu(model, tmp_path):
     import bitsandbytes
 
     assert bitsandbytes.__version__
@@ -58,7 +58,7 @@ def test_four_bit_bases_train_on_the_cpu(model, tmp_path):
     assert artifact.after["nll"] != pytest.approx(artifact.before["nll"], abs=1e-4)
 
 
-def test_scoring_before_training_leaves_four_bit_gradients_as_they_were(tmp_path):
+def test_scoring_before_training_keeps_4_bit_gradients(tmp_path):
     from calibtune.data.tokens import collate
     from calibtune.models.loading import load_base
     from calibtune.models.scores import score
@@ -85,7 +85,7 @@ def test_scoring_before_training_leaves_four_bit_gradients_as_they_were(tmp_path
     assert max(float(gradient.abs().max()) for gradient in found[0].values()) > 0.01
 
 
-def test_bf16_keeps_adapter_weights_in_float32_and_rotary_frequencies_exact(model, tmp_path):
+def test_bf16_keeps_adapter_and_rotary_frequencies_in_float32(model, tmp_path):
     from calibtune.models.loading import load_base
     from calibtune.tuning.trainable import add_adapter
 
@@ -101,7 +101,7 @@ def test_bf16_keeps_adapter_weights_in_float32_and_rotary_frequencies_exact(mode
     assert np.isfinite(artifact.after["nll"])
 
 
-def test_auto_batch_splits_the_step_until_it_fits(model, tmp_path, monkeypatch, capsys):
+def test_auto_batch_reduces_the_batch_until_it_fits(model, tmp_path, monkeypatch, capsys):
     from calibtune.tuning import memory as batch
 
     original = batch.method_loss
@@ -121,7 +121,7 @@ def test_auto_batch_splits_the_step_until_it_fits(model, tmp_path, monkeypatch, 
 @pytest.mark.parametrize(
     ("sharded", "tried"), [(False, [(3, 25), (1, 40), (1, 40)]), (True, [(4, 40), (2, 40), (1, 40)])]
 )
-def test_auto_batch_tries_the_part_of_a_step_with_most_tokens(model, monkeypatch, sharded, tried):
+def test_auto_batch_tries_the_batch_with_most_tokens(model, monkeypatch, sharded, tried):
     from calibtune.data.tokens import TokenExample
     from calibtune.data.training_set import Questions
     from calibtune.tuning import memory as batch
@@ -135,7 +135,7 @@ def test_auto_batch_tries_the_part_of_a_step_with_most_tokens(model, monkeypatch
     assert shapes == tried
 
 
-def test_auto_batch_leaves_room_for_what_a_step_finds_taken(model, tmp_path, monkeypatch):
+def test_auto_batch_reserves_memory_for_gradients_and_optimizer(model, tmp_path, monkeypatch):
     from calibtune.tuning import memory as batch
 
     taken, empty_like, fits = [], torch.empty_like, batch._fits
@@ -156,7 +156,7 @@ FULL = [torch.OutOfMemoryError(), torch.AcceleratorError("CUDA error: out of mem
 
 
 @pytest.mark.parametrize("error", FULL, ids=lambda error: type(error).__name__)
-def test_out_of_memory_says_which_batch_size_to_try(model, tmp_path, monkeypatch, error):
+def test_out_of_memory_suggests_a_smaller_batch(model, tmp_path, monkeypatch, error):
     def full(self, *args, **kwargs):
         raise error
 
@@ -166,7 +166,7 @@ def test_out_of_memory_says_which_batch_size_to_try(model, tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize("save_every", [0, 1])
-def test_a_full_disk_is_one_sentence_and_nothing_claims_to_be_whole(model, tmp_path, monkeypatch, save_every):
+def test_full_disk_leaves_no_manifest_and_no_finished_checkpoint(model, tmp_path, monkeypatch, save_every):
     from safetensors import SafetensorError
 
     from calibtune.tuning import trainer
@@ -181,7 +181,7 @@ def test_a_full_disk_is_one_sentence_and_nothing_claims_to_be_whole(model, tmp_p
     assert not (tmp_path / "out" / "calibtune.json").exists()
 
 
-def test_a_model_whose_cache_cannot_be_repeated_is_scored_and_trained(tmp_path):
+def test_model_with_unsupported_cache_is_scored_and_trained(tmp_path):
     base = other_architecture("Lfm2", tmp_path / "base")
     tuned = small_fit(base, tmp_path / "tuned", "rcft", max_steps=1)
     scaled = small_fit(base, tmp_path / "t", "temperature")
@@ -189,7 +189,7 @@ def test_a_model_whose_cache_cannot_be_repeated_is_scored_and_trained(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["Qwen2", "Mistral", "Gemma2", "Olmo2", "GPT2"])
-def test_other_architectures_are_trained_and_served(tmp_path, name):
+def test_architecture_can_be_fitted_merged_and_baked(tmp_path, name):
     from calibtune.artifacts.bake import bake
     from calibtune.artifacts.merge import merge
 
@@ -202,7 +202,7 @@ def test_other_architectures_are_trained_and_served(tmp_path, name):
     assert (tmp_path / "baked" / "model.safetensors").is_file()
 
 
-def test_an_architecture_that_takes_no_adapter_is_refused_and_can_be_tuned_in_full(tmp_path):
+def test_architecture_without_lora_support_needs_full_fine_tuning(tmp_path):
     base = other_architecture("Mamba", tmp_path / "base")
     with pytest.raises(UserError, match=r"no adapter can be put on all-linear of .* or --tuning full"):
         small_fit(base, tmp_path / "out", "cft")

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.usefixtures("mirror")
 
 
 @pytest.mark.slow
-def test_killed_at_several_moments_it_resumes_to_the_same_adapter(model, tmp_path, mirror):
+def test_fit_killed_repeatedly_resumes_to_the_same_adapter(model, tmp_path, mirror):
     def arguments(output):
         return ["-m", "calibtune", *words(model, output, "rcft", epochs=12, save_every=2, lora_dropout=0.05)]
 
@@ -36,7 +36,7 @@ def test_killed_at_several_moments_it_resumes_to_the_same_adapter(model, tmp_pat
 
 
 @pytest.mark.slow
-def test_two_processes_train_like_one_with_the_same_step(model, tmp_path, mirror):
+def test_two_processes_train_the_same_adapter_as_one(model, tmp_path, mirror):
     one = ["-m", "calibtune", *words(model, tmp_path / "one", "rcft", batch_size=4)]
     two = [
         "-m",
@@ -79,7 +79,7 @@ sys.exit(code)
 
 
 @pytest.mark.slow
-def test_processes_with_different_numbers_of_parts_train_like_one(model, tmp_path, mirror):
+def test_processes_with_uneven_parts_train_the_same_adapter_as_one(model, tmp_path, mirror):
     method, changes = "rcft", {"gradient_accumulation": 2, "epochs": 2, "e_step": "running"}
     script = tmp_path / "script.py"
     script.write_text(IN_PARTS)
@@ -102,7 +102,7 @@ def test_processes_with_different_numbers_of_parts_train_like_one(model, tmp_pat
 
 
 @pytest.mark.slow
-def test_interrupting_gives_exit_code_130(model, tmp_path, mirror):
+def test_interrupt_exits_with_code_130(model, tmp_path, mirror):
     # Background jobs, such as CI's, hand on a SIGINT that is ignored; a terminal's do not.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}

@@ -19,17 +19,17 @@ from calibtune.tuning.fit import fit
 pytestmark = pytest.mark.usefixtures("mirror")
 
 
-def files(folder):
+def contents(folder):
     """Contents of a folder by name."""
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
 @pytest.fixture
-def copied(model, tmp_path):
+def model_copy(model, tmp_path):
     return shutil.copytree(model, tmp_path / "base")
 
 
-def damage(folder, kind):
+def damage_model(folder, kind):
     """A model's folder in some bad state."""
     weights, config = folder / "model.safetensors", folder / "config.json"
     if kind == "cut":
@@ -62,15 +62,15 @@ DAMAGED = [
 
 
 @pytest.mark.parametrize(("kind", "message"), DAMAGED)
-def test_a_damaged_model_is_one_sentence_that_loses_nothing(model, copied, tmp_path, kind, message):
+def test_damaged_model_is_refused_and_output_kept(model, model_copy, tmp_path, kind, message):
     small_fit(model, tmp_path / "kept", "cft", max_steps=1)
-    before = files(tmp_path / "kept")
-    damage(copied, kind)
+    before = contents(tmp_path / "kept")
+    damage_model(model_copy, kind)
     with pytest.raises(UserError, match=message):
-        small_fit(copied, tmp_path / "kept", "cft", overwrite=True)
+        small_fit(model_copy, tmp_path / "kept", "cft", overwrite=True)
     with pytest.raises(UserError, match=message):
-        small_fit(copied, tmp_path / "new", "cft")
-    assert files(tmp_path / "kept") == before
+        small_fit(model_copy, tmp_path / "new", "cft")
+    assert contents(tmp_path / "kept") == before
     assert not (tmp_path / "new").exists()
 
 
@@ -82,9 +82,9 @@ def test_a_damaged_model_is_one_sentence_that_loses_nothing(model, copied, tmp_p
         ({"method": "temperature", "limit": 1, "lambda": None}, "is left to fit T on; raise --limit"),
     ],
 )
-def test_too_few_questions_are_said_before_the_model_is_loaded(model, tmp_path, monkeypatch, changes, message):
+def test_too_few_questions_are_refused_before_loading_the_model(model, tmp_path, monkeypatch, changes, message):
     small_fit(model, tmp_path / "kept", "cft", max_steps=1)
-    before = files(tmp_path / "kept")
+    before = contents(tmp_path / "kept")
     monkeypatch.setattr(fit_module, "load_base", lambda recipe: pytest.fail("loaded"))
     changes = {"method": "rcft", "model": model, **changes}
     if changes["method"] == "temperature":
@@ -93,41 +93,41 @@ def test_too_few_questions_are_said_before_the_model_is_loaded(model, tmp_path, 
         small_fit(output=tmp_path / "kept", overwrite=True, **changes)
     with pytest.raises(UserError, match=message):
         small_fit(output=tmp_path / "new", **changes)
-    assert files(tmp_path / "kept") == before
+    assert contents(tmp_path / "kept") == before
     assert not (tmp_path / "new").exists()
 
 
-def test_overwriting_what_the_command_reads_is_refused(model, copied, tmp_path, mirror):
-    small_fit(copied, tmp_path / "adapter", "cft", max_steps=1)
-    small_fit(copied, tmp_path / "t", "temperature", artifact=str(tmp_path / "adapter"))
-    before = files(tmp_path)
-    recipe = small_recipe(copied, "cft")
-    for output in (copied, tmp_path, mirror):
+def test_overwriting_an_input_is_refused(model, model_copy, tmp_path, mirror):
+    small_fit(model_copy, tmp_path / "adapter", "cft", max_steps=1)
+    small_fit(model_copy, tmp_path / "t", "temperature", artifact=str(tmp_path / "adapter"))
+    before = contents(tmp_path)
+    recipe = small_recipe(model_copy, "cft")
+    for output in (model_copy, tmp_path, mirror):
         with pytest.raises(UserError, match="which this command reads; give a folder of its own"):
             fit(recipe, output, overwrite=True)
-    on_top = small_recipe(copied, "temperature", artifact=str(tmp_path / "adapter"))
+    on_top = small_recipe(model_copy, "temperature", artifact=str(tmp_path / "adapter"))
     with pytest.raises(UserError, match=r"holds .*adapter, which this command reads"):
         fit(on_top, tmp_path / "adapter", overwrite=True)
-    for output in (tmp_path / "adapter", copied):
+    for output in (tmp_path / "adapter", model_copy):
         with pytest.raises(UserError, match="which this command reads"):
             merge(tmp_path / "adapter", output, dequantized=False, overwrite=True)
         with pytest.raises(UserError, match="which this command reads"):
             bake(tmp_path / "t", output, overwrite=True)
-    assert files(tmp_path) == before
+    assert contents(tmp_path) == before
 
 
-def test_a_merge_that_fails_keeps_what_it_was_to_overwrite(copied, tmp_path):
-    small_fit(copied, tmp_path / "adapter", "cft", max_steps=1)
+def test_failed_merge_keeps_the_existing_output(model_copy, tmp_path):
+    small_fit(model_copy, tmp_path / "adapter", "cft", max_steps=1)
     (tmp_path / "merged").mkdir()
     (tmp_path / "merged" / "precious").write_text("kept")
-    shutil.rmtree(copied)
+    shutil.rmtree(model_copy)
     with pytest.raises(UserError, match="does not exist; give a folder that transformers loads"):
         merge(tmp_path / "adapter", tmp_path / "merged", dequantized=False, overwrite=True)
     assert (tmp_path / "merged" / "precious").read_text() == "kept"
 
 
-def test_a_merge_that_cannot_be_written_is_one_sentence_and_leaves_nothing(copied, tmp_path, monkeypatch):
-    small_fit(copied, tmp_path / "adapter", "cft", max_steps=1)
+def test_merge_to_a_full_disk_fails_and_leaves_no_output(model_copy, tmp_path, monkeypatch):
+    small_fit(model_copy, tmp_path / "adapter", "cft", max_steps=1)
 
     def full(self, folder, **options):
         (folder / "config.json").write_text("{}")
@@ -142,7 +142,7 @@ def test_a_merge_that_cannot_be_written_is_one_sentence_and_leaves_nothing(copie
         whole_models.save_model(torch.nn.Linear(1, 1), None, tmp_path / "file" / "below", {})
 
 
-def test_a_finished_fit_is_not_taken_for_that_of_another_recipe(model, tmp_path):
+def test_resume_of_a_finished_fit_refuses_another_recipe(model, tmp_path):
     small_fit(model, tmp_path / "out", "cft", max_steps=1)
     again = small_fit(model, tmp_path / "out", "cft", max_steps=1, resume=True)
     assert again.method == "cft"
@@ -152,8 +152,8 @@ def test_a_finished_fit_is_not_taken_for_that_of_another_recipe(model, tmp_path)
     assert small_fit(model, tmp_path / "auto", "cft", max_steps=1, auto_batch=True, resume=True) == finished
 
 
-def test_a_temperature_is_not_fitted_on_an_adapter_of_another_base(model, copied, tmp_path):
-    small_fit(copied, tmp_path / "adapter", "cft", max_steps=1)
+def test_temperature_refuses_an_unusable_adapter(model, model_copy, tmp_path):
+    small_fit(model_copy, tmp_path / "adapter", "cft", max_steps=1)
     small_fit(model, tmp_path / "t", "temperature")
     with pytest.raises(UserError, match=r"was fitted on .*base, not on"):
         small_fit(model, tmp_path / "out", "temperature", artifact=str(tmp_path / "adapter"))
@@ -161,23 +161,23 @@ def test_a_temperature_is_not_fitted_on_an_adapter_of_another_base(model, copied
         small_fit(model, tmp_path / "out", "temperature", artifact=str(tmp_path / "t"))
     (tmp_path / "adapter" / "adapter_model.safetensors").write_bytes(b"short")
     with pytest.raises(UserError, match=r"the weights in .*adapter are damaged"):
-        small_fit(copied, tmp_path / "out", "temperature", artifact=str(tmp_path / "adapter"))
+        small_fit(model_copy, tmp_path / "out", "temperature", artifact=str(tmp_path / "adapter"))
     (tmp_path / "adapter" / "adapter_model.safetensors").unlink()
     with pytest.raises(UserError, match="adapter holds no weights"):
-        small_fit(copied, tmp_path / "out", "temperature", artifact=str(tmp_path / "adapter"))
+        small_fit(model_copy, tmp_path / "out", "temperature", artifact=str(tmp_path / "adapter"))
     assert not (tmp_path / "out").exists()
 
 
-def test_a_temperature_keeps_the_chat_template_that_it_was_fitted_with(copied, tmp_path):
+def test_temperature_keeps_its_chat_template(model_copy, tmp_path):
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(copied)
+    tokenizer = AutoTokenizer.from_pretrained(model_copy)
     template, tokenizer.chat_template = tokenizer.chat_template, None
-    tokenizer.save_pretrained(copied)
-    (copied / "chat_template.jinja").unlink(missing_ok=True)
+    tokenizer.save_pretrained(model_copy)
+    (model_copy / "chat_template.jinja").unlink(missing_ok=True)
     (tmp_path / "template").write_text(template)
     options = {"apply_chat_template": True, "chat_template": str(tmp_path / "template")}
-    small_fit(copied, tmp_path / "t", "temperature", **options)
+    small_fit(model_copy, tmp_path / "t", "temperature", **options)
     assert AutoTokenizer.from_pretrained(tmp_path / "t").chat_template == template
     shown = EvaluationOptions(
         ("mc_calib_arc",), tmp_path / "out", artifact=tmp_path / "t", device="cpu", precision="fp32", batch_size="4"

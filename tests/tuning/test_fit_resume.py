@@ -36,7 +36,7 @@ def stop_after(monkeypatch, steps):
         ("rcft", {"e_step_rows": "train", "gradient_accumulation": 2, "batch_size": 2}),
     ],
 )
-def test_a_stopped_fit_resumes_to_the_same_adapter_bit_for_bit(model, tmp_path, method, changes, monkeypatch):
+def test_stopped_fit_resumes_to_the_identical_adapter(model, tmp_path, method, changes, monkeypatch):
     options = {"epochs": 2, "save_every": 1, "lora_dropout": 0.05, **changes}
     small_fit(model, tmp_path / "whole", method, **options)
     with monkeypatch.context() as patch:
@@ -49,7 +49,7 @@ def test_a_stopped_fit_resumes_to_the_same_adapter_bit_for_bit(model, tmp_path, 
     assert not (tmp_path / "cut" / CHECKPOINTS).exists()
 
 
-def test_a_checkpoint_cut_off_in_the_middle_is_passed_over(tmp_path):
+def test_incomplete_checkpoint_is_skipped(tmp_path):
     for step, whole in ((2, True), (4, True), (6, False)):
         (tmp_path / f"checkpoint-{step}").mkdir()
         if whole:
@@ -59,7 +59,7 @@ def test_a_checkpoint_cut_off_in_the_middle_is_passed_over(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["adapter_model.safetensors", "optimizer.pt", "trainer_state.json", "estep.npz"])
-def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(model, tmp_path, monkeypatch, capsys, name):
+def test_resume_skips_a_damaged_checkpoint(model, tmp_path, monkeypatch, capsys, name):
     options = {"save_every": 1, "lora_dropout": 0.05}
     small_fit(model, tmp_path / "whole", "rcft", **options)
     with monkeypatch.context() as patch:
@@ -78,7 +78,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(model, tmp_path,
     assert same_weights(tmp_path / "whole", tmp_path / "cut")
 
 
-def test_resuming_with_another_recipe_is_refused_with_what_differs(model, tmp_path, monkeypatch):
+def test_resume_with_another_recipe_names_the_difference(model, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         stop_after(patch, 1)
         with pytest.raises(KeyboardInterrupt):
@@ -88,14 +88,14 @@ def test_resuming_with_another_recipe_is_refused_with_what_differs(model, tmp_pa
         small_fit(model, tmp_path / "out", "cft", resume=True, learning_rate=1e-3)
 
 
-def test_resuming_a_finished_fit_changes_nothing(model, tmp_path):
+def test_resume_of_a_finished_fit_changes_nothing(model, tmp_path):
     first = small_fit(model, tmp_path / "out", "cft", max_steps=1)
     before = (tmp_path / "out" / MANIFEST).read_bytes()
     assert small_fit(model, tmp_path / "out", "cft", max_steps=1, resume=True) == first
     assert (tmp_path / "out" / MANIFEST).read_bytes() == before
 
 
-def test_a_fit_that_was_begun_before_an_option_existed_is_resumed(model, tmp_path):
+def test_resume_assumes_defaults_for_options_added_later(model, tmp_path):
     recipe = small_recipe(model, "cft")
     before = {key: value for key, value in recipe_values(recipe).items() if key not in ("liger_kernel", "cuda_graphs")}
     write_json(tmp_path / STARTED, before)
@@ -104,7 +104,7 @@ def test_a_fit_that_was_begun_before_an_option_existed_is_resumed(model, tmp_pat
         _check_output(small_recipe(model, "cft", cuda_graphs=True), tmp_path, resume=True, overwrite=False)
 
 
-def test_a_fit_refused_for_its_input_removes_nothing_and_leaves_nothing(model, tmp_path, mirror):
+def test_refused_fit_keeps_the_old_output_and_makes_no_new_one(model, tmp_path, mirror):
     small_fit(model, tmp_path / "kept", "cft", max_steps=1)
     before = adapter_weights(tmp_path / "kept")
     for changes in ({"tasks": "no_such_task"}, {"method": "temperature", "samples": str(tmp_path / "none.jsonl")}):

@@ -14,11 +14,11 @@ from calibtune.tuning.graphs import Recording, StepGraphs, causal_attention
 from calibtune.tuning.inputs import read_inputs
 from calibtune.tuning.trainer import CalibrationTrainer
 
-on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
 @pytest.mark.accelerator
-@on_a_gpu
+@needs_gpu
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize(
     ("method", "changes"),
@@ -29,7 +29,7 @@ on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU
         ("rcft", {"e_step": "epoch"}),
     ],
 )
-def test_a_graph_gives_the_losses_and_gradients_of_the_plain_pass(
+def test_cuda_graph_losses_and_gradients_equal_the_plain_pass(
     model, tmp_path, mirror, method, changes, precision, monkeypatch
 ):
     monkeypatch.setattr(trainer, "BUCKET", 4)  # several shapes
@@ -51,13 +51,13 @@ def test_a_graph_gives_the_losses_and_gradients_of_the_plain_pass(
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what is said where there is no GPU")
-def test_graphs_without_a_gpu_are_refused_before_anything_is_read(model):
+def test_cuda_graphs_without_a_gpu_are_refused(model):
     with pytest.raises(UserError, match="--cuda-graphs needs one process on an NVIDIA or AMD GPU; leave it out"):
         read_inputs(small_recipe(model, "cft", cuda_graphs=True))
 
 
 @pytest.mark.parametrize("other", [{"gradient_checkpointing": True}, {"lora_dropout": 0.1}])
-def test_graphs_with_what_cannot_be_recorded_are_refused(model, other):
+def test_cuda_graphs_refuse_dropout_and_gradient_checkpointing(model, other):
     with pytest.raises(UserError, match="--cuda-graphs needs --lora-dropout 0 and no"):
         small_recipe(model, "rcft", cuda_graphs=True, **other)
 
@@ -77,7 +77,7 @@ def masks_seen(monkeypatch, model, ids):
         return seen, model(ids, use_cache=False).logits
 
 
-def test_no_mask_is_made_while_a_graph_is_recorded(model, monkeypatch):
+def test_causal_attention_makes_no_mask_during_capture(model, monkeypatch):
     loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
     ids = torch.arange(300, 312)[None].repeat(2, 1)
     usual, _ = masks_seen(monkeypatch, loaded, ids)
@@ -89,7 +89,7 @@ def test_no_mask_is_made_while_a_graph_is_recorded(model, monkeypatch):
     assert loaded.config._attn_implementation == "sdpa"
 
 
-def test_a_model_that_attends_over_less_than_a_prompt_is_refused():
+def test_cuda_graphs_refuse_a_window_shorter_than_the_prompt():
     shape = {
         "vocab_size": 16,
         "hidden_size": 8,
@@ -103,7 +103,7 @@ def test_a_model_that_attends_over_less_than_a_prompt_is_refused():
         StepGraphs(windowed, lambda batch: (), longest=5)
 
 
-class Replay:
+class FakeGraph:
     """What stands for a recorded graph where there is no GPU."""
 
     def __init__(self, replay):
@@ -111,7 +111,7 @@ class Replay:
 
 
 @pytest.mark.parametrize(("factor", "kept"), [(1.0, True), (1.04, True), (1.2, False), (0.0, False), (math.nan, False)])
-def test_a_recording_with_other_gradients_is_not_used(model, factor, kept, caplog):
+def test_cuda_graph_with_wrong_gradients_is_not_used(model, factor, kept, caplog):
     loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
     batch = {"input_ids": torch.arange(300, 310)[None]}
     graphs = StepGraphs(loaded, lambda b: (loaded(b["input_ids"], use_cache=False).logits.pow(2).mean(),), longest=10)
@@ -120,7 +120,7 @@ def test_a_recording_with_other_gradients_is_not_used(model, factor, kept, caplo
         graphs._pass(batch)
         graphs.gradient.mul_(factor)
 
-    graphs._record = lambda b: Recording(Replay(replay), b, (torch.tensor(7.0),))
+    graphs._record = lambda b: Recording(FakeGraph(replay), b, (torch.tensor(7.0),))
     loaded(batch["input_ids"], use_cache=False).logits.pow(2).mean().backward()
     usual = [parameter.grad.clone() for parameter in loaded.parameters()]
     graphs.run(batch)
@@ -141,7 +141,7 @@ def test_a_recording_with_other_gradients_is_not_used(model, factor, kept, caplo
         ("rcft", {"e_step": "epoch"}),
     ],
 )
-def test_recorded_parts_of_steps_train_what_plain_steps_train(model, tmp_path, mirror, monkeypatch, method, changes):
+def test_cuda_graph_training_equals_plain_training(model, tmp_path, mirror, monkeypatch, method, changes):
     replays, losses = [], []
     norm = CalibrationTrainer._get_grad_norm
 
@@ -162,7 +162,7 @@ def test_recorded_parts_of_steps_train_what_plain_steps_train(model, tmp_path, m
             for output, value in zip(outputs, graphs._pass(inputs), strict=True):
                 output.copy_(value)
 
-        return Recording(Replay(replay), inputs, outputs)
+        return Recording(FakeGraph(replay), inputs, outputs)
 
     monkeypatch.setattr(StepGraphs, "_record", record)
     monkeypatch.setattr(fit_inputs, "check_machine", lambda recipe: None)

@@ -17,7 +17,7 @@ from calibtune.tuning import checks, inputs
 from calibtune.tuning.inputs import read_inputs
 from calibtune.tuning.trainer import training_arguments
 
-on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 #: Its own process, since Liger changes transformers' modules for all models of a process.
 FIT = """
 import json, sys
@@ -28,13 +28,13 @@ from calibtune.tuning.trainer import CalibrationTrainer
 model, output, precision, liger = sys.argv[1:]
 seen, norm = [], CalibrationTrainer._get_grad_norm
 
-def noted(self, *args, **options):
+def recorded(self, *args, **options):
     losses = [float(loss) for loss in self._losses]
     value = norm(self, *args, **options)
     seen.append([sum(losses), float(value)])
     return value
 
-CalibrationTrainer._get_grad_norm = noted
+CalibrationTrainer._get_grad_norm = recorded
 options = {"device": "cuda", "precision": precision, "max_steps": 3, "learning_rate": 1e-4}
 small_fit(model, Path(output), "rcft", **options, liger_kernel=liger == "liger")
 assert ("liger" in modeling_llama.apply_rotary_pos_emb.__module__) == (liger == "liger")
@@ -43,9 +43,9 @@ Path(output, "seen.json").write_text(json.dumps(seen))
 
 
 @pytest.mark.accelerator
-@on_a_gpu
+@needs_gpu
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_ligers_kernels_give_the_losses_and_gradients_of_the_plain_model(model, tmp_path, mirror, precision):
+def test_liger_losses_and_gradients_equal_the_plain_model(model, tmp_path, mirror, precision):
     pytest.importorskip("liger_kernel")
     here = Path(__file__).parents[1] / "support"
     paths = os.pathsep.join([str(here), str(here.parents[1]), os.environ.get("PYTHONPATH", "")])
@@ -59,19 +59,19 @@ def test_ligers_kernels_give_the_losses_and_gradients_of_the_plain_model(model, 
         assert same_weights(tmp_path / "plain", tmp_path / "liger", rtol=1e-2, atol=1e-5)
 
 
-def test_liger_is_refused_on_a_cpu(model):
+def test_liger_on_cpu_is_refused(model):
     with pytest.raises(UserError, match="--liger-kernel needs a GPU, and this fit would run on the CPU; leave it out"):
         read_inputs(small_recipe(model, "cft", liger_kernel=True, device="cpu"))
 
 
-def test_a_missing_liger_is_said_with_what_to_install(model, monkeypatch):
+def test_missing_liger_says_what_to_install(model, monkeypatch):
     monkeypatch.setattr(checks, "device", lambda name: torch.device("cuda"))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "liger_kernel" else object())
     with pytest.raises(UserError, match="needs liger_kernel, not installed here; pip install liger_kernel"):
         checks.check_machine(small_recipe(model, "cft", liger_kernel=True))
 
 
-def test_a_model_that_liger_does_not_know_is_refused(model, mirror, monkeypatch):
+def test_model_type_unknown_to_liger_is_refused(model, mirror, monkeypatch):
     kernels = SimpleNamespace(MODEL_TYPE_TO_APPLY_LIGER_FN={"llama": print})
     for name in ("liger_kernel", "liger_kernel.transformers"):
         monkeypatch.setitem(sys.modules, name, SimpleNamespace())
@@ -83,7 +83,7 @@ def test_a_model_that_liger_does_not_know_is_refused(model, mirror, monkeypatch)
         read_inputs(small_recipe(model, "cft", liger_kernel=True))
 
 
-def test_only_ligers_losses_are_left_out(model, tmp_path):
+def test_liger_runs_without_its_losses(model, tmp_path):
     arguments = training_arguments(small_recipe(model, "cft", liger_kernel=True), tmp_path)
     assert arguments.use_liger_kernel
     assert arguments.liger_kernel_config == {"cross_entropy": False, "fused_linear_cross_entropy": False}

@@ -105,7 +105,7 @@ CASES = [
 
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize(("method", "options"), CASES)
-def test_losses_equal_a_plain_recomputation(any_model, method, options, side, monkeypatch):
+def test_losses_equal_the_papers_formulas(any_model, method, options, side, monkeypatch):
     monkeypatch.setattr(losses, "CHUNK", 5)  # so that several are needed
     model = any_model
     batch = collate(EXAMPLES, pad_id=1, side=side)
@@ -118,14 +118,14 @@ def test_losses_equal_a_plain_recomputation(any_model, method, options, side, mo
         assert row[len(own) :].tolist() == [-math.inf] * (4 - len(own))
 
 
-def test_what_is_padded_and_what_pads_it_changes_nothing(model):
+def test_padding_side_and_token_do_not_change_the_loss(model):
     inputs = [collate(EXAMPLES, pad, side) for pad in (1, 7) for side in ("left", "right")]
     found = [method_loss(model, batch, recipe("rcft", **{"lambda": 0.0}))[0].item() for batch in inputs]
     assert found == pytest.approx([found[0]] * 4, abs=1e-6)
 
 
 @pytest.mark.parametrize("last", [True, False])
-def test_a_softmax_is_taken_in_float32_of_bfloat16_logits(last, monkeypatch):
+def test_bfloat16_logits_use_a_float32_softmax(last, monkeypatch):
     model, batch = Bigrams().bfloat16(), collate(EXAMPLES, pad_id=1)
     monkeypatch.setattr(heads, "output_layer", lambda m: m.output if last else None)
     exact = Bigrams()
@@ -136,14 +136,14 @@ def test_a_softmax_is_taken_in_float32_of_bfloat16_logits(last, monkeypatch):
     assert found.item() == pytest.approx(method_loss(exact, batch, recipe("rcft", **options))[0].item(), rel=1e-5)
 
 
-def test_padding_further_than_needed_changes_nothing(model):
+def test_extra_padding_does_not_change_the_loss(model):
     batches = [collate(EXAMPLES, 1), collate(EXAMPLES, 1, multiple=5)]
     assert [batch["input_ids"].shape[1] for batch in batches] == [7, 10]
     found = [method_loss(model, batch, recipe("rcft", **{"lambda": 0.0}))[0].item() for batch in batches]
     assert found[0] == pytest.approx(found[1], abs=1e-6)
 
 
-def test_no_more_rows_of_logits_are_made_than_a_chunk_holds(model, monkeypatch):
+def test_logits_are_computed_in_chunks(model, monkeypatch):
     monkeypatch.setattr(losses, "CHUNK", 4)
     assert losses.head_is_last(model, collate(EXAMPLES, 1))
     made = []
@@ -153,7 +153,7 @@ def test_no_more_rows_of_logits_are_made_than_a_chunk_holds(model, monkeypatch):
     assert sum(made) == 3 + 2 * 3 * 7  # the answers once; all places forward, and again on the way back
 
 
-def test_the_right_side_needs_no_mask():
+def test_right_padding_needs_no_attention_mask():
     assert set(collate(EXAMPLES, 1, "right")) & set(MODEL_INPUTS) == {"input_ids"}
 
 
@@ -193,7 +193,7 @@ def test_gradients_equal_finite_differences(method, options, last, monkeypatch):
         assert (values[0] - values[1]) / (2 * step) == pytest.approx(gradient, rel=1e-6, abs=1e-9)
 
 
-def test_no_gradient_reaches_the_target():
+def test_targets_get_no_gradient():
     letters = torch.tensor([[0.0, -1.0]], requires_grad=True)
     target = torch.tensor([[0.5, 0.5]], requires_grad=True)
     calibration_loss(letters, target).sum().backward()
@@ -201,6 +201,6 @@ def test_no_gradient_reaches_the_target():
     assert letters.grad.abs().sum() > 0
 
 
-def test_absent_letters_have_no_probability():
+def test_absent_letters_have_zero_probability():
     values = letter_log_likelihoods(torch.zeros(1, 8), torch.tensor([[3, 5, -1]]))
     assert values.softmax(1)[0].tolist() == pytest.approx([0.5, 0.5, 0.0])

@@ -12,7 +12,7 @@ def probabilities(rows, letters, seed=0):
     return np.random.default_rng(seed).dirichlet(np.ones(letters), rows)
 
 
-def test_the_simplified_mapping_by_hand():
+def test_simplified_mapping_by_hand():
     # K = 3, p = (.5, .3, .2), acc = .6: gamma = ln 3 / (.3 * .4); alpha = .4 / (T + 2)
     gamma = np.log(3) / 0.12
     squashed = np.tanh(gamma * np.array([0.3, 0.2]))
@@ -21,7 +21,7 @@ def test_the_simplified_mapping_by_hand():
     assert target_probs(np.array([[0.5, 0.3, 0.2]]), np.array([0.6]))[0].tolist() == pytest.approx(expected)
 
 
-def test_tanh_of_gamma_times_the_second_is_at_least_point_eight():
+def test_tanh_of_ln_3_is_point_eight():
     # So stated by the paper: tanh(ln 3 / (1 - acc)) >= tanh(ln 3) = .8
     assert np.tanh(np.log(3.0)) == pytest.approx(0.8)
 
@@ -40,7 +40,7 @@ def test_targets_are_probabilities(weights, accuracy, mapping):
 
 
 @given(st.integers(2, 8), st.integers(0, 1000), st.floats(0, 1))
-def test_order_is_kept_where_accuracy_is_high_enough(letters, seed, share):
+def test_targets_keep_the_order_above_the_accuracy_floor(letters, seed, share):
     p = probabilities(1, letters, seed)
     floor = 2 / (letters + 2)
     accuracy = floor + share * (1 - floor)
@@ -49,18 +49,18 @@ def test_order_is_kept_where_accuracy_is_high_enough(letters, seed, share):
     assert (np.diff(q[0][order]) >= -1e-12).all()
 
 
-def test_below_that_the_first_letter_may_fall_behind():
+def test_top_letter_may_lose_its_rank_below_the_accuracy_floor():
     q = target_probs(np.array([[0.4, 0.39, 0.11, 0.1]]), np.array([0.1]))[0]
     assert q[0] == 0.1
     assert q[1] > q[0]
     assert q.sum() == pytest.approx(1)
 
 
-def test_at_accuracy_one_the_first_letter_takes_all():
+def test_accuracy_one_gives_a_one_hot_target():
     assert target_probs(np.array([[0.7, 0.2, 0.1]]), np.array([1.0])).tolist() == [[1.0, 0.0, 0.0]]
 
 
-def test_saturated_and_tiny_probabilities_stay_finite():
+def test_targets_of_saturated_probabilities_are_finite():
     p = np.array([[1.0, 1e-310, 0.0], [1.0, 0.0, 0.0]])
     q = target_probs(p, np.array([0.7, 0.7]))
     assert np.isfinite(q).all()
@@ -68,31 +68,31 @@ def test_saturated_and_tiny_probabilities_stay_finite():
     assert q[1].tolist() == pytest.approx([0.7, 0.15, 0.15])
 
 
-def test_absent_letters_stay_absent():
+def test_absent_letters_have_nan_targets():
     q = target_probs(np.array([[0.6, 0.4, np.nan]]), np.array([0.5]))
     assert np.isnan(q[0, 2])
     assert np.nansum(q) == pytest.approx(1)
 
 
-def test_the_general_mapping_lets_the_rest_be_flatter():
+def test_mappings_differ_below_the_top_letter():
     p, accuracy = np.array([[0.6, 0.3, 0.1]]), np.array([0.5])
     simplified, general = (target_probs(p, accuracy, mapping)[0] for mapping in ("simplified", "general"))
     assert simplified[0] == general[0] == 0.5
     assert simplified[1] != pytest.approx(general[1])
 
 
-def test_questions_of_an_empty_bin_take_the_nearest_bins_accuracy():
+def test_empty_bin_takes_the_nearest_bins_accuracy():
     table = bin_table([0.31, 0.32, 0.75], [0, 1, 1], 10)
     assert bin_accuracies(table).tolist() == [0.5] * 6 + [1.0] * 4
 
 
-def test_no_bins_at_all_is_an_error():
+def test_empty_bin_table_is_an_error():
     empty = BinTable(np.zeros(3, int), np.full(3, np.nan), np.full(3, np.nan))
     with pytest.raises(WorkFailed, match="raise --held-out"):
         bin_accuracies(empty)
 
 
-def test_em_with_cross_entropy_on_two_options_never_raises_its_objective():
+def test_em_with_cross_entropy_never_raises_its_objective():
     """Paper A.5: E-step sets q from bin accuracies, M-step moves p to q; the objective falls at each iteration.
 
     A two-option toy: questions share a logit by group, so that the M-step is exact (p becomes the group's mean q).

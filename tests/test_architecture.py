@@ -65,12 +65,12 @@ def loaded(path):
 
 
 @pytest.mark.parametrize("path", sources("harness_ext"), ids=name_of)
-def test_the_harness_side_imports_neither_calibtune_nor_torch(path):
+def test_harness_ext_imports_neither_calibtune_nor_torch(path):
     assert not packages(imports(tree_of(path))) & ({"calibtune"} | HEAVY - {"lm_eval"})
 
 
 @pytest.mark.parametrize("path", [ROOT / "calibtune/__main__.py", *sources("calibtune/commands")], ids=name_of)
-def test_a_command_is_listed_and_explained_without_torch(path):
+def test_command_module_loads_no_torch(path):
     assert not packages(loaded(path)) & HEAVY
 
 
@@ -81,28 +81,28 @@ LIGHT = [
 
 
 @pytest.mark.parametrize("path", [*LIGHT, *sources("calibtune/report")], ids=name_of)
-def test_what_reads_results_never_loads_torch(path):
+def test_results_and_report_load_no_torch(path):
     assert not packages(imports(tree_of(path)) | loaded(path)) & HEAVY
 
 
-def test_the_check_itself_sees_an_import_through_another_module():
+def test_loaded_follows_indirect_imports():
     # letters.py registers a filter with the harness; samples.py would get torch by importing it.
     assert "lm_eval" in packages(loaded(ROOT / "harness_ext/letters.py"))
     assert "lm_eval" not in packages(loaded(ROOT / "harness_ext/calibration.py"))
 
 
-def test_the_pure_maths_imports_numpy_and_itself_alone():
+def test_calibration_maths_imports_only_numpy():
     allowed = {"__future__", "collections", "dataclasses", "functools", "harness_ext", "numpy", "typing"}
     for name in ("binning", "calibration", "estimators", "intervals"):
         assert packages(imports(tree_of(ROOT / "harness_ext" / f"{name}.py"))) <= allowed
 
 
-def test_the_task_folder_holds_no_code():
+def test_task_folder_contains_no_code():
     kinds = {path.suffix for path in (ROOT / "lm_eval_tasks").rglob("*") if path.is_file()}
     assert kinds <= {".yaml", ".md", ""}
 
 
-def test_every_task_file_is_seen_by_the_harness():
+def test_task_manager_finds_every_task_file():
     from harness import TASKS, manager
 
     class Loader(yaml.SafeLoader):
@@ -115,7 +115,7 @@ def test_every_task_file_is_seen_by_the_harness():
     )
 
 
-def test_no_path_of_one_machine_is_in_a_tracked_file():
+def test_tracked_files_contain_no_local_paths():
     tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
     if tracked.returncode:
         pytest.skip("not a git checkout")

@@ -16,11 +16,11 @@ MODULES = [
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_the_examples_of_a_module_hold(module):
+def test_docstring_examples_pass(module):
     found = doctest.testmod(importlib.import_module(module))
     assert found.attempted > 0
     assert found.failed == 0
 
 
-def test_the_maths_has_examples():
+def test_maths_modules_have_examples():
     assert {"harness_ext.binning", "harness_ext.calibration", "harness_ext.intervals"} <= set(MODULES)

@@ -11,7 +11,7 @@ from calibtune import files
 from calibtune.errors import UserError, WorkFailed
 
 
-def test_a_failing_block_leaves_the_old_file_and_nothing_else(tmp_path):
+def test_replacing_keeps_the_old_file_on_error(tmp_path):
     path = tmp_path / "report.txt"
     path.write_text("old")
 
@@ -26,7 +26,7 @@ def test_a_failing_block_leaves_the_old_file_and_nothing_else(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_reader_sees_the_old_file_until_the_block_ends(tmp_path):
+def test_replacing_shows_the_old_file_until_it_ends(tmp_path):
     path = tmp_path / "report.txt"
     path.write_text("old")
     with files.replacing(path) as temporary:
@@ -37,7 +37,7 @@ def test_a_reader_sees_the_old_file_until_the_block_ends(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_killed_process_leaves_the_old_file(tmp_path):
+def test_replacing_keeps_the_old_file_when_killed(tmp_path):
     path = tmp_path / "report.txt"
     path.write_text("old")
     code = (
@@ -49,21 +49,21 @@ def test_a_killed_process_leaves_the_old_file(tmp_path):
     assert path.read_text() == "old"
 
 
-def test_folders_are_made_and_the_file_is_readable_by_others(tmp_path):
+def test_write_text_makes_folders_and_a_readable_file(tmp_path):
     path = tmp_path / "a" / "b" / "c.txt"
     files.write_text(path, "Größe ≥ 1\n")
     assert path.read_bytes() == "Größe ≥ 1\n".encode()
     assert stat.S_IMODE(path.stat().st_mode) == 0o644
 
 
-def test_json_is_sorted_and_comes_back(tmp_path):
+def test_json_is_sorted_and_round_trips(tmp_path):
     path = tmp_path / "x.json"
     files.write_json(path, {"b": [1, 2.5], "a": "ä"})
     assert path.read_text().startswith('{\n  "a": "ä",\n  "b"')
     assert files.read_json(path) == {"b": [1, 2.5], "a": "ä"}
 
 
-def test_what_json_cannot_hold_leaves_the_old_file(tmp_path):
+def test_unserializable_json_keeps_the_old_file(tmp_path):
     path = tmp_path / "x.json"
     files.write_json(path, 1)
     with pytest.raises(TypeError):
@@ -71,7 +71,7 @@ def test_what_json_cannot_hold_leaves_the_old_file(tmp_path):
     assert json.loads(path.read_text()) == 1
 
 
-def test_a_full_disk_says_so_and_what_to_do(tmp_path, monkeypatch):
+def test_full_disk_is_reported(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -86,7 +86,7 @@ def test_a_full_disk_says_so_and_what_to_do(tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
-def test_a_really_full_device_is_told_as_such(tmp_path):
+def test_full_device_is_reported(tmp_path):
     def write():
         with files.replacing(tmp_path / "x.txt"), open("/dev/full", "w") as device:
             device.write("x" * 100_000)
@@ -95,13 +95,13 @@ def test_a_really_full_device_is_told_as_such(tmp_path):
         write()
 
 
-def test_a_file_where_a_folder_should_be_is_named(tmp_path):
+def test_file_in_place_of_a_folder_is_reported(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(WorkFailed, match=r"file/report\.txt cannot be written: .*; choose another --output"):
         files.write_text(tmp_path / "file" / "report.txt", "x")
 
 
-def test_a_missing_or_broken_json_file_is_named(tmp_path):
+def test_missing_or_invalid_json_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"gone\.json does not exist"):
         files.read_json(tmp_path / "gone.json")
     (tmp_path / "x.json").write_text('{"a": 1,\n')
@@ -112,7 +112,7 @@ def test_a_missing_or_broken_json_file_is_named(tmp_path):
         files.read_json(tmp_path / "x.json")
 
 
-def test_an_output_folder_that_holds_something_is_refused_and_kept(tmp_path):
+def test_nonempty_output_folder_is_refused_and_kept(tmp_path):
     (tmp_path / "out").mkdir()
     files.refuse_existing(tmp_path / "out", overwrite=False)
     files.refuse_existing(tmp_path / "new", overwrite=False)
@@ -123,7 +123,7 @@ def test_an_output_folder_that_holds_something_is_refused_and_kept(tmp_path):
     assert (tmp_path / "out" / "manifest.json").exists()
 
 
-def test_overwriting_removes_the_folder_but_never_a_file(tmp_path):
+def test_overwrite_removes_a_folder_but_not_a_file(tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "manifest.json").write_text("{}")
     files.refuse_existing(tmp_path / "out", overwrite=True)
@@ -134,6 +134,6 @@ def test_overwriting_removes_the_folder_but_never_a_file(tmp_path):
     assert (tmp_path / "file").read_text() == "mine"
 
 
-def test_a_folder_instead_of_a_json_file_is_said(tmp_path):
+def test_folder_in_place_of_json_is_refused(tmp_path):
     with pytest.raises(UserError, match=f"{tmp_path} cannot be read"):
         files.read_json(tmp_path)

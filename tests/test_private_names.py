@@ -31,13 +31,16 @@ def private_names(path):
     return found
 
 
-@pytest.mark.parametrize("path", [p for f in ("calibtune", "harness_ext") for p in sorted((ROOT / f).rglob("*.py"))],
-                         ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_no_other_private_name_is_used(path):
+@pytest.mark.parametrize(
+    "path",
+    [p for f in ("calibtune", "harness_ext") for p in sorted((ROOT / f).rglob("*.py"))],
+    ids=lambda path: path.relative_to(ROOT).as_posix(),
+)
+def test_only_listed_private_names_are_used(path):
     assert private_names(path) <= USED.get(path.relative_to(ROOT).as_posix(), set())
 
 
-def test_the_private_names_that_are_used_or_overridden_exist():
+def test_used_and_overridden_private_names_exist():
     import argparse
 
     from lm_eval.models.huggingface import HFLM

@@ -42,7 +42,7 @@ def lm_eval(model, output, cache, *more):
     return subprocess.run(arguments, cwd=HUB, env=environment, capture_output=True, text=True, timeout=800)
 
 
-def test_the_verbatim_command_prints_accuracy_and_calibration_that_the_samples_recompute(smollm2, tmp_path):
+def test_lm_eval_command_prints_metrics_that_samples_reproduce(smollm2, tmp_path):
     run = lm_eval(smollm2, tmp_path / "out", tmp_path / "cache")
     assert run.returncode == 0, run.stderr[-2000:]
     for metric in ("acc", "conf_ece_10", "conf_ece_14", "cw_ece_10", "cw_ece_14", "nll", "brier", "letter_mass"):
@@ -60,7 +60,7 @@ def test_the_verbatim_command_prints_accuracy_and_calibration_that_the_samples_r
     assert found["letter_mass"] > 0.5
 
 
-def test_doctor_finds_a_real_models_letters(smollm2, tmp_path):
+def test_doctor_passes_on_a_real_model(smollm2, tmp_path):
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(tmp_path), "CUDA_VISIBLE_DEVICES": ""}
     command = [
         sys.executable,

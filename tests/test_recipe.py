@@ -40,7 +40,7 @@ def message(config, flags=None):
         ("device", "meta:0", "--device is 'meta:0'; give"),
     ],
 )
-def test_a_value_out_of_its_range_is_quoted_with_the_range(name, value, wanted):
+def test_value_out_of_range_is_refused_with_the_range(name, value, wanted):
     said = message(GIVEN, {name: value})
     assert wanted in said
     assert "\n" not in said
@@ -50,18 +50,18 @@ def test_a_value_out_of_its_range_is_quoted_with_the_range(name, value, wanted):
     ("name", "value"),
     [("seed", 2**32 - 1), ("rank", 4096), ("max_grad_norm", 0), ("weight_decay", 0), ("bins", 200), ("device", "cpu")],
 )
-def test_the_ends_of_the_ranges_are_allowed(name, value):
+def test_range_limits_are_allowed(name, value):
     assert getattr(make_recipe(GIVEN, {name: value}), name) == value
 
 
 @pytest.mark.parametrize(("name", "value"), [("method", "rctf"), ("model", 7), ("tasks", [1])])
-def test_a_value_that_cannot_be_used_is_not_called_missing_too(name, value):
+def test_invalid_value_is_not_also_called_missing(name, value):
     said = message({**GIVEN, name: value})
     assert f"{name} is {value!r}" in said
     assert "missing" not in said
 
 
-def test_samples_take_no_adapter_but_may_name_their_model():
+def test_samples_exclude_an_artifact_but_allow_a_model():
     given = {"method": "temperature", "samples": "samples.jsonl"}
     assert "leave out --samples or --artifact" in message({**given, "artifact": "runs/cft"})
     assert make_recipe({**given, "model": "m"}, {}).model == "m"
@@ -77,14 +77,14 @@ def test_samples_take_no_adapter_but_may_name_their_model():
         (b"seed: 2026-13-45\n", "is not YAML: month must be in 1..12"),
     ],
 )
-def test_a_recipe_file_that_cannot_be_meant_is_refused(tmp_path, text, wanted):
+def test_invalid_recipe_file_is_refused(tmp_path, text, wanted):
     (tmp_path / "r.yaml").write_bytes(text)
     with pytest.raises(UserError, match=rf"--config .*r\.yaml {wanted}"):
         load_recipe(tmp_path / "r.yaml")
 
 
 @pytest.mark.parametrize("output", ["7", "[a]", "2026-01-01"])
-def test_an_output_that_is_no_text_is_one_mistake_among_the_others(tmp_path, capsys, output):
+def test_invalid_output_is_reported_with_the_other_errors(tmp_path, capsys, output):
     (tmp_path / "r.yaml").write_text(f"method: rcft\nmodel: m\ntasks: t\nrank: 0\noutput: {output}\n")
     assert main(["fit", "--config", str(tmp_path / "r.yaml")]) == 2
     said = capsys.readouterr().err
@@ -93,12 +93,12 @@ def test_an_output_that_is_no_text_is_one_mistake_among_the_others(tmp_path, cap
     assert "--rank is 0" in said
 
 
-def test_recipes_are_checked_without_torch():
+def test_recipe_is_checked_without_torch():
     code = "import sys, calibtune.recipe; sys.exit(bool({'torch', 'lm_eval', 'scipy'} & sys.modules.keys()))"
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
 
 
-def test_a_recipe_in_python_checks_itself():
+def test_recipe_object_is_validated():
     with pytest.raises(UserError) as error:
         Recipe(method="nonsense", rank=-3)
     assert "--method is 'nonsense'; give temperature or" in str(error.value)
@@ -107,24 +107,24 @@ def test_a_recipe_in_python_checks_itself():
         Recipe(method="temperature", rank=4)
 
 
-def test_a_recipe_in_python_is_what_the_command_line_trains():
+def test_recipe_object_has_the_command_lines_defaults():
     assert Recipe(method="cft").epochs == make_recipe({"method": "cft", "model": "m", "tasks": "t"}, {}).epochs == 2
     assert Recipe(method="rcft", model="m", tasks=["t"]) == make_recipe(GIVEN, {})
     assert dataclasses.replace(Recipe(method="temperature"), model="m").epochs is None
 
 
 @pytest.mark.parametrize("value", [True, "one", None, [1]])
-def test_a_number_is_neither_a_truth_value_nor_text(value):
+def test_numeric_option_refuses_booleans_and_text(value):
     assert f"--rank is {value!r}; give a whole number" in message({**GIVEN, "rank": value})
 
 
-def test_options_that_are_mappings_are_read_from_json_and_yaml():
+def test_mapping_options_accept_json_and_yaml():
     text = make_recipe(GIVEN, {"training_arguments": '{"optim": "adamw_torch"}'})
     assert text == make_recipe({**GIVEN, "training_arguments": {"optim": "adamw_torch"}}, {})
     assert "give a JSON object" in message({**GIVEN, "training_arguments": "{"})
 
 
-def test_a_packaged_recipe_is_found_by_its_name_from_any_folder(tmp_path, monkeypatch):
+def test_packaged_recipe_is_found_from_any_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert load_recipe(Path("paper/rcft"))["method"] == "rcft"
     with pytest.raises(UserError, match=r"or a packaged recipe: .*paper/rcft"):

@@ -5,10 +5,10 @@ from calibtune.__main__ import main
 from calibtune.demo import ALIGNED, PRETRAINED
 from calibtune.files import write_json
 
-IN, OUT = "mc_calib_world", "mc_calib_world_ood"
+IN_DOMAIN, OUT_OF_DOMAIN = "mc_calib_world", "mc_calib_world_ood"
 
 
-def write_results(output, tasks=(IN, OUT), scaled=("temperature", "rcft-temperature")):
+def write_results(output, tasks=(IN_DOMAIN, OUT_OF_DOMAIN), scaled=("temperature", "rcft-temperature")):
     """Results as lm_eval writes them; the accuracy tells method, task and pipeline apart."""
     for number, name in enumerate(["pretrained", "aligned", *story.FITS]):
         results = {}
@@ -23,19 +23,19 @@ def write_results(output, tasks=(IN, OUT), scaled=("temperature", "rcft-temperat
         write_json(output / "evaluations" / name / "model" / "results_2025.json", {"results": results})
 
 
-def test_every_fit_is_evaluated_after_it_is_made_and_the_report_comes_last(tmp_path):
+def test_steps_evaluate_each_fit_and_end_with_the_report(tmp_path):
     commands = story.steps(tmp_path, seed=3)
     assert [command[0] for command in commands] == ["eval", "eval", *["fit", "eval"] * 5, "report"]
     models = [command[command.index("--model") + 1] for command in commands[:2]]
     assert models == [str(PRETRAINED), str(ALIGNED)]
     for fit, evaluation in zip(commands[2:12:2], commands[3:12:2], strict=True):
-        assert fit[fit.index("--tasks") + 1] == IN
+        assert fit[fit.index("--tasks") + 1] == IN_DOMAIN
         assert fit[fit.index("--seed") + 1] == "3"
         assert evaluation[evaluation.index("--artifact") + 1] == fit[fit.index("--output") + 1]
-        assert evaluation[evaluation.index("--tasks") + 1] == f"{IN},{OUT}"
+        assert evaluation[evaluation.index("--tasks") + 1] == f"{IN_DOMAIN},{OUT_OF_DOMAIN}"
 
 
-def test_the_second_temperature_stands_on_the_rcft_adapter_made_before(tmp_path):
+def test_second_temperature_is_fitted_on_the_rcft_adapter(tmp_path):
     commands = story.steps(tmp_path)
     made = [command[command.index("--output") + 1] for command in commands]
     last = next(command for command in commands if command[0] == "fit" and "--artifact" in command)
@@ -43,7 +43,7 @@ def test_the_second_temperature_stands_on_the_rcft_adapter_made_before(tmp_path)
     assert last[last.index("--artifact") + 1].endswith("rcft")
 
 
-def test_every_command_is_one_that_the_command_line_accepts(tmp_path):
+def test_steps_are_valid_commands(tmp_path):
     from calibtune.__main__ import build_parser
 
     for command in story.steps(tmp_path):
@@ -51,24 +51,24 @@ def test_every_command_is_one_that_the_command_line_accepts(tmp_path):
         assert parsed.command == command[0]
 
 
-def test_the_table_takes_the_scaled_pipeline_of_a_temperature_and_the_raw_one_elsewhere(tmp_path):
+def test_table_uses_scaled_metrics_for_temperatures_only(tmp_path):
     write_results(tmp_path)
     numbers = story.numbers(tmp_path)
-    assert [round(tasks[IN]["acc"], 6) for tasks in numbers.values()] == [0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6]
-    assert round(numbers["temperature"][OUT]["acc"], 6) == 0.21
+    assert [round(tasks[IN_DOMAIN]["acc"], 6) for tasks in numbers.values()] == [0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6]
+    assert round(numbers["temperature"][OUT_OF_DOMAIN]["acc"], 6) == 0.21
     lines = story.table(tmp_path).splitlines()
     assert lines[4].split() == ["temperature", *["0.200"] * 4, *["0.210"] * 4]
     assert "acc*" in lines[-2]
 
 
-def test_a_missing_evaluation_is_named(tmp_path):
+def test_missing_evaluation_is_refused(tmp_path):
     write_results(tmp_path)
     (tmp_path / "evaluations" / "cft" / "model" / "results_2025.json").unlink()
     with pytest.raises(story.WorkFailed, match="cft holds no results"):
         story.numbers(tmp_path)
 
 
-def test_a_command_that_fails_ends_the_demo_with_its_message_and_the_log(tmp_path, monkeypatch, capsys):
+def test_failed_command_ends_the_demo_and_names_the_log(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(story, "steps", lambda output: [["rescore", str(tmp_path / "nothing")]])
     assert main(["demo", "--output", str(tmp_path / "demo")]) == 1
     error = capsys.readouterr().err
@@ -77,14 +77,14 @@ def test_a_command_that_fails_ends_the_demo_with_its_message_and_the_log(tmp_pat
     assert str(tmp_path / "demo" / "log.txt") in error
 
 
-def test_an_output_in_use_is_left_alone(tmp_path, capsys):
+def test_existing_output_is_kept(tmp_path, capsys):
     (tmp_path / "mine.txt").write_text("x")
     assert main(["demo", "--output", str(tmp_path)]) == 2
     assert "--overwrite" in capsys.readouterr().err
     assert (tmp_path / "mine.txt").read_text() == "x"
 
 
-def test_without_the_training_libraries_it_says_what_to_install(tmp_path, monkeypatch, capsys):
+def test_missing_training_libraries_say_what_to_install(tmp_path, monkeypatch, capsys):
     import importlib.util
 
     found = importlib.util.find_spec
@@ -95,11 +95,11 @@ def test_without_the_training_libraries_it_says_what_to_install(tmp_path, monkey
 
 
 @pytest.mark.real
-def test_the_demo_shows_calibration_lost_by_alignment_and_mostly_restored_at_no_accuracy(tmp_path):
+def test_demo_restores_calibration_lost_by_alignment(tmp_path):
     assert main(["demo", "--output", str(tmp_path / "demo")]) == 0
     assert (tmp_path / "demo" / "report" / "report.html").is_file()
     numbers = story.numbers(tmp_path / "demo")
-    for task in (IN, OUT):
+    for task in (IN_DOMAIN, OUT_OF_DOMAIN):
         aligned = numbers["aligned"][task]
         assert aligned["conf_ece_10_low"] > numbers["pretrained"][task]["conf_ece_10_high"] + 0.1
         for method in story.FITS:
@@ -110,4 +110,4 @@ def test_the_demo_shows_calibration_lost_by_alignment_and_mostly_restored_at_no_
             assert mended["acc_true"] > aligned["acc_true"] - 0.02
         # One number cannot undo what DPO did to each question; training can.
         assert numbers["cft"][task]["tce"] < numbers["temperature"][task]["tce"] - 0.05
-    assert numbers["cft"][IN]["conf_ece_10"] < 0.05
+    assert numbers["cft"][IN_DOMAIN]["conf_ece_10"] < 0.05

@@ -33,13 +33,13 @@ def shipped():
     return AutoTokenizer.from_pretrained(PRETRAINED)
 
 
-def chat(tokenizer):
+def chat_prompts(tokenizer):
     task = load_tasks(["mc_calib_world"])[0]
     return Prompts(task, Encoder(tokenizer), apply_chat_template=True)
 
 
-def test_every_word_of_every_question_is_known_with_and_without_the_chat_template(shipped):
-    prompts = chat(shipped)
+def test_tokenizer_knows_every_word_of_the_questions(shipped):
+    prompts = chat_prompts(shipped)
     plain = Prompts(prompts.task, prompts.encoder, apply_chat_template=False)
     unknown = shipped.convert_tokens_to_ids(UNKNOWN)
     for docs in splits().values():
@@ -51,27 +51,27 @@ def test_every_word_of_every_question_is_known_with_and_without_the_chat_templat
     assert unknown in shipped("Which quark?")["input_ids"]
 
 
-def test_the_letters_are_single_tokens_of_their_own_with_and_without_a_blank(shipped):
+def test_letters_are_single_tokens_with_and_without_a_space(shipped):
     ids = {letter: shipped(letter, add_special_tokens=False)["input_ids"] for letter in "ABCD"}
     assert all(len(tokens) == 1 for tokens in ids.values())
     assert len({tokens[0] for tokens in ids.values()}) == 4
     assert all(shipped(f" {letter}", add_special_tokens=False)["input_ids"] == ids[letter] for letter in ids)
 
 
-def test_the_shipped_tokenizers_are_the_one_that_is_built(bank):
+def test_shipped_tokenizers_equal_the_built_one(bank):
     for folder in (PRETRAINED, ALIGNED):
         shipped = AutoTokenizer.from_pretrained(folder)
         assert shipped.get_vocab() == bank.tokenizer.get_vocab()
         assert shipped.chat_template == bank.tokenizer.chat_template
 
 
-def test_another_system_message_is_another_token():
+def test_custom_system_message_is_one_token():
     tokenizer = build_tokenizer("Say a letter.\n\n")
     assert "Say a letter." in tokenizer.tokenize("Say a letter. Which color?")
 
 
-def test_training_prompts_are_the_harness_prompts(bank):
-    prompts = chat(bank.tokenizer)
+def test_pretraining_prompts_equal_harness_prompts(bank):
+    prompts = chat_prompts(bank.tokenizer)
     batch = bank.draw(64, np.random.RandomState(0))
     rendered = {
         tuple(bank.tokenizer(prompts.example(doc).context, add_special_tokens=False)["input_ids"])
@@ -85,7 +85,7 @@ def test_training_prompts_are_the_harness_prompts(bank):
     assert (batch.input_ids[np.arange(64), batch.lengths - 1] == drawn[0][-1]).all()
 
 
-def test_drawn_answers_follow_p_star_wherever_their_option_stands():
+def test_drawn_answers_follow_p_star_at_any_position():
     fact = facts()[3]
     bank = build_bank([fact])
     tokenizer = bank.tokenizer
@@ -129,7 +129,7 @@ def test_dpo_loss_by_hand():
     assert dpo_loss(policy, reference, rejected, chosen, 0.1) > math.log(2)
 
 
-def test_the_same_seed_makes_the_same_bytes_and_another_does_not(bank, tmp_path):
+def test_rebuild_is_reproducible_by_seed(bank, tmp_path):
     pretraining = replace(PRETRAINING, steps=4, questions=8, warmup_steps=1)
     alignment = replace(ALIGNMENT, steps=3, questions=8)
     made = {}
@@ -144,7 +144,7 @@ def test_the_same_seed_makes_the_same_bytes_and_another_does_not(bank, tmp_path)
         assert (tmp_path / "a" / "pretrained" / kept).read_text() == shipped.read_text()
 
 
-def test_both_checkpoints_together_are_small_and_load_in_float32(shipped):
+def test_checkpoints_are_under_5_mb_and_float32(shipped):
     assert sum(path.stat().st_size for path in CHECKPOINTS.rglob("*") if path.is_file()) < 5e6
     for folder in (PRETRAINED, ALIGNED):
         assert read_json(folder / "config.json")["dtype"] == "float32"
@@ -160,7 +160,7 @@ def results():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("task", TASKS)
-def test_the_pretrained_model_is_calibrated_and_near_acc_star(results, task):
+def test_pretrained_model_is_calibrated_and_near_acc_star(results, task):
     found = results["pretrained"][task]
     assert found["conf_ece_10,none"] < 0.04
     assert found["acc_true,none"] > found["acc_star,none"] - 0.04
@@ -170,7 +170,7 @@ def test_the_pretrained_model_is_calibrated_and_near_acc_star(results, task):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("task", TASKS)
-def test_alignment_keeps_accuracy_and_loses_calibration(results, task):
+def test_aligned_model_keeps_accuracy_and_loses_calibration(results, task):
     before, after = results["pretrained"][task], results["aligned"][task]
     assert after["acc_true,none"] > before["acc_true,none"] - 0.04
     assert after["conf_ece_10_low,none"] > before["conf_ece_10_high,none"] + 0.1

@@ -28,26 +28,26 @@ def test_conf_ece_of_two_bins_by_hand():
     assert conf_ece(probs, gold) == pytest.approx(0.5 * 0.125 + 0.5 * 0.05)
 
 
-def test_gaps_of_one_bin_cancel_and_those_of_two_do_not():
+def test_gaps_cancel_within_a_bin_but_not_across_bins():
     probs = np.array([[0.75, 0.25], [0.75, 0.25], [0.75, 0.25], [0.25, 0.75]])
     assert conf_ece(probs, np.array([0, 0, 0, 0])) == 0
     assert conf_ece(np.array([[0.6, 0.4], [0.8, 0.2]]), np.array([0, 1])) == pytest.approx(0.6)
 
 
-def test_one_question_that_is_surely_wrong_has_error_one_and_surely_right_zero():
+def test_ece_of_a_certain_wrong_answer_is_one_and_right_is_zero():
     assert conf_ece(np.array([[1.0, 0.0]]), np.array([1])) == 1
     assert conf_ece(np.array([[1.0, 0.0]]), np.array([0])) == 0
     assert cw_ece(np.array([[1.0, 0.0]]), np.array([1])) == 1
 
 
-def test_an_edge_value_is_binned_by_the_asked_edge():
+def test_conf_ece_follows_the_edge_option():
     # .6 is alone in [.6, .7) with left edges, and shares (.5, .6] with .55 with right ones.
     probs, gold = np.array([[0.6, 0.4], [0.55, 0.45]]), np.array([0, 1])
     assert conf_ece(probs, gold) == pytest.approx((0.4 + 0.55) / 2)
     assert conf_ece(probs, gold, edge="right") == pytest.approx(abs(0.4 - 0.55) / 2)
 
 
-def test_bins_may_be_given_as_edges():
+def test_conf_ece_accepts_edges_as_bins():
     probs, gold = np.array([[0.6, 0.4], [0.8, 0.2]]), np.array([0, 1])
     assert conf_ece(probs, gold, np.array([0.0, 0.5, 1.0])) == pytest.approx(abs(1 - 1.4) / 2)
 
@@ -61,26 +61,26 @@ def test_cw_ece_by_hand():
     assert cw_ece(probs, gold) == pytest.approx((a + b + c) / 3)
 
 
-def test_cw_ece_of_ragged_questions_averages_each_letter_over_those_that_have_it():
+def test_cw_ece_averages_a_letter_over_questions_that_have_it():
     # C is asked once (gap |0 - .2|, over one question), A and B twice; three letters were seen.
     probs = np.array([[0.5, 0.3, 0.2], [0.9, 0.1, NAN]])
     a, b, c = (0.5 + 0.1) / 2, (0.3 + 0.1) / 2, 0.2
     assert cw_ece(probs, np.array([0, 0])) == pytest.approx((a + b + c) / 3)
 
 
-def test_a_letter_that_no_question_has_counts_for_nothing():
+def test_unused_letter_does_not_change_ece():
     probs, gold = np.array([[0.7, 0.3], [0.4, 0.6]]), np.array([0, 0])
     wider = np.column_stack([probs, [NAN, NAN]])
     assert cw_ece(wider, gold) == cw_ece(probs, gold)
     assert conf_ece(wider, gold) == conf_ece(probs, gold)
 
 
-def test_absent_letters_are_no_zero_probabilities():
+def test_absent_letters_are_not_zero_probabilities():
     probs = np.array([[0.5, 0.3, 0.2], [0.9, 0.1, NAN]])
     assert cw_ece(probs, np.array([0, 0])) != pytest.approx(cw_ece(np.nan_to_num(probs), np.array([0, 0])))
 
 
-def test_the_cells_of_an_error_sum_to_it():
+def test_classwise_gaps_by_hand():
     probs, gold = np.array([[0.7, 0.2, 0.1], [0.2, 0.2, 0.6]]), np.array([0, 1])
     gaps = classwise_gaps(probs, gold)
     assert gaps.cell.tolist() == [[7, 12, 21], [2, 12, 26]]
@@ -89,14 +89,14 @@ def test_the_cells_of_an_error_sum_to_it():
     assert confidence_gaps(probs, gold).sums()[[6, 7]] == pytest.approx([-0.6, 0.3])
 
 
-def test_the_softmax_is_over_the_questions_own_letters():
+def test_softmax_is_over_the_questions_own_letters():
     found = np.exp(letter_log_softmax([[math.log(0.2), math.log(0.6), NAN], [0.0, 0.0, 0.0]]))
     assert found[0, :2] == pytest.approx([0.25, 0.75])
     assert np.isnan(found[0, 2])
     assert found[1] == pytest.approx([1 / 3] * 3)
 
 
-def test_a_temperature_flattens_and_none_is_one():
+def test_temperature_divides_the_logits_and_must_be_positive():
     cool, hot = np.exp(letter_log_softmax([[0.0, -2.0]])), np.exp(letter_log_softmax([[0.0, -2.0]], 2.0))
     assert cool[0, 0] == pytest.approx(1 / (1 + math.exp(-2)))
     assert hot[0, 0] == pytest.approx(1 / (1 + math.exp(-1)))
@@ -105,19 +105,19 @@ def test_a_temperature_flattens_and_none_is_one():
             letter_log_softmax([[0.0, 0.0]], bad)
 
 
-def test_log_likelihoods_far_below_zero_do_not_underflow():
+def test_very_low_log_likelihoods_do_not_underflow():
     found = letter_log_softmax([[-5000.0, -5001.0], [0.0, -2000.0]])
     assert found[0] == pytest.approx([-math.log1p(math.exp(-1)), -1 - math.log1p(math.exp(-1))])
     assert found[1].tolist() == [0.0, -2000.0]
 
 
-def test_top_takes_the_first_of_equals_and_never_an_absent_letter():
+def test_top_prefers_the_first_tied_letter_and_skips_absent_ones():
     confidence, predicted = top(np.array([[0.4, 0.4, 0.2], [0.5, 0.5, NAN], [0.1, 0.9, NAN]]))
     assert confidence.tolist() == [0.4, 0.5, 0.9]
     assert predicted.tolist() == [0, 0, 1]
 
 
-def test_accuracy_nll_brier_and_mass_by_hand():
+def test_accuracy_nll_brier_and_letter_mass_by_hand():
     logs = np.log(np.array([[0.5, 0.25, 0.25], [0.2, 0.8, NAN]]))
     gold = np.array([1, 1])
     assert accuracy(np.exp(logs), gold) == 0.5
@@ -126,7 +126,7 @@ def test_accuracy_nll_brier_and_mass_by_hand():
     assert letter_mass(logs - 1.0) == pytest.approx(math.exp(-1))
 
 
-def test_a_uniform_model_is_at_chance():
+def test_uniform_model_is_at_chance():
     logs = letter_log_softmax(np.zeros((8, 4)))
     gold = np.arange(8) % 4
     assert nll(logs, gold) == pytest.approx(math.log(4))
@@ -152,11 +152,11 @@ def test_a_uniform_model_is_at_chance():
         ([[0.5, 0.5]], [0, 1], r"right answers \(2,\)"),
     ],
 )
-def test_rows_that_cannot_be_scored_are_named(values, gold, message):
+def test_invalid_rows_are_refused(values, gold, message):
     with pytest.raises(ScoringError, match=message):
         validate_rows(values, gold)
 
 
-def test_good_rows_come_back_as_float64_and_int64():
+def test_valid_rows_are_returned_as_float64_and_int64():
     values, gold = validate_rows(np.array([[1, 2], [3, 4]], dtype=np.float32), np.array([0, 1], dtype=np.uint8))
     assert (values.dtype, gold.dtype) == (np.float64, np.int64)

@@ -19,11 +19,11 @@ def mmlu_row(choices, answer=0):
     return {"question": "Q?", "subject": "logic", "choices": choices, "answer": answer}
 
 
-def test_arc_with_digits_for_labels_gets_the_index_of_its_key():
+def test_arc_digit_labels_are_mapped_to_an_index():
     assert documents.arc(arc_rows())[0] == {"question": "Q?", "choices": ["x", "y", "z"], "gold": 2}
 
 
-def test_openbookqa_reads_its_stem():
+def test_openbookqa_uses_the_question_stem():
     row = {"question_stem": "S", "choices": {"text": ["x", "y"], "label": ["A", "B"]}, "answerKey": "B"}
     assert documents.openbookqa(datasets.Dataset.from_list([row]))[0] == {
         "question": "S",
@@ -32,52 +32,52 @@ def test_openbookqa_reads_its_stem():
     }
 
 
-def test_an_answer_key_that_is_no_label_names_row_and_value():
+def test_unknown_answer_key_is_refused():
     with pytest.raises(ScoringError, match=r"row 0 \(id q1\) has no right answer: answerKey 'E'"):
         documents.arc(arc_rows(answerKey="E"))
 
 
-def test_arc_with_a_repeated_option_is_refused_not_dropped():
+def test_arc_row_with_a_repeated_option_is_refused():
     with pytest.raises(ScoringError, match="same option under A and B"):
         documents.arc(arc_rows(choices={"text": ["x", "x ", "z"], "label": ["1", "2", "3"]}))
 
 
-def test_the_unlabeled_medmcqa_split_is_refused():
+def test_unlabeled_medmcqa_split_is_refused():
     row = {"id": "m", "question": "Q?", "opa": "a", "opb": "b", "opc": "c", "opd": "d", "cop": -1}
     with pytest.raises(ScoringError, match="-1 is not an index of its 4 options; evaluate a labeled split"):
         documents.medmcqa(datasets.Dataset.from_list([row]))
 
 
 @pytest.mark.parametrize("answer", [4, -1, None])
-def test_a_right_answer_out_of_range_is_refused(answer):
+def test_answer_out_of_range_is_refused(answer):
     with pytest.raises(ScoringError, match=f"no right answer: {answer}"):
         documents.mmlu(datasets.Dataset.from_list([mmlu_row(["a", "b", "c", "d"], answer)]))
 
 
-def test_mmlu_rows_with_a_repeated_option_are_left_out_and_named(caplog):
+def test_mmlu_rows_with_a_repeated_option_are_skipped_and_logged(caplog):
     rows = [mmlu_row(["a", "b"], 1), mmlu_row(["c", "c "]), mmlu_row(["d", "e"])]
     assert documents.mmlu(datasets.Dataset.from_list(rows))["choices"] == [["a", "b"], ["d", "e"]]
     assert "1 of 3 questions" in caplog.text
     assert "rows [1]" in caplog.text
 
 
-def test_an_empty_option_is_an_error_even_where_repeats_are_left_out():
+def test_mmlu_row_with_an_empty_option_is_refused():
     with pytest.raises(ScoringError, match="empty option B"):
         documents.mmlu(datasets.Dataset.from_list([mmlu_row(["a", " ", ""])]))
 
 
-def test_few_shot_rows_come_from_the_first_thousand_of_medmcqa():
+def test_medmcqa_few_shot_pool_has_1000_rows():
     rows = [{"question": f"Q{i}", "opa": "a", "opb": "b", "opc": "c", "opd": "d", "cop": 0} for i in range(1001)]
     assert len(documents.medmcqa_shots(datasets.Dataset.from_list(rows))) == 1000
 
 
 @pytest.mark.parametrize("question", [None, "  "])
-def test_a_missing_question_is_refused(question):
+def test_missing_question_is_refused(question):
     with pytest.raises(ScoringError, match="has no question"):
         documents.document(question, ["a", "b"], 0, "row 1")
 
 
-def test_a_mirror_that_changed_gets_another_cache_and_the_hub_the_usual_one(tmp_path, monkeypatch):
+def test_changed_mirror_gets_a_new_cache(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert documents.mirror_cache("owner/name") is None
     (tmp_path / "owner" / "name").mkdir(parents=True)
@@ -88,7 +88,7 @@ def test_a_mirror_that_changed_gets_another_cache_and_the_hub_the_usual_one(tmp_
     assert documents.mirror_cache("owner/name") not in (None, first)
 
 
-def test_a_bad_row_after_left_out_ones_keeps_its_own_position():
+def test_error_names_the_row_before_skipping():
     rows = [mmlu_row(["c", "c"]), mmlu_row(["a", "b"]), mmlu_row(["d", "e"], 2)]
     with pytest.raises(ScoringError, match="row 2 has no right answer: 2"):
         documents.mmlu(datasets.Dataset.from_list(rows))
@@ -104,6 +104,6 @@ def test_a_bad_row_after_left_out_ones_keeps_its_own_position():
         (documents.medmcqa, {"id": "q", "question": "Q?", "opa": "a"}),
     ],
 )
-def test_a_row_without_a_field_is_named(make, row):
+def test_row_with_a_missing_field_is_refused(make, row):
     with pytest.raises(ScoringError, match=r"row 0 \(id q\) lacks a field .*'Q\?'.*; mend or remove the row"):
         make(datasets.Dataset.from_list([row]))

@@ -17,7 +17,7 @@ CONFIDENCE = np.array([0.55, 0.6, 0.8, 0.9])
 CORRECT = np.array([False, True, True, True])
 
 
-def draw(rows, seed=0, gap=0.0):
+def draw_answers(rows, seed=0, gap=0.0):
     rng = np.random.default_rng(seed)
     confidence = rng.uniform(0.3, 1 - max(gap, 0), rows)
     return confidence, rng.random(rows) < confidence + gap
@@ -28,24 +28,24 @@ def test_equal_mass_ece_of_two_bins_by_hand():
     assert equal_mass_ece(CONFIDENCE, CORRECT, 2) == pytest.approx(0.5 * 0.075 + 0.5 * 0.15)
 
 
-def test_debiased_ece_takes_the_bins_variance_off():
+def test_debiased_ece_subtracts_the_bins_variance():
     # First bin's squared gap .005625 less .25 / 1; second's .0225 less 0: below zero, so 0.
     assert debiased_ece(CONFIDENCE, CORRECT, 2) == 0
     assert debiased_ece(CONFIDENCE, np.ones(4, bool), 2) == pytest.approx(np.sqrt((0.425**2 + 0.15**2) / 2))
 
 
-def test_debiasing_halves_at_least_what_noise_alone_gives_a_calibrated_model():
-    plain = np.mean([equal_mass_ece(*draw(300, seed)) for seed in range(40)])
-    debiased = np.mean([debiased_ece(*draw(300, seed)) for seed in range(40)])
+def test_debiasing_at_least_halves_the_ece_of_a_calibrated_model():
+    plain = np.mean([equal_mass_ece(*draw_answers(300, seed)) for seed in range(40)])
+    debiased = np.mean([debiased_ece(*draw_answers(300, seed)) for seed in range(40)])
     assert plain > 0.05
     assert debiased < plain / 2
 
 
 def test_debiased_ece_finds_a_constant_gap():
-    assert debiased_ece(*draw(50_000, gap=0.1)) == pytest.approx(0.1, abs=0.01)
+    assert debiased_ece(*draw_answers(50_000, gap=0.1)) == pytest.approx(0.1, abs=0.01)
 
 
-def test_maximum_calibration_error_is_the_worst_bins():
+def test_maximum_calibration_error_is_the_worst_bins_gap():
     assert maximum_calibration_error(np.array([0.65, 0.61, 0.95]), np.array([1, 0, 0])) == pytest.approx(0.95)
 
 
@@ -55,14 +55,14 @@ def test_smooth_ece_of_a_constant_gap_is_the_gap():
     assert smooth_ece(confidence, correct) == pytest.approx(0.3, abs=0.005)
 
 
-def test_smooth_ece_at_a_fixed_width_conserves_gaps_of_one_sign():
+def test_smooth_ece_of_positive_gaps_is_their_mean_at_any_width():
     # The reflected kernel loses no mass: with all gaps positive the integral is their mean at any width.
     confidence = np.array([0.0, 0.2, 0.7, 0.99])
     for sigma in (0.02, 0.3, 2.0):
         assert smooth_ece_at(confidence, np.ones(4, bool), sigma) == pytest.approx(np.mean(1 - confidence), abs=1e-3)
 
 
-def test_smooth_ece_of_a_surely_wrong_model_is_one_and_of_a_right_one_zero():
+def test_smooth_ece_of_a_certain_model_is_one_if_wrong_and_zero_if_right():
     assert smooth_ece(np.ones(10), np.zeros(10, bool)) == pytest.approx(1, abs=1e-6)
     assert smooth_ece(np.ones(10), np.ones(10, bool)) == pytest.approx(0, abs=1e-3)
 
@@ -77,8 +77,8 @@ def test_brier_parts_by_hand():
     assert parts.reliability - parts.resolution + parts.uncertainty + parts.within == pytest.approx(parts.score)
 
 
-def test_brier_parts_add_up_on_any_rows():
-    parts = brier_parts(*draw(777, seed=3))
+def test_brier_parts_sum_to_the_score():
+    parts = brier_parts(*draw_answers(777, seed=3))
     assert parts.reliability - parts.resolution + parts.uncertainty + parts.within == pytest.approx(parts.score)
 
 
@@ -95,13 +95,13 @@ def test_accuracy_at_coverage_by_hand():
     assert accuracy_at_coverage(CONFIDENCE, CORRECT, 0.01) == 1.0  # at least one question
 
 
-def test_tied_questions_at_the_border_count_by_their_mean_in_any_order():
+def test_accuracy_at_coverage_averages_ties_at_the_threshold():
     confidence, correct = np.array([0.9, 0.5, 0.5, 0.5]), np.array([True, True, False, False])
     for order in ([0, 1, 2, 3], [3, 2, 1, 0], [1, 3, 0, 2]):
         assert accuracy_at_coverage(confidence[order], correct[order], 0.5) == pytest.approx((1 + 1 / 3) / 2)
 
 
 @pytest.mark.parametrize("coverage", [0, -0.1, 1.1, float("nan")])
-def test_a_coverage_that_is_no_share_is_refused(coverage):
+def test_coverage_out_of_range_is_refused(coverage):
     with pytest.raises(ScoringError, match="coverage is"):
         accuracy_at_coverage(CONFIDENCE, CORRECT, coverage)

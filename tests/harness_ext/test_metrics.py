@@ -15,7 +15,7 @@ def letters(*probabilities):
     return [Letter(p, math.log(p), math.log(p) - 0.5) for p in probabilities]
 
 
-def test_one_question_by_hand():
+def test_process_results_by_hand():
     items = metrics.process_results(DOC, letters(0.3, 0.7))
     assert items["acc"] == 1.0
     assert items["nll"] == pytest.approx(-math.log(0.7))
@@ -24,11 +24,11 @@ def test_one_question_by_hand():
     assert items["conf_ece_10"] == items["cw_ece_14_high"] == ([0.3, 0.7], 1)
 
 
-def test_a_tie_goes_to_the_first_letter():
+def test_tie_goes_to_the_first_letter():
     assert metrics.process_results(DOC, letters(0.5, 0.5))["acc"] == 0.0
 
 
-def test_aggregations_are_the_ece_and_the_ends_of_its_interval_on_ragged_questions():
+def test_aggregations_return_ece_and_interval_of_ragged_questions():
     rng = np.random.default_rng(0)
     rows = [rng.dirichlet(np.ones(k)).tolist() for k in rng.integers(3, 6, size=200)]
     items = [(row, int(rng.integers(len(row)))) for row in rows]
@@ -42,7 +42,7 @@ def test_aggregations_are_the_ece_and_the_ends_of_its_interval_on_ragged_questio
             assert found[1] <= found[0] <= found[2]
 
 
-def test_the_interval_is_worked_out_once_for_both_ends():
+def test_interval_is_computed_once_for_both_ends():
     items = [([0.2, 0.8], 1), ([0.6, 0.4], 0), ([0.9, 0.1], 1)]
     metrics._ends.cache_clear()
     metrics.conf_ece_10_low(items)
@@ -51,16 +51,16 @@ def test_the_interval_is_worked_out_once_for_both_ends():
 
 
 @pytest.mark.parametrize("gold", [None, -1, 2, True, "1"])
-def test_no_right_answer_names_question_and_value(gold):
+def test_invalid_answer_is_refused(gold):
     with pytest.raises(ScoringError, match=f"question 'Q.' has no right answer: {gold!r}"):
         metrics.process_results({**DOC, "gold": gold}, letters(0.3, 0.7))
 
 
-def test_scores_without_the_filter_are_refused():
+def test_unfiltered_scores_are_refused():
     with pytest.raises(ScoringError, match="filter letter_softmax"):
         metrics.process_results(DOC, [(-1.0, False), (-2.0, True)])
 
 
-def test_a_missing_letter_is_refused():
+def test_missing_letter_is_refused():
     with pytest.raises(ScoringError, match="2 options"):
         metrics.process_results(DOC, letters(0.3))

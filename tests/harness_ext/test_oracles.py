@@ -17,21 +17,21 @@ from harness_ext.intervals import paired_difference
 LETTERS = 4
 
 
-def answers(probs, rng):
+def draw_answers(probs, rng):
     return (probs.cumsum(axis=1) > rng.random((len(probs), 1))).argmax(axis=1)
 
 
 def random_rows(rows=600, seed=0):
     rng = np.random.default_rng(seed)
     probs = rng.dirichlet(np.ones(LETTERS), rows)
-    return probs**2 / (probs**2).sum(axis=1, keepdims=True), answers(probs, rng)
+    return probs**2 / (probs**2).sum(axis=1, keepdims=True), draw_answers(probs, rng)
 
 
 def tied_rows(rows=600):
     rng = np.random.default_rng(1)
     kinds = np.array([[0.55, 0.25, 0.15, 0.05], [0.25] * 4, [0.85, 0.05, 0.05, 0.05], [0.35, 0.35, 0.15, 0.15]])
     probs = kinds[rng.integers(len(kinds), size=rows)]
-    return probs, answers(probs, rng)
+    return probs, draw_answers(probs, rng)
 
 
 def saturated_rows(rows=600):
@@ -67,14 +67,14 @@ ALL_ROWS = [*SMOOTH_ROWS, edge_rows]
 all_rows = pytest.mark.parametrize("rows", ALL_ROWS)
 
 
-def said(rows):
+def confidence_and_correctness(rows):
     """Confidence, and whether the prediction is right, of each question."""
     probs, gold = rows()
     confidence, predicted = calibration.top(probs)
     return confidence, predicted == gold
 
 
-def letter_by_letter(rows, oracle):
+def mean_over_letters(rows, oracle):
     """Mean of a library's binary ECE over the letters, each over the questions that have it."""
     probs, gold = rows()
     errors = []
@@ -99,35 +99,35 @@ def netcal(scores, labels):
 
 @all_rows
 @pytest.mark.parametrize("oracle", [uncertainty_calibration_ece, mapie])
-def test_conf_ece_with_right_edges(rows, oracle):
-    confidence, correct = said(rows)
+def test_conf_ece_with_right_edges_equals_uncertainty_calibration_and_mapie(rows, oracle):
+    confidence, correct = confidence_and_correctness(rows)
     ours = calibration.conf_ece(*rows(), edge="right")
     assert ours == pytest.approx(oracle(confidence, correct.astype(int)), abs=1e-12)
 
 
 @all_rows
-def test_cw_ece_with_right_edges(rows):
+def test_cw_ece_with_right_edges_equals_uncertainty_calibration_and_mapie(rows):
     ours = calibration.cw_ece(*rows(), edge="right")
-    assert ours == pytest.approx(letter_by_letter(rows, uncertainty_calibration_ece), abs=1e-12)
-    assert ours == pytest.approx(letter_by_letter(rows, mapie), abs=1e-12)
+    assert ours == pytest.approx(mean_over_letters(rows, uncertainty_calibration_ece), abs=1e-12)
+    assert ours == pytest.approx(mean_over_letters(rows, mapie), abs=1e-12)
 
 
 @pytest.mark.parametrize("rows", SMOOTH_ROWS)
-def test_conf_ece_with_left_edges_is_netcals(rows):
-    confidence, correct = said(rows)
+def test_conf_ece_with_left_edges_equals_netcal(rows):
+    confidence, correct = confidence_and_correctness(rows)
     # netcal refuses a matrix whose labels are all 0 or 1, so it gets the confidences.
     assert calibration.conf_ece(*rows()) == pytest.approx(netcal(confidence, correct.astype(int)), abs=1e-12)
 
 
 @pytest.mark.parametrize("rows", [random_rows, saturated_rows, ragged_rows])
-def test_cw_ece_with_left_edges_is_netcals(rows):
-    assert calibration.cw_ece(*rows()) == pytest.approx(letter_by_letter(rows, netcal), abs=1e-12)
+def test_cw_ece_with_left_edges_equals_netcal(rows):
+    assert calibration.cw_ece(*rows()) == pytest.approx(mean_over_letters(rows, netcal), abs=1e-12)
 
 
-def test_netcals_edges_are_rounded_so_three_tenths_falls_below_them():
+def test_netcal_puts_edge_values_into_the_lower_bin():
     edges = np.linspace(0, 1, 11)
     assert edges[[3, 6, 7]].tolist() == [0.30000000000000004, 0.6000000000000001, 0.7000000000000001]
-    confidence, correct = said(edge_rows)
+    confidence, correct = confidence_and_correctness(edge_rows)
     theirs = netcal(confidence, correct.astype(int))
     assert calibration.conf_ece(*edge_rows()) == pytest.approx(0.050833, abs=1e-6)
     assert theirs == pytest.approx(0.086167, abs=1e-6)
@@ -135,15 +135,15 @@ def test_netcals_edges_are_rounded_so_three_tenths_falls_below_them():
 
 
 @pytest.mark.parametrize("rows", [random_rows, tied_rows, edge_rows])
-def test_conf_ece_is_torchmetrics_in_float32(rows):
+def test_conf_ece_equals_torchmetrics_in_float32(rows):
     probs, gold = rows()
     theirs = multiclass_calibration_error(torch.tensor(probs), torch.tensor(gold), LETTERS, 10)
     assert calibration.conf_ece(probs, gold) == pytest.approx(float(theirs), abs=1e-6)
 
 
-def test_torchmetrics_and_relplot_put_a_sure_answer_into_a_bin_of_its_own():
+def test_torchmetrics_and_relplot_put_confidence_one_into_an_extra_bin():
     probs, gold = saturated_rows()
-    confidence, correct = said(saturated_rows)
+    confidence, correct = confidence_and_correctness(saturated_rows)
     torchmetrics = float(multiclass_calibration_error(torch.tensor(probs), torch.tensor(gold), LETTERS, 10))
     eleventh = np.append(np.arange(11) / 10, 1.1)
     assert calibration.conf_ece(probs, gold) == pytest.approx(0.265745, abs=1e-6)
@@ -152,22 +152,22 @@ def test_torchmetrics_and_relplot_put_a_sure_answer_into_a_bin_of_its_own():
     assert relplot.metrics.binnedECE(confidence, correct * 1.0, 10) == pytest.approx(torchmetrics, abs=1e-6)
 
 
-def test_relplot_multiplies_so_six_tenths_falls_below_its_edge():
+def test_relplot_puts_edge_values_into_the_lower_bin():
     assert int(0.6 / 0.1) == 5
-    confidence, correct = said(edge_rows)
+    confidence, correct = confidence_and_correctness(edge_rows)
     assert relplot.metrics.binnedECE(confidence, correct * 1.0, 10) == pytest.approx(0.086167, abs=1e-6)
 
 
 @pytest.mark.parametrize("rows", SMOOTH_ROWS)
-def test_the_maximum_calibration_error_is_netcals(rows):
-    confidence, correct = said(rows)
+def test_maximum_calibration_error_equals_netcal(rows):
+    confidence, correct = confidence_and_correctness(rows)
     theirs = MCE(10).measure(confidence, correct.astype(int))
     assert estimators.maximum_calibration_error(confidence, correct) == pytest.approx(theirs, abs=1e-12)
 
 
 @pytest.mark.parametrize("rows", [random_rows, ragged_rows])
-def test_equal_mass_and_debiased_errors_are_uncertainty_calibrations(rows):
-    confidence, correct = said(rows)
+def test_equal_mass_and_debiased_ece_equal_uncertainty_calibration(rows):
+    confidence, correct = confidence_and_correctness(rows)
     labels = correct.astype(int)
     theirs = uncertainty_calibration.get_ece_em(confidence, labels, num_bins=10)
     assert estimators.equal_mass_ece(confidence, correct) == pytest.approx(theirs, abs=1e-12)
@@ -175,7 +175,7 @@ def test_equal_mass_and_debiased_errors_are_uncertainty_calibrations(rows):
     assert estimators.debiased_ece(confidence, correct) == pytest.approx(theirs, abs=1e-12)
 
 
-def test_where_bins_cannot_be_equal_uncertainty_calibration_puts_the_rest_elsewhere():
+def test_uneven_equal_mass_bins_differ_from_uncertainty_calibration():
     rng = np.random.default_rng(5)
     confidence = rng.uniform(0, 1, 593)
     correct = rng.random(593) < confidence
@@ -186,8 +186,8 @@ def test_where_bins_cannot_be_equal_uncertainty_calibration_puts_the_rest_elsewh
 
 
 @pytest.mark.parametrize("rows", [random_rows, tied_rows, edge_rows, ragged_rows])
-def test_smooth_ece_is_relplots_to_its_grid(rows):
-    confidence, correct = said(rows)
+def test_smooth_ece_equals_relplot_up_to_its_grid(rows):
+    confidence, correct = confidence_and_correctness(rows)
     # Its mesh has 200 points, and its kernel ends half a unit away, too near for sigma 0.5.
     theirs = relplot.smECE(confidence, correct * 1.0)
     assert estimators.smooth_ece(confidence, correct) == pytest.approx(theirs, abs=4e-3)
@@ -196,7 +196,7 @@ def test_smooth_ece_is_relplots_to_its_grid(rows):
         assert estimators.smooth_ece_at(confidence, correct, sigma) == pytest.approx(theirs, abs=4e-3)
 
 
-def integrated(confidence, correct, sigma):
+def smooth_ece_by_integration(confidence, correct, sigma):
     """Smooth ECE at a fixed width by its definition: a sum of mirrored Gaussians, integrated by Simpson's rule."""
     points = np.linspace(0, 1, 1001)
     images = [confidence + 2 * turn for turn in range(-3, 4)] + [2 * turn - confidence for turn in range(-3, 4)]
@@ -206,28 +206,28 @@ def integrated(confidence, correct, sigma):
 
 @all_rows
 @pytest.mark.parametrize("sigma", [0.05, 0.2, 0.9])
-def test_smooth_ece_at_a_width_is_the_integral_of_its_definition(rows, sigma):
-    confidence, correct = (array[:400] for array in said(rows))
+def test_smooth_ece_at_equals_numerical_integration(rows, sigma):
+    confidence, correct = (array[:400] for array in confidence_and_correctness(rows))
     assert estimators.smooth_ece_at(confidence, correct, sigma) == pytest.approx(
-        integrated(confidence, correct, sigma), abs=1e-3
+        smooth_ece_by_integration(confidence, correct, sigma), abs=1e-3
     )
 
 
-def test_relplot_mirrors_a_confidence_of_one_only_half():
+def test_relplot_halves_the_weight_of_confidence_one():
     # Its mirror image leaves the end points out, so what lies on 1.0 exactly is spread at half its weight.
     rows = np.array([1.0, 0.5]), np.array([False, True])
     assert relplot.metrics.smECE_sigma(rows[0], rows[1] * 1.0, 0.05) == pytest.approx((0.5 + 0.5) / 1.5, abs=0.01)
-    assert integrated(*rows, 0.05) == pytest.approx((1 + 0.5) / 2, abs=1e-6)
+    assert smooth_ece_by_integration(*rows, 0.05) == pytest.approx((1 + 0.5) / 2, abs=1e-6)
     assert estimators.smooth_ece_at(*rows, 0.05) == pytest.approx((1 + 0.5) / 2, abs=1e-6)
-    confidence, correct = said(saturated_rows)
+    confidence, correct = confidence_and_correctness(saturated_rows)
     assert estimators.smooth_ece(confidence, correct) == pytest.approx(0.265745, abs=1e-6)
     assert relplot.smECE(confidence, correct * 1.0) == pytest.approx(0.207818, abs=1e-6)
 
 
 @all_rows
-def test_nll_brier_and_auroc_are_scikit_learns(rows):
+def test_nll_brier_and_auroc_equal_scikit_learn(rows):
     probs, gold = rows()
-    confidence, correct = said(rows)
+    confidence, correct = confidence_and_correctness(rows)
     absent_is_zero = np.nan_to_num(probs)
     labels = range(LETTERS)
     with np.errstate(divide="ignore"):
@@ -248,8 +248,8 @@ def test_nll_brier_and_auroc_are_scikit_learns(rows):
     )
 
 
-def test_accuracy_at_coverage_is_uncertainty_calibrations_running_accuracy():
-    confidence, correct = said(random_rows)
+def test_accuracy_at_coverage_equals_uncertainty_calibration():
+    confidence, correct = confidence_and_correctness(random_rows)
     area, at_tenth = uncertainty_calibration.get_selective_stats(confidence, correct)
     # Its "10 %" is one question more.
     assert estimators.accuracy_at_coverage(confidence, correct, 61 / 600) == at_tenth
@@ -258,7 +258,7 @@ def test_accuracy_at_coverage_is_uncertainty_calibrations_running_accuracy():
     assert np.mean(ours) == pytest.approx(area, abs=1e-12)
 
 
-def test_the_paired_interval_is_scipys_basic_bootstrap():
+def test_paired_interval_equals_scipys_basic_bootstrap():
     probs, gold = random_rows()
     sharper = probs**2 / (probs**2).sum(axis=1, keepdims=True)
     ours = paired_difference(calibration.brier, (probs, gold), (sharper, gold), draws=4000)
@@ -273,7 +273,7 @@ def test_the_paired_interval_is_scipys_basic_bootstrap():
     assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=0.06 * (theirs.high - theirs.low))
 
 
-def test_of_a_skewed_statistic_the_interval_is_scipys_basic_one_not_the_percentiles():
+def test_paired_interval_is_basic_not_percentile_for_a_skewed_statistic():
     rows = np.random.default_rng(0).normal(0.1, 1, 60)
     nothing = np.zeros(60)
 

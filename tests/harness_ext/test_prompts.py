@@ -4,7 +4,7 @@ from harness_ext.errors import ScoringError
 from harness_ext.prompts import LETTERS, check_choices, doc_to_choice, doc_to_text
 
 
-def test_every_number_of_options_from_2_to_26_shows_the_letters_that_are_scored():
+def test_prompt_shows_the_scored_letters_for_2_to_26_options():
     for count in range(2, 27):
         doc = {"question": "Q?", "choices": [f"option {i}" for i in range(count)]}
         shown = [line[0] for line in doc_to_text(doc).splitlines() if line[1:3] == ". "]
@@ -12,27 +12,27 @@ def test_every_number_of_options_from_2_to_26_shows_the_letters_that_are_scored(
 
 
 @pytest.mark.parametrize("count", [0, 1, 27])
-def test_other_numbers_of_options_are_refused(count):
+def test_unsupported_number_of_options_is_refused(count):
     with pytest.raises(ScoringError, match=f"Q has {count} options"):
         check_choices([f"option {i}" for i in range(count)], "Q")
 
 
-def test_an_empty_option_is_named():
+def test_empty_option_is_refused():
     with pytest.raises(ScoringError, match=r"Q has an empty option B \(' '\)"):
         check_choices(["x", " "], "Q")
 
 
-def test_a_repeated_option_is_named_with_both_letters():
+def test_repeated_option_is_refused_with_both_letters():
     with pytest.raises(ScoringError, match=r"Q has the same option under A and C \('x'\)"):
         check_choices(["x", "y", "x"], "Q")
 
 
-def test_the_prompt_itself_refuses_options_that_cannot_be_told_apart():
+def test_doc_to_text_refuses_repeated_options():
     with pytest.raises(ScoringError, match="Which"):
         doc_to_text({"question": "Which?", "choices": ["x", "x"]})
 
 
 @pytest.mark.parametrize("choices", [None, 4])
-def test_a_document_without_a_list_of_options_is_named(choices):
+def test_document_without_options_is_refused(choices):
     with pytest.raises(ScoringError, match=rf"question '7' has no list of options \({choices}\)"):
         doc_to_text({"question": 7, "choices": choices})

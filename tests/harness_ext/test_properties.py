@@ -26,9 +26,9 @@ from harness_ext.estimators import (
 )
 from harness_ext.intervals import ece_interval
 
-few = settings(max_examples=60, deadline=None)
+fewer_examples = settings(max_examples=60, deadline=None)
 bins = st.integers(1, 80)
-edges = st.sampled_from(["left", "right"])
+edge_options = st.sampled_from(["left", "right"])
 
 
 @st.composite
@@ -60,9 +60,9 @@ def confidences(draw):
     return confidence, predicted == gold
 
 
-@few
+@fewer_examples
 @given(questions(), st.floats(0.05, 20))
-def test_probabilities_sum_to_one_at_any_temperature_and_the_order_stays(rows, temperature):
+def test_temperature_keeps_the_sum_and_the_order(rows, temperature):
     log_probs = letter_log_softmax(rows[0], temperature)
     assert (np.isnan(log_probs) == np.isnan(rows[0])).all()
     assert np.nansum(np.exp(log_probs), axis=1) == pytest.approx(1, abs=1e-12)
@@ -71,15 +71,15 @@ def test_probabilities_sum_to_one_at_any_temperature_and_the_order_stays(rows, t
     assert (rows[0][np.arange(len(winner)), winner] >= np.nanmax(rows[0], axis=1) - 1e-9).all()
 
 
-@few
+@fewer_examples
 @given(questions(), st.floats(-50, 50))
-def test_what_is_added_to_all_letters_of_a_question_changes_nothing(rows, shift):
+def test_softmax_ignores_a_shift_of_all_letters(rows, shift):
     assert letter_log_softmax(rows[0] + shift) == pytest.approx(letter_log_softmax(rows[0]), abs=1e-9, nan_ok=True)
 
 
-@few
-@given(probabilities(), bins, edges)
-def test_every_error_lies_in_zero_to_one(rows, count, edge):
+@fewer_examples
+@given(probabilities(), bins, edge_options)
+def test_errors_are_between_zero_and_one(rows, count, edge):
     confidence, predicted = top(rows[0])
     correct = predicted == rows[1]
     for error in (
@@ -95,9 +95,9 @@ def test_every_error_lies_in_zero_to_one(rows, count, edge):
         assert 0 <= error <= 1 + 1e-12
 
 
-@few
-@given(questions(), bins, edges, st.randoms(use_true_random=False))
-def test_permuting_questions_changes_nothing(rows, count, edge, random):
+@fewer_examples
+@given(questions(), bins, edge_options, st.randoms(use_true_random=False))
+def test_metrics_do_not_depend_on_question_order(rows, count, edge, random):
     order = list(range(len(rows[1])))
     random.shuffle(order)
     for temperature in (1.0, 3.0):
@@ -110,9 +110,9 @@ def test_permuting_questions_changes_nothing(rows, count, edge, random):
             assert metric(*one, count, edge) == pytest.approx(metric(*other, count, edge), abs=1e-12)
 
 
-@few
+@fewer_examples
 @given(confidences(), st.randoms(use_true_random=False))
-def test_permuting_questions_keeps_the_further_estimators(rows, random):
+def test_estimators_do_not_depend_on_question_order(rows, random):
     order = list(range(len(rows[1])))
     random.shuffle(order)
     shuffled = rows[0][order], rows[1][order]
@@ -123,9 +123,9 @@ def test_permuting_questions_keeps_the_further_estimators(rows, random):
         assert accuracy_at_coverage(*shuffled, share) == pytest.approx(accuracy_at_coverage(*rows, share), abs=1e-12)
 
 
-@few
-@given(probabilities(ragged=False), bins, edges, st.randoms(use_true_random=False))
-def test_relabeling_classes_keeps_cw_ece_brier_and_conf_ece_without_ties(rows, count, edge, random):
+@fewer_examples
+@given(probabilities(ragged=False), bins, edge_options, st.randoms(use_true_random=False))
+def test_permuting_letters_keeps_ece_and_brier(rows, count, edge, random):
     probs, gold = rows
     order = list(range(probs.shape[1]))
     random.shuffle(order)
@@ -136,30 +136,30 @@ def test_relabeling_classes_keeps_cw_ece_brier_and_conf_ece_without_ties(rows, c
         assert conf_ece(*relabeled, count, edge) == conf_ece(probs, gold, count, edge)
 
 
-@few
+@fewer_examples
 @given(probabilities(), bins)
-def test_more_bins_never_hide_what_one_bin_shows(rows, count):
+def test_one_bin_ece_and_mce_bound_conf_ece(rows, count):
     assert conf_ece(*rows, 1) <= conf_ece(*rows, count) + 1e-12
-    assert conf_ece(*rows, count) <= maximum_calibration_error(*_said(rows), count) + 1e-12
+    assert conf_ece(*rows, count) <= maximum_calibration_error(*confidence_and_correctness(rows), count) + 1e-12
 
 
-def _said(rows):
+def confidence_and_correctness(rows):
     confidence, predicted = top(rows[0])
     return confidence, predicted == rows[1]
 
 
-@few
-@given(probabilities(), bins, edges)
-def test_the_ece_is_what_its_bin_table_says(rows, count, edge):
-    table = bin_table(*_said(rows), count, edge)
+@fewer_examples
+@given(probabilities(), bins, edge_options)
+def test_conf_ece_equals_its_bin_table(rows, count, edge):
+    table = bin_table(*confidence_and_correctness(rows), count, edge)
     share = table.count / table.count.sum()
     expected = np.nansum(share * np.abs(table.accuracy - table.confidence))
     assert conf_ece(*rows, count, edge) == pytest.approx(expected, abs=1e-12)
 
 
-@few
+@fewer_examples
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=50), bins)
-def test_a_value_lies_between_the_edges_of_its_bin(values, count):
+def test_value_is_between_the_edges_of_its_bin(values, count):
     borders = np.arange(count + 1) / count
     left, right = bin_index(values, count), bin_index(values, count, "right")
     for value, low, high in zip(values, left, right, strict=True):
@@ -169,27 +169,27 @@ def test_a_value_lies_between_the_edges_of_its_bin(values, count):
         assert borders[high] < value or high == 0
 
 
-@few
+@fewer_examples
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=60), bins)
-def test_equal_mass_edges_span_the_unit_interval_and_rise(values, count):
+def test_equal_mass_edges_increase_from_zero_to_one(values, count):
     borders = equal_mass_edges(values, count)
     assert (borders[0], borders[-1]) == (0, 1)
     assert (np.diff(borders) > 0).all()
     assert len(borders) <= count + 1
 
 
-@few
+@fewer_examples
 @given(confidences(), bins)
-def test_the_brier_parts_add_up(rows, count):
+def test_brier_parts_sum_to_the_score(rows, count):
     parts = brier_parts(*rows, count)
     assert parts.reliability - parts.resolution + parts.uncertainty + parts.within == pytest.approx(
         parts.score, abs=1e-12
     )
 
 
-@few
+@fewer_examples
 @given(probabilities())
-def test_an_interval_holds_its_estimate(rows):
+def test_interval_contains_its_estimate(rows):
     for gaps in (confidence_gaps, classwise_gaps):
         found = ece_interval(gaps(*rows), draws=100)
         assert 0 <= found.low <= found.estimate <= found.high <= 1
@@ -202,9 +202,14 @@ def calibrated(rng, rows, letters=4):
 
 
 @pytest.mark.parametrize("letters", [2, 4, 8])
-def test_a_calibrated_generators_errors_go_to_zero_with_the_questions(letters):
+def test_errors_of_a_calibrated_model_vanish_with_more_questions(letters):
     rng = np.random.default_rng(letters)
-    for error in (conf_ece, cw_ece, lambda *rows: smooth_ece(*_said(rows)), lambda *rows: debiased_ece(*_said(rows))):
+    for error in (
+        conf_ece,
+        cw_ece,
+        lambda *rows: smooth_ece(*confidence_and_correctness(rows)),
+        lambda *rows: debiased_ece(*confidence_and_correctness(rows)),
+    ):
         means = [np.mean([error(*calibrated(rng, rows, letters)) for _ in range(8)]) for rows in (100, 10_000)]
         # Noise falls as the root of N: to a tenth.
         assert means[1] < means[0] / 4
@@ -216,7 +221,7 @@ def miscalibrated(probs):
     return probs**1.5 / (probs**1.5).sum(axis=1, keepdims=True)
 
 
-def truth(gaps, distort):
+def exact_error(gaps, distort):
     """The binned error of the model itself, without noise: labels replaced by their chances, a million questions."""
     probs = np.random.default_rng(99).dirichlet(np.ones(4), 1_000_000)
     shown = distort(probs)
@@ -242,8 +247,8 @@ def truth(gaps, distort):
     ],
 )
 @pytest.mark.parametrize("distort", [lambda probs: probs, miscalibrated])
-def test_the_interval_covers(gaps, rows, at_least, distort):
-    true, runs = truth(gaps, distort), 200
+def test_interval_has_nominal_coverage(gaps, rows, at_least, distort):
+    true, runs = exact_error(gaps, distort), 200
     rng = np.random.default_rng(rows)
     covered = 0
     for _ in range(runs):

@@ -6,7 +6,7 @@ from harness_ext import metrics
 from harness_ext.registry import METRICS
 
 
-def test_the_tasks_the_harness_and_rescore_have_the_registered_metrics():
+def test_tasks_harness_and_rescore_have_the_registered_metrics():
     listed = yaml.safe_load((TASKS / "_letters").read_text().replace("!function ", ""))["metric_list"]
     ends = ("_low", "_high")
     names = [item["metric"] for item in listed if not item["metric"].endswith(ends)]

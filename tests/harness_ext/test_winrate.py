@@ -51,7 +51,7 @@ def token_log_probs(folder, chat):
 
 
 @pytest.mark.parametrize("chat", [False, True])
-def test_rates_equal_a_plain_transformers_computation(mirror, model, chat):
+def test_win_rates_equal_a_transformers_computation(mirror, model, chat):
     run = evaluate(["ultrafeedback_winrate"], model, apply_chat_template=chat, batch_size=2)
     table, samples = run["results"]["ultrafeedback_winrate"], run["samples"]["ultrafeedback_winrate"]
     expected = token_log_probs(model, chat)
@@ -68,26 +68,26 @@ def test_rates_equal_a_plain_transformers_computation(mirror, model, chat):
     assert (table["win_rate_low,none"], table["win_rate_high,none"]) == wilson(sum(wins), len(wins))
 
 
-def test_pairs_cut_by_the_context_are_counted(mirror, tmp_path):
+def test_truncated_pairs_are_counted(mirror, tmp_path):
     write(mirror, [*PAIRS, ("Which " * 100, "option A", "option B")])
     run = evaluate(["ultrafeedback_winrate"], save_tiny(tmp_path / "short", context=64))
     assert run["results"]["ultrafeedback_winrate"]["cut,none"] == 0.2
 
 
-def test_a_response_longer_than_the_context_is_an_error_with_its_length(mirror, tmp_path):
+def test_response_longer_than_the_context_is_refused(mirror, tmp_path):
     write(mirror, [*PAIRS, ("Which?", "option " * 100, "option B")])
     with pytest.raises(ScoringError, match="1 responses are longer than the model's 64 tokens, the longest has 10"):
         evaluate(["ultrafeedback_winrate"], save_tiny(tmp_path / "short", context=64))
 
 
-def test_a_pair_with_an_empty_response_is_left_out_and_named(mirror, model, caplog):
+def test_pair_with_an_empty_response_is_skipped_and_logged(mirror, model, caplog):
     write(mirror, [*PAIRS, ("Which?", "option A", " ")])
     run = evaluate(["ultrafeedback_winrate"], model)
     assert len(run["samples"]["ultrafeedback_winrate"]) == 4
     assert "1 of 5 pairs have an empty text and are left out, rows [4]" in caplog.text
 
 
-def test_a_missing_response_names_its_row(mirror, model):
+def test_missing_response_is_refused_with_its_row(mirror, model):
     write(mirror, [*PAIRS, ("Which?", None, "x")])
     with pytest.raises(ScoringError, match=r"train row 4 holds .*'chosen': None"):
         evaluate(["ultrafeedback_winrate"], model)
@@ -101,6 +101,6 @@ def test_a_missing_response_names_its_row(mirror, model):
         (lambda _, text: (-float(len(text)), False), "no token count is known"),
     ],
 )
-def test_a_backend_without_tokens_or_scores_is_refused(mirror, answer, message):
+def test_backend_without_token_counts_or_scores_is_refused(mirror, answer, message):
     with pytest.raises(ScoringError, match=message):
         evaluate(["ultrafeedback_winrate"], FakeLM(answer))

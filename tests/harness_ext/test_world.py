@@ -23,7 +23,7 @@ def letters(*probabilities):
     return [Letter(p, math.log(p), math.log(p) - 1) for p in probabilities]
 
 
-def test_every_fact_has_four_values_of_its_relation_and_probabilities_that_sum_to_1():
+def test_facts_have_four_values_and_probabilities_that_sum_to_1():
     assert len(facts()) == len(ENTITIES) * len(RELATIONS) == 240
     for fact in facts():
         assert len(set(fact.values)) == len(fact.p_star) == OPTIONS
@@ -33,12 +33,12 @@ def test_every_fact_has_four_values_of_its_relation_and_probabilities_that_sum_t
         assert sum(fact.phrasing_weights) == pytest.approx(1)
 
 
-def test_no_word_is_a_value_of_two_relations_or_an_entity_too():
+def test_values_and_entities_are_distinct_words():
     words = [value for relation in RELATIONS for value in relation.values] + list(ENTITIES)
     assert len(set(words)) == len(words)
 
 
-def test_facts_reach_from_near_uniform_to_near_certain():
+def test_facts_range_from_near_uniform_to_near_certain():
     tops = np.array([max(fact.p_star) for fact in facts()])
     assert tops.min() < 0.35
     assert tops.max() > 0.99
@@ -57,21 +57,21 @@ def test_labels_follow_p_star():
     assert chi_square(observed, np.full(OPTIONS, len(labels) / OPTIONS)) > 16.3
 
 
-def test_labels_of_the_evaluated_questions_are_as_probable_as_p_star_says():
+def test_labels_of_every_split_follow_p_star():
     for docs in splits().values():
         given = np.array([doc["p_star"][doc["gold"]] for doc in docs])
         expected = np.array([np.square(doc["p_star"]).sum() for doc in docs])
         assert abs(given.mean() - expected.mean()) < 4 * given.std() / math.sqrt(len(docs))
 
 
-def test_options_are_permuted_and_the_right_one_stands_anywhere():
+def test_options_are_shuffled():
     for docs in splits().values():
         golds = np.bincount([doc["gold"] for doc in docs], minlength=OPTIONS)
         assert chi_square(golds, np.full(OPTIONS, len(docs) / OPTIONS)) < 16.3
         assert len({tuple(doc["choices"]) for doc in docs if doc["fact"] == docs[0]["fact"]}) > 5
 
 
-def test_p_star_moves_with_the_options():
+def test_p_star_is_permuted_with_the_options():
     fact = facts()[0]
     doc = ask(fact, 1, (2, 0, 3, 1), gold=3)
     assert dict(zip(doc["choices"], doc["p_star"], strict=True)) == dict(zip(fact.values, fact.p_star, strict=True))
@@ -79,7 +79,7 @@ def test_p_star_moves_with_the_options():
     assert doc["gold"] == 2
 
 
-def test_train_and_test_share_facts_but_no_question():
+def test_train_and_test_share_facts_but_no_questions():
     shown = {name: [doc_to_text(doc) for doc in docs] for name, docs in splits().items()}
     assert {name: len(texts) for name, texts in shown.items()} == {"train": TRAIN, "test": TEST, "out_domain": TEST}
     everything = [text for texts in shown.values() for text in texts]
@@ -89,12 +89,12 @@ def test_train_and_test_share_facts_but_no_question():
     assert not asked["out_domain"] & asked["train"]
 
 
-def test_out_of_the_domain_no_relation_value_or_wording_of_an_option_was_trained_on():
+def test_out_of_domain_options_are_not_in_the_training_set():
     trained = {choice for doc in splits()["train"] for choice in doc["choices"]}
     assert not trained & {choice for doc in splits()["out_domain"] for choice in doc["choices"]}
 
 
-def test_some_phrasings_and_facts_are_asked_more_often_than_others():
+def test_phrasings_and_facts_have_unequal_frequencies():
     docs = splits()["train"]
     counts = np.array(sorted(np.unique([doc["fact"] for doc in docs], return_counts=True)[1]))
     assert counts[-20:].mean() > 2 * counts[:20].mean()
@@ -103,18 +103,18 @@ def test_some_phrasings_and_facts_are_asked_more_often_than_others():
     assert abs(np.mean(style) - habit) < abs(np.mean(style) - 1 / 3)
 
 
-def test_the_questions_are_the_ones_that_the_checkpoints_and_the_readme_were_made_with():
+def test_questions_match_the_shipped_checkpoints():
     # Other questions after an update of numpy or an edit would leave the shipped models in another world.
     text = json.dumps([[doc_to_text(doc), doc["gold"]] for docs in splits().values() for doc in docs])
     assert hashlib.sha256(text.encode()).hexdigest()[:16] == "f271ace5b78e7a0c"
 
 
-def test_more_questions_than_there_are_is_refused():
+def test_drawing_too_many_questions_is_refused():
     with pytest.raises(ValueError, match="73 questions wanted, but 1 facts allow only 72"):
         draw(facts()[:1], 73, np.random.RandomState(0))
 
 
-def test_tce_is_the_mean_l1_distance():
+def test_true_calibration_error_is_the_mean_l1_distance():
     p = [[0.7, 0.1, 0.1, 0.1], [0.25, 0.25, 0.25, 0.25]]
     q = [[0.4, 0.3, 0.2, 0.1], [0.25, 0.25, 0.25, 0.25]]
     assert true_calibration_error(p, q) == pytest.approx((0.3 + 0.2 + 0.1 + 0.0) / 2)
@@ -123,12 +123,12 @@ def test_tce_is_the_mean_l1_distance():
 
 
 @pytest.mark.parametrize("q", [[[0.5, 0.5]], [], [[0.2, 0.3, 0.5], [0.1, 0.2, 0.7]]])
-def test_tce_of_unlike_shapes_is_refused(q):
+def test_true_calibration_error_refuses_mismatched_shapes(q):
     with pytest.raises(ScoringError, match="shape"):
         true_calibration_error([[0.5, 0.5], [0.5, 0.5]], q)
 
 
-def test_a_question_scores_its_prediction_by_p_star_and_not_by_the_draw():
+def test_acc_true_uses_p_star_instead_of_the_drawn_label():
     doc = {"question": "?", "choices": list("wxyz"), "gold": 2, "p_star": [0.1, 0.3, 0.2, 0.4]}
     items = process_results(doc, letters(0.1, 0.6, 0.2, 0.1))
     assert items["acc"] == 0
@@ -139,20 +139,20 @@ def test_a_question_scores_its_prediction_by_p_star_and_not_by_the_draw():
 
 
 @pytest.mark.parametrize("p_star", [None, [0.5, 0.5]])
-def test_a_question_without_the_truth_is_refused(p_star):
+def test_question_without_p_star_is_refused(p_star):
     doc = {"question": "Who?", "choices": list("wxyz"), "gold": 2, "p_star": p_star}
     with pytest.raises(ScoringError, match=r"'Who\?' has 4 options and p\*"):
         process_results(doc, letters(0.1, 0.6, 0.2, 0.1))
 
 
-def test_the_worlds_tasks_have_the_letter_tasks_metrics_and_three_more():
+def test_world_tasks_add_three_metrics_to_the_letter_tasks():
     read = lambda name: yaml.safe_load((TASKS / name).read_text().replace("!function ", ""))["metric_list"]  # noqa: E731
     ours, common = read("_world"), read("_letters")
     assert ours[: len(common)] == common
     assert [metric["metric"] for metric in ours[len(common) :]] == ["tce", "acc_true", "acc_star"]
 
 
-def test_the_tasks_load_with_their_splits():
+def test_world_tasks_load_with_their_splits():
     tasks = manager().load(["mc_calib_world", "mc_calib_world_ood"])["tasks"]
     inside, outside = tasks["mc_calib_world"], tasks["mc_calib_world_ood"]
     assert len(inside.eval_docs) == len(outside.eval_docs) == TEST
@@ -161,7 +161,7 @@ def test_the_tasks_load_with_their_splits():
     assert inside.eval_docs[0] == splits()["test"][0]
 
 
-def test_a_model_that_knows_p_star_has_no_true_error_and_reaches_acc_star():
+def test_model_that_knows_p_star_has_zero_tce_and_reaches_acc_star():
     truth = {doc_to_text(doc): doc for doc in splits()["test"]}
 
     def answer(context, continuation):
@@ -175,7 +175,7 @@ def test_a_model_that_knows_p_star_has_no_true_error_and_reaches_acc_star():
     assert abs(results["acc,none"] - results["acc_star,none"]) < 0.03
 
 
-def test_a_model_that_is_always_sure_of_a_has_the_true_error_worked_out_by_hand():
+def test_tce_of_a_constant_model_by_hand():
     sure = np.log([0.94, 0.03, 0.02, 0.01]).tolist()
     results = evaluate(
         ["mc_calib_world_ood"], FakeLM(lambda _, letter: (sure["ABCD".index(letter.strip())], False)), limit=50

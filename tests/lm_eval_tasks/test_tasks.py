@@ -28,7 +28,7 @@ def prompts(mirror, monkeypatch, model=None, **options):
     return [sample["arguments"] for sample in samples], samples
 
 
-def test_every_yaml_file_is_seen_by_the_task_manager():
+def test_task_manager_finds_every_yaml_file():
     names = [yaml.safe_load(p.read_text().replace("!function", "")) for p in TASKS.glob("**/*.yaml")]
     tasks = {config["task"] for config in names if "group" not in config}
     groups = {config["group"] for config in names if "group" in config}
@@ -47,7 +47,7 @@ def test_every_function_named_in_yaml_exists():
         load_yaml(path, resolve_func=True)
 
 
-def test_the_tables_metrics_are_those_of_the_design_each_with_its_direction(mirror, monkeypatch):
+def test_tasks_have_the_documented_metrics_and_directions(mirror, monkeypatch):
     enter_mirror(mirror, monkeypatch)
     task = manager().load(["mc_calib_arc"])["tasks"]["mc_calib_arc"]
     better = task.higher_is_better()
@@ -55,7 +55,7 @@ def test_the_tables_metrics_are_those_of_the_design_each_with_its_direction(mirr
     assert {name for name, higher in better.items() if higher} == {"acc", "letter_mass"}
 
 
-def test_the_plain_prompt_is_system_text_question_options_request(mirror, monkeypatch):
+def test_plain_prompt_has_system_text_question_and_options(mirror, monkeypatch):
     arguments, samples = prompts(mirror, monkeypatch)
     doc = samples[0]["doc"]
     shown = "".join(f"{letter}. {text}\n" for letter, text in zip("ABCDE", doc["choices"], strict=False))
@@ -63,12 +63,12 @@ def test_the_plain_prompt_is_system_text_question_options_request(mirror, monkey
     assert arguments[0] == [(prompt, f" {letter}") for letter in "ABCDE"[: len(doc["choices"])]]
 
 
-def test_three_to_five_options_and_digit_labels_are_all_scored(mirror, monkeypatch):
+def test_every_option_is_scored_for_three_to_five_options(mirror, monkeypatch):
     arguments, samples = prompts(mirror, monkeypatch)
     assert [len(pairs) for pairs in arguments] == [len(s["doc"]["choices"]) for s in samples] == [4, 4, 3]
 
 
-def test_the_chat_prompt_has_system_and_user_turns_and_no_delimiter(mirror, monkeypatch):
+def test_chat_prompt_has_system_and_user_turns_and_no_delimiter(mirror, monkeypatch):
     arguments, samples = prompts(mirror, monkeypatch, apply_chat_template=True)
     context, letter = arguments[0][0]
     question = samples[0]["doc"]["question"]
@@ -77,7 +77,7 @@ def test_the_chat_prompt_has_system_and_user_turns_and_no_delimiter(mirror, monk
     assert letter == "A"
 
 
-def test_few_shot_examples_come_from_the_training_split_with_their_letters(mirror, monkeypatch):
+def test_few_shot_examples_are_answered_training_questions(mirror, monkeypatch):
     context = prompts(mirror, monkeypatch, num_fewshot=2)[0][0][0][0]
     assert context.count("(train ") == 2
     assert context.count("(test ") == context.count(SYSTEM) == 1
@@ -86,7 +86,7 @@ def test_few_shot_examples_come_from_the_training_split_with_their_letters(mirro
     assert set(answers) <= set("ABCDE")
 
 
-def test_few_shot_as_multiturn_gives_the_letters_as_assistant_turns(mirror, monkeypatch):
+def test_fewshot_as_multiturn_makes_letters_assistant_turns(mirror, monkeypatch):
     options = {"num_fewshot": 2, "apply_chat_template": True}
     turns = prompts(mirror, monkeypatch, fewshot_as_multiturn=True, **options)[0][0][0][0]
     assert turns.count("<|user|>") == 3
@@ -97,12 +97,12 @@ def test_few_shot_as_multiturn_gives_the_letters_as_assistant_turns(mirror, monk
     assert flat.count("Options:") == 3
 
 
-def test_a_system_instruction_goes_before_our_own(mirror, monkeypatch):
+def test_system_instruction_precedes_the_tasks_own(mirror, monkeypatch):
     context = prompts(mirror, monkeypatch, system_instruction="Be brief.", apply_chat_template=True)[0][0][0][0]
     assert context.startswith(f"<|system|>\nBe brief.\n\n{SYSTEM}<|end|>\n<|user|>\nWhich")
 
 
-def test_a_template_without_a_system_role_shows_the_system_text_to_the_user(mirror, monkeypatch, tmp_path):
+def test_template_without_system_role_puts_system_text_into_the_user_turn(mirror, monkeypatch, tmp_path):
     model = save_tiny(tmp_path / "model", chat_template=NO_SYSTEM_TEMPLATE)
     context = prompts(mirror, monkeypatch, model, apply_chat_template=True)[0][0][0][0]
     assert context.startswith(f"<|user|>\n{SYSTEM}\n\nWhich")
@@ -113,7 +113,7 @@ def test_a_template_without_a_system_role_shows_the_system_text_to_the_user(mirr
 @pytest.mark.skipif(
     not (Path(TASKS).parents[1] / "shared/data/hub").is_dir(), reason="needs the data mirror ../shared/data/hub"
 )
-def test_every_task_loads_from_the_mirror_and_renders_its_first_question(monkeypatch):
+def test_every_task_loads_from_the_mirror_and_renders_a_prompt(monkeypatch):
     monkeypatch.chdir(Path(TASKS).parents[1] / "shared/data/hub")
     names = [name for name in manager().all_subtasks if name != "ultrafeedback_winrate"]
     loaded = manager().load(names)["tasks"]

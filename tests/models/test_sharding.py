@@ -56,9 +56,7 @@ def fsdp_fit(arguments, cwd, monkeypatch, **environment):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("tuning", ["lora", "full"])
-def test_killed_fsdp_fit_resumes_to_the_single_process_result(
-    model, tmp_path, mirror, monkeypatch, tuning
-):
+def test_killed_fsdp_fit_resumes_to_the_single_process_result(model, tmp_path, mirror, monkeypatch, tuning):
     # A chat prompt is long enough for the E-step to compute what all begin with once.
     one, two = (
         [

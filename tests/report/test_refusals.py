@@ -28,7 +28,7 @@ def test_damaged_samples_file_is_refused(tmp_path, capsys):
     assert "line 10: not a whole JSON object" in fails(capsys, folder, "--output", tmp_path / "out")
 
 
-def test_an_existing_report_is_kept_unless_overwritten(tmp_path, capsys):
+def test_existing_report_is_kept_without_overwrite(tmp_path, capsys):
     folder = write_run(tmp_path / "run", {"arc": answers(10)})
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("precious")

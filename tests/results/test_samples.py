@@ -99,19 +99,19 @@ def test_letters_that_always_tie_are_refused(tmp_path):
         read_samples(write(tmp_path, [sample(i, (-1.0 - i, -2.0, -2.0)) for i in range(12)]))
 
 
-def test_a_row_with_one_letter_is_named_with_the_file(tmp_path):
+def test_row_with_one_letter_is_refused(tmp_path):
     path = write(tmp_path, [sample(0), sample(1, (-1.0,))])
     with pytest.raises(ScoringError, match=r"samples_mc_calib_arc_.*: row 1 has fewer than two letters: \[-1.0, nan"):
         read_samples(path)
 
 
 @pytest.mark.parametrize("bad", [{"doc_id": "0"}, {"doc": "text"}, {"resps": "x"}])
-def test_a_field_of_another_type_is_no_sample(tmp_path, bad):
+def test_sample_with_a_wrong_field_type_is_refused(tmp_path, bad):
     with pytest.raises(ScoringError, match="line 2: not a sample of lm_eval"):
         read_samples(write(tmp_path, [sample(0), {**sample(1), **bad}]))
 
 
-def test_a_damaged_results_file_is_said(tmp_path):
+def test_damaged_results_file_is_refused(tmp_path):
     path = write(tmp_path, [sample(0)])
     (tmp_path / f"results_{DATE}.json").write_text("{")
     with pytest.raises(ScoringError, match=r"results file is damaged: .*results_2026"):
@@ -129,7 +129,7 @@ def test_a_damaged_results_file_is_said(tmp_path):
     ],
     ids=str,
 )
-def test_a_results_file_of_another_shape_is_said(tmp_path, run):
+def test_malformed_results_file_is_refused(tmp_path, run):
     path = write(tmp_path, [sample(0)])
     (tmp_path / f"results_{DATE}.json").write_text(json.dumps(run))
     with pytest.raises(ScoringError, match=rf"results file .*results_{DATE}.json.*; run the evaluation again"):

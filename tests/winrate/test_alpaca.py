@@ -29,7 +29,7 @@ def save(path, value):
 
 
 @needs_recorded
-def test_the_published_rate_and_standard_error_come_out_of_the_recorded_annotations(tmp_path, capsys):
+def test_recorded_annotations_reproduce_the_published_win_rate(tmp_path, capsys):
     assert main(["winrate", "alpaca-eval", "--annotations", str(RECORDED), "--output", str(tmp_path)]) == 0
     found = json.loads((tmp_path / "winrate_alpaca_eval.json").read_text())
     assert found["per_cent"]["win_rate"] == pytest.approx(29.92, abs=0.005)
@@ -41,7 +41,7 @@ def test_the_published_rate_and_standard_error_come_out_of_the_recorded_annotati
 
 
 @needs_recorded
-def test_recorded_annotations_need_neither_torch_nor_a_network(tmp_path):
+def test_recorded_annotations_need_neither_torch_nor_network(tmp_path):
     # A child process, since tests beside this one have loaded torch.
     script = (
         "import socket, sys\n"
@@ -57,13 +57,13 @@ def test_recorded_annotations_need_neither_torch_nor_a_network(tmp_path):
     assert "29.92" in done.stdout
 
 
-def test_a_preference_is_the_model_s_score_plus_one_and_zero_is_a_draw():
+def test_preference_is_score_plus_one_and_zero_is_a_tie():
     pairs = alpaca.judged(rows(1, 2, 1.5, 0, "1.25"), "here")
     assert list(pairs.scores.values()) == [0.0, 1.0, 0.5, 0.5, 0.25]
     assert alpaca.published_rate(pairs).win_rate == pytest.approx(0.45)
 
 
-def test_pairs_without_a_readable_verdict_are_left_out_and_said():
+def test_pairs_without_a_verdict_are_skipped_and_noted():
     pairs = alpaca.judged(rows(2, None, float("nan"), -1, 1), "here")
     assert len(pairs.unjudged) == 3
     result = alpaca.result(pairs)
@@ -82,7 +82,7 @@ def test_pairs_without_a_readable_verdict_are_left_out_and_said():
         ([*rows(1), {"instruction": "x", "preference": 1, "generator_2": "other"}], "one pair of models"),
     ],
 )
-def test_annotations_that_would_give_a_wrong_rate_are_refused(tmp_path, content, said, capsys):
+def test_invalid_annotations_are_refused(tmp_path, content, said, capsys):
     path = save(tmp_path / "annotations.json", content)
     assert main(["winrate", "alpaca-eval", "--annotations", str(path), "--output", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
@@ -90,34 +90,34 @@ def test_annotations_that_would_give_a_wrong_rate_are_refused(tmp_path, content,
     assert str(path) in error
 
 
-def test_a_cut_off_file_is_refused(tmp_path):
+def test_truncated_annotations_are_refused(tmp_path):
     path = tmp_path / "a.json"
     path.write_text(json.dumps(rows(1, 2))[:-9])
     with pytest.raises(UserError, match="not whole JSON"):
         alpaca.read_annotations(path)
 
 
-def test_using_alpaca_eval_leaves_the_root_logger_s_level_alone():
+def test_alpaca_eval_does_not_change_the_root_log_level():
     before = logging.getLogger().level
     alpaca.published_rate(alpaca.judged(rows(1, 2), "here"))
     assert logging.getLogger().level == before
 
 
-def test_no_length_controlled_rate_of_other_instructions_and_it_is_said():
+def test_length_controlled_rate_needs_alpaca_evals_instructions():
     result = alpaca.result(alpaca.judged(rows(1, 2), "here"))
     assert result.summary()["length_controlled_win_rate"] is None
     assert "no length-controlled rate: needs AlpacaEval's own 805" in result.note
 
 
 @pytest.fixture
-def lengthy(monkeypatch):
+def longer_preferred(monkeypatch):
     """Judgments of 805 made-up instructions, which stand in for AlpacaEval's."""
-    pairs = longer_is_better()
+    pairs = prefer_longer()
     monkeypatch.setattr(length, "INSTRUCTIONS", instructions_digest(pairs))
     return pairs
 
 
-def longer_is_better(count=805):
+def prefer_longer(count=805):
     generator = np.random.default_rng(0)
     longer = generator.integers(0, 2, count)
     # The judge simply prefers the longer answer: all of the raw advantage is length.
@@ -135,16 +135,14 @@ def longer_is_better(count=805):
     )
 
 
-def test_without_the_regression_s_data_the_length_controlled_rate_is_said_to_be_missing(tmp_path, monkeypatch, lengthy):
+def test_length_controlled_rate_needs_the_regression_data(tmp_path, monkeypatch, longer_preferred):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    found = length_controlled(lengthy)
+    found = length_controlled(longer_preferred)
     assert found.win_rate is None
     assert "hf download tatsu-lab/alpaca_eval df_gamed.csv" in found.said
 
 
-def test_length_controlled_rate_comes_from_alpaca_eval_s_regression_where_its_data_are_cached(
-    tmp_path, monkeypatch, lengthy
-):
+def test_length_controlled_rate_uses_alpaca_evals_regression(tmp_path, monkeypatch, longer_preferred):
     import pandas as pd
 
     generator = np.random.default_rng(0)
@@ -169,7 +167,7 @@ def test_length_controlled_rate_comes_from_alpaca_eval_s_regression_where_its_da
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
 
-    pairs = lengthy
+    pairs = longer_preferred
     found = length_controlled(pairs)
     assert alpaca.published_rate(pairs).win_rate > 0.6
     assert found.win_rate is not None
@@ -178,21 +176,21 @@ def test_length_controlled_rate_comes_from_alpaca_eval_s_regression_where_its_da
 
 
 @needs_recorded
-def test_the_recorded_instructions_are_those_that_the_regression_knows():
+def test_recorded_instructions_match_the_regressions():
     pairs = alpaca.read_annotations(RECORDED)
     assert instructions_digest(pairs) == length.INSTRUCTIONS
     shuffled = alpaca.judged([*pairs.rows[1:], pairs.rows[0]], "here")
     assert "needs AlpacaEval's own 805" in length_controlled(shuffled).said
 
 
-def test_without_alpaca_eval_the_error_says_what_to_install(tmp_path, monkeypatch, capsys):
+def test_missing_alpaca_eval_says_what_to_install(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "alpaca_eval", None)
     path = save(tmp_path / "annotations.json", rows(1, 2))
     assert main(["winrate", "alpaca-eval", "--annotations", str(path), "--output", str(tmp_path / "out")]) == 2
     assert "pip install 'calibtune[winrate]'" in capsys.readouterr().err
 
 
-def test_recorded_runs_are_compared_question_by_question_if_against_one_reference(tmp_path, capsys):
+def test_compared_runs_are_paired_and_need_the_same_reference(tmp_path, capsys):
     mine = save(tmp_path / "mine.json", rows(2, 2, 1, 2))
     base = save(tmp_path / "base.json", [{**row, "generator_2": "base model"} for row in rows(1, 2, 1, 1)])
     other = save(tmp_path / "other.json", [{**row, "generator_1": "another"} for row in rows(1, 2, 1, 1)])

@@ -13,7 +13,7 @@ def model(tmp_path_factory):
     return save_tiny(tmp_path_factory.mktemp("models") / "base")
 
 
-def test_answers_go_on_after_a_blank_line(tmp_path, model, monkeypatch):
+def test_answers_continue_after_a_blank_line(tmp_path, model, monkeypatch):
     decode = HFLM.tok_decode
     monkeypatch.setattr(
         HFLM,
@@ -24,14 +24,14 @@ def test_answers_go_on_after_a_blank_line(tmp_path, model, monkeypatch):
     assert answers.outputs == ("one\n\ntwo",)
 
 
-def test_a_prompt_longer_than_the_context_is_counted(tmp_path, model):
+def test_truncated_prompts_are_counted(tmp_path, model):
     questions = ["Options: " * 300, "Options:"]
     answers = generate(Model(str(model)), questions, tmp_path, Settings(max_new_tokens=4, device="cpu"))
     assert answers.cut == 1
     assert len(answers.outputs) == 2
 
 
-def test_other_weights_or_another_adapter_are_another_model(tmp_path, model):
+def test_fingerprint_changes_with_weights_adapter_and_arguments(tmp_path, model):
     adapter = tmp_path / "tuned"
     adapter.mkdir()
     for name in ("adapter_config.json", "adapter_model.safetensors"):
@@ -44,19 +44,19 @@ def test_other_weights_or_another_adapter_are_another_model(tmp_path, model):
     assert before != Model(str(model), adapter).fingerprint()
 
 
-def test_names_tell_base_and_adapter(tmp_path):
+def test_model_name_has_base_and_adapter(tmp_path):
     (tmp_path / "adapter_config.json").write_text("{}")
     assert Model("org/base-7b").name == "base-7b"
     assert Model("org/base-7b", tmp_path).name == f"base-7b+{tmp_path.name}"
 
 
-def test_a_temperature_is_no_adapter(tmp_path):
+def test_temperature_artifact_is_refused(tmp_path):
     (tmp_path / "temperature.json").write_text('{"temperature": 2.0}')
     with pytest.raises(UserError, match="a temperature does not change greedy answers"):
         Model("base", tmp_path)
 
 
-def test_the_batch_size_does_not_change_what_is_asked_for(tmp_path, model):
+def test_answers_do_not_depend_on_batch_size(tmp_path, model):
     questions = ["Options:", "Which of these is the right one?", "Answer with only a single letter: A. option a"]
     found = [
         generate(Model(str(model)), questions, tmp_path / str(size), Settings(6, size, "cpu")).outputs
@@ -65,7 +65,7 @@ def test_the_batch_size_does_not_change_what_is_asked_for(tmp_path, model):
     assert found[0] == found[1]
 
 
-def test_generation_that_was_stopped_goes_on_where_it_was(tmp_path, model, monkeypatch):
+def test_interrupted_generation_resumes(tmp_path, model, monkeypatch):
     real, batches = HFLM._model_generate, []
 
     def counted(self, context, *args, **more):

@@ -13,7 +13,7 @@ REAL = Path(__file__).resolve().parents[3] / "shared" / "data" / "arena_hard"
 needs_real = pytest.mark.skipif(not REAL.is_dir(), reason=f"no Arena-Hard data at {REAL}")
 
 
-def lines(path, rows):
+def write_lines(path, rows):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     return path
@@ -28,30 +28,32 @@ def checkout(tmp_path):
     """A checkout with four questions, one with a line separator that str.splitlines() would break at."""
     texts = ["What is this?", "Options:", "Two\u2028lines, one answer", "Answer:"]
     rows = [{"uid": f"u{i}", "category": "arena-hard-v0.1", "cluster": "c", "prompt": t} for i, t in enumerate(texts)]
-    lines(tmp_path / "arena" / "data" / "arena-hard-v0.1" / "question.jsonl", rows)
+    write_lines(tmp_path / "arena" / "data" / "arena-hard-v0.1" / "question.jsonl", rows)
     return tmp_path / "arena"
 
 
-def judge(checkout, name, games, judge_name="gpt", **more):
+def write_judgments(checkout, name, games, judge_name="gpt", **more):
     rows = [
         {"uid": uid, "category": "arena-hard-v0.1", "model": name, "baseline": "base", "games": list(map(game, pair))}
         | more
         for uid, pair in games.items()
     ]
-    lines(checkout / "data" / "arena-hard-v0.1" / "model_judgment" / judge_name / f"{name}.jsonl", rows)
+    write_lines(checkout / "data" / "arena-hard-v0.1" / "model_judgment" / judge_name / f"{name}.jsonl", rows)
 
 
-def test_verdicts_count_for_the_model_which_is_shown_second_then_first(checkout):
-    judge(checkout, "m", {"u0": ("B>A", "A>B"), "u1": ("A>B", "B>A"), "u2": ("A=B", "A=B"), "u3": ("A>B", "A>B")})
+def test_verdicts_of_both_games_are_scored_for_the_model(checkout):
+    write_judgments(
+        checkout, "m", {"u0": ("B>A", "A>B"), "u1": ("A>B", "B>A"), "u2": ("A=B", "A=B"), "u3": ("A>B", "A>B")}
+    )
     found = arena.read_verdicts(arena.open_bench(checkout), "m")
     assert found.scores == {"u0": 1.0, "u1": 0.0, "u2": 0.5, "u3": 0.5}
     assert set(found.weights.values()) == {2.0}
     assert (found.baseline, found.judge) == ("base", "gpt")
 
 
-def test_a_clear_verdict_counts_three_times_as_in_the_tool(checkout):
+def test_clear_verdict_has_weight_three_as_in_arena_hard(checkout):
     games = {"u0": ("B>>A", "A>>B"), "u1": ("A>B", "B>A"), "u2": ("A>>B", "A=B"), "u3": ("A<<B", "B<A")}
-    judge(checkout, "m", games)
+    write_judgments(checkout, "m", games)
     result = runs.arena_result(arena.open_bench(checkout), "m", None, None, None)
     # The tool's list of verdicts: the second game's, then the first's turned round, clear ones three times.
     verdicts = [*[1] * 3, *[1] * 3, 0, 0, 0.5, *[0] * 3, 1, *[1] * 3]
@@ -59,8 +61,8 @@ def test_a_clear_verdict_counts_three_times_as_in_the_tool(checkout):
     assert result.rate.n == 4
 
 
-def test_a_question_without_two_readable_verdicts_is_left_out_and_said(checkout):
-    judge(checkout, "m", {"u0": ("B>A", "A>B"), "u1": (None, "B>A"), "u2": ("A>B", None)})
+def test_questions_without_two_verdicts_are_skipped_and_noted(checkout):
+    write_judgments(checkout, "m", {"u0": ("B>A", "A>B"), "u1": (None, "B>A"), "u2": ("A>B", None)})
     result = runs.arena_result(arena.open_bench(checkout), "m", None, None, None)
     assert (result.rate.n, result.rate.win_rate) == (1, 1.0)
     assert "2 questions without two readable verdicts" in result.note
@@ -68,12 +70,12 @@ def test_a_question_without_two_readable_verdicts_is_left_out_and_said(checkout)
     assert "style control, which is the tool's own" in result.note
 
 
-def test_a_game_that_was_read_without_a_label_is_no_verdict(checkout):
-    judge(checkout, "m", {"u0": ("B>A", "A>B")})
+def test_game_without_a_label_is_unjudged(checkout):
+    write_judgments(checkout, "m", {"u0": ("B>A", "A>B")})
     path = arena.open_bench(checkout).judgments("m")["gpt"]
     row = json.loads(path.read_text())
     row["games"][1]["score"] = None
-    lines(path, [row])
+    write_lines(path, [row])
     assert arena.read_verdicts(arena.open_bench(checkout), "m").unjudged == ("u0",)
 
 
@@ -85,36 +87,36 @@ def test_a_game_that_was_read_without_a_label_is_no_verdict(checkout):
         ({"u0": ("A>B",)}, {}, "two games"),
     ],
 )
-def test_judgments_that_are_not_the_tool_s_are_refused(checkout, games, more, said):
-    judge(checkout, "m", games, **more)
+def test_malformed_judgments_are_refused(checkout, games, more, said):
+    write_judgments(checkout, "m", games, **more)
     with pytest.raises(UserError, match=said):
         arena.read_verdicts(arena.open_bench(checkout), "m")
 
 
-def test_a_question_judged_twice_is_refused(checkout):
-    judge(checkout, "m", {"u0": ("A>B", "A>B")})
+def test_question_judged_twice_is_refused(checkout):
+    write_judgments(checkout, "m", {"u0": ("A>B", "A>B")})
     path = arena.open_bench(checkout).judgments("m")["gpt"]
     path.write_text(path.read_text() * 2)
     with pytest.raises(UserError, match="judged twice"):
         arena.read_verdicts(arena.open_bench(checkout), "m")
 
 
-def test_two_judges_or_two_baselines_are_never_mixed(checkout):
-    judge(checkout, "m", {"u0": ("A>B", "A>B")})
-    judge(checkout, "m", {"u0": ("B>A", "A>B")}, judge_name="other")
+def test_judges_and_baselines_are_not_mixed(checkout):
+    write_judgments(checkout, "m", {"u0": ("A>B", "A>B")})
+    write_judgments(checkout, "m", {"u0": ("B>A", "A>B")}, judge_name="other")
     bench = arena.open_bench(checkout)
     with pytest.raises(UserError, match="gpt, other; choose one with --judge"):
         arena.read_verdicts(bench, "m")
     assert arena.read_verdicts(bench, "m", "other").scores == {"u0": 1.0}
     path = bench.judgments("m")["gpt"]
-    lines(path, [json.loads(path.read_text()), json.loads(path.read_text()) | {"uid": "u1", "baseline": "b2"}])
+    write_lines(path, [json.loads(path.read_text()), json.loads(path.read_text()) | {"uid": "u1", "baseline": "b2"}])
     with pytest.raises(UserError, match="b2, base; choose one --category"):
         arena.read_verdicts(bench, "m", "gpt")
 
 
-def test_two_judged_models_are_compared_question_by_question(checkout, tmp_path, capsys):
-    judge(checkout, "tuned", {"u0": ("B>A", "A>B"), "u1": ("B>A", "A>B"), "u2": ("A>B", "B>A")})
-    judge(checkout, "base", {"u0": ("B>A", "B>A"), "u1": ("B>A", "B>A"), "u3": ("A>B", "B>A")})
+def test_comparison_is_paired_by_question(checkout, tmp_path, capsys):
+    write_judgments(checkout, "tuned", {"u0": ("B>A", "A>B"), "u1": ("B>A", "A>B"), "u2": ("A>B", "B>A")})
+    write_judgments(checkout, "base", {"u0": ("B>A", "B>A"), "u1": ("B>A", "B>A"), "u3": ("A>B", "B>A")})
     output = tmp_path / "out"
     command = ["winrate", "arena-hard", "--bench", str(checkout), "--name", "tuned", "--compare", "base"]
     assert main([*command, "--output", str(output)]) == 0
@@ -124,19 +126,19 @@ def test_two_judged_models_are_compared_question_by_question(checkout, tmp_path,
     assert "arena_hard" in capsys.readouterr().out
 
 
-def test_questions_in_two_versions_need_a_choice(checkout):
-    lines(checkout / "data" / "arena-hard-v2.0" / "question.jsonl", [{"uid": "a", "prompt": "b"}])
+def test_several_benchmark_versions_need_a_choice(checkout):
+    write_lines(checkout / "data" / "arena-hard-v2.0" / "question.jsonl", [{"uid": "a", "prompt": "b"}])
     with pytest.raises(UserError, match=r"several benchmarks \(data/arena-hard-v0.1, data/arena-hard-v2.0\)"):
         arena.open_bench(checkout)
     assert list(arena.open_bench(checkout / "data" / "arena-hard-v2.0").questions) == ["a"]
 
 
-def test_a_folder_without_questions_is_refused(tmp_path):
+def test_folder_without_questions_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"no question\.jsonl"):
         arena.open_bench(tmp_path)
 
 
-def test_a_model_s_answers_are_written_for_the_tool_and_read_back_after_its_judge(checkout, tmp_path, capsys):
+def test_answers_are_written_for_arena_hard_and_scored_after_judging(checkout, tmp_path, capsys):
     model = save_tiny(tmp_path / "tiny")
     command = ["winrate", "arena-hard", "--bench", str(checkout), "--model", str(model), "--max-new-tokens", "8"]
     command += ["--name", "mine", "--batch-size", "2", "--device", "cpu", "--output", str(tmp_path / "out")]
@@ -148,7 +150,7 @@ def test_a_model_s_answers_are_written_for_the_tool_and_read_back_after_its_judg
     assert rows[2]["messages"][0] == {"role": "user", "content": "Two\u2028lines, one answer"}
     assert not (tmp_path / "out" / "winrate_arena_hard.json").exists()
 
-    judge(checkout, "mine", {f"u{i}": ("A>B", "B>A") for i in range(4)})
+    write_judgments(checkout, "mine", {f"u{i}": ("A>B", "B>A") for i in range(4)})
     written = path.read_bytes()
     assert main(command) == 0
     assert path.read_bytes() == written
@@ -156,7 +158,7 @@ def test_a_model_s_answers_are_written_for_the_tool_and_read_back_after_its_judg
     assert (found["model"], found["win_rate"], found["n"]) == ("mine", 0.0, 4)
 
 
-def test_other_answers_never_replace_those_that_may_be_judged(checkout):
+def test_different_answers_do_not_overwrite_existing_ones(checkout):
     bench = arena.open_bench(checkout)
     path = arena.write_answers(bench, "m", ["a", "b", "c", "d"])
     before = path.read_bytes()
@@ -168,7 +170,7 @@ def test_other_answers_never_replace_those_that_may_be_judged(checkout):
 
 
 @needs_real
-def test_answers_are_written_as_the_real_ones_are(tmp_path):
+def test_written_answers_match_arena_hards_format(tmp_path):
     (tmp_path / "question.jsonl").symlink_to(REAL / "question.jsonl")
     bench = arena.open_bench(tmp_path)
     assert len(bench.questions) == 500
@@ -186,7 +188,7 @@ def test_answers_are_written_as_the_real_ones_are(tmp_path):
 
 
 @needs_real
-def test_a_rate_over_the_real_questions_with_its_interval(tmp_path):
+def test_win_rate_and_interval_on_the_real_questions(tmp_path):
     (tmp_path / "question.jsonl").symlink_to(REAL / "question.jsonl")
     bench = arena.open_bench(tmp_path)
     labels = list(arena.LABELS)
@@ -199,7 +201,7 @@ def test_a_rate_over_the_real_questions_with_its_interval(tmp_path):
         }
         for uid in bench.questions
     ]
-    lines(tmp_path / "model_judgment" / "j" / "m.jsonl", rows)
+    write_lines(tmp_path / "model_judgment" / "j" / "m.jsonl", rows)
     result = runs.arena_result(bench, "m", None, None, None)
     assert (result.rate.n, result.baseline) == (500, "gpt-4-0314")
     assert result.rate.low < result.rate.win_rate < result.rate.high

@@ -33,7 +33,7 @@ def first_attempt(act):
     return lambda handler, attempt, body: act(handler) if attempt == 1 else JudgeServer.verdict(body)
 
 
-def test_the_judge_s_log_probabilities_become_preferences_whatever_was_shown_first(tmp_path):
+def test_log_probabilities_become_preferences_in_either_order(tmp_path):
     with JudgeServer() as server:
         rows, _ = ask(server, tmp_path, count=12)
     # The longer answer is the tuned model's: it gets 0.8, shown first or second.
@@ -45,7 +45,7 @@ def test_the_judge_s_log_probabilities_become_preferences_whatever_was_shown_fir
     assert all(body["logprobs"] and body["top_logprobs"] == 5 and body["max_tokens"] == 1 for body in server.bodies)
 
 
-def test_a_judge_with_position_bias_gives_one_half_in_both_orders_and_the_bias_is_measured(tmp_path):
+def test_both_orders_cancel_and_measure_position_bias(tmp_path):
     with JudgeServer(lambda handler, attempt, body: completion(prefers(0.9), content="m")) as server:
         rows, _ = ask(server, tmp_path, both_orders=True)
     assert len(server.seen) == 12
@@ -53,7 +53,7 @@ def test_a_judge_with_position_bias_gives_one_half_in_both_orders_and_the_bias_i
     assert pairs.position_bias(rows) == pytest.approx(0.9)
 
 
-def test_both_orders_of_an_unbiased_judge_agree_with_it(tmp_path):
+def test_both_orders_keep_an_unbiased_judges_preference(tmp_path):
     with JudgeServer() as server:
         rows, _ = ask(server, tmp_path, both_orders=True)
     assert [row["preference"] for row in rows] == pytest.approx([1.8] * 6)
@@ -75,7 +75,7 @@ def test_both_orders_of_an_unbiased_judge_agree_with_it(tmp_path):
     ],
     ids=["500", "429", "cut", "half JSON", "no choice", "null choice", "no object", "slow"],
 )
-def test_a_passing_fault_loses_nothing_and_counts_nothing_twice(tmp_path, act):
+def test_transient_fault_is_retried_once(tmp_path, act):
     with JudgeServer(first_attempt(act)) as server:
         rows, _ = ask(server, tmp_path, timeout=1.0 if act.__name__ == "<lambda>" else 5.0)
     assert [row["preference"] for row in rows] == pytest.approx([1.8] * 6)
@@ -85,7 +85,7 @@ def test_a_passing_fault_loses_nothing_and_counts_nothing_twice(tmp_path, act):
     assert len(lines) == len({json.loads(line)["key"] for line in lines}) == 6
 
 
-def test_retry_after_is_obeyed(tmp_path):
+def test_retry_after_is_respected(tmp_path):
     act = first_attempt(lambda handler: send(handler, 429, "{}", [("retry-after", "1.5")]))
     with JudgeServer(act) as server:
         ask(server, tmp_path, count=2)
@@ -94,7 +94,7 @@ def test_retry_after_is_obeyed(tmp_path):
 
 
 @pytest.mark.parametrize("act", [lambda handler: send(handler, 500, "{}"), lambda handler: send(handler, 200, "{")])
-def test_retries_are_bounded_and_the_error_says_how_to_go_on(tmp_path, act):
+def test_retries_are_limited_and_the_error_says_how_to_resume(tmp_path, act):
     with (
         JudgeServer(lambda handler, attempt, body: act(handler)) as server,
         pytest.raises(WorkFailed, match=r"2 of 2 pairs are still unjudged .* run the same command again"),
@@ -103,7 +103,7 @@ def test_retries_are_bounded_and_the_error_says_how_to_go_on(tmp_path, act):
     assert max(server.seen.values()) <= 3
 
 
-def test_pairs_that_fail_for_good_do_not_take_the_others_with_them_and_are_asked_again(tmp_path):
+def test_failed_pairs_are_retried_in_the_next_run(tmp_path):
     broken = True
 
     def behave(handler, attempt, body):
@@ -120,7 +120,7 @@ def test_pairs_that_fail_for_good_do_not_take_the_others_with_them_and_are_asked
     assert set(server.answered.values()) == {1}
 
 
-def test_an_endpoint_that_is_down_is_given_up_soon(tmp_path):
+def test_dead_endpoint_is_abandoned_early(tmp_path):
     with (
         JudgeServer(lambda handler, attempt, body: send(handler, 500, "{}")) as server,
         pytest.raises(WorkFailed, match="60 of 60"),
@@ -129,7 +129,7 @@ def test_an_endpoint_that_is_down_is_given_up_soon(tmp_path):
     assert len(server.seen) < 30
 
 
-def test_a_refusal_is_kept_counted_and_not_asked_again(tmp_path):
+def test_refusal_is_recorded_and_not_retried(tmp_path):
     def behave(handler, attempt, body):
         if "Question 1?" in json.dumps(body):
             return completion(None, refusal="I cannot compare these.")
@@ -143,7 +143,7 @@ def test_a_refusal_is_kept_counted_and_not_asked_again(tmp_path):
     assert "I cannot compare these." in (tmp_path / "judgments.jsonl").read_text()
 
 
-def test_a_verdict_in_other_words_is_no_verdict(tmp_path):
+def test_unknown_verdict_token_gives_no_preference(tmp_path):
     def behave(handler, attempt, body):
         if "Question 0?" in json.dumps(body):
             return completion([{"token": "Both", "logprob": -0.1, "bytes": None}], content="Both")
@@ -155,7 +155,7 @@ def test_a_verdict_in_other_words_is_no_verdict(tmp_path):
     assert rows[1]["preference"] == pytest.approx(1.8)
 
 
-def test_an_endpoint_without_log_probabilities_is_an_error_not_an_empty_rate(tmp_path):
+def test_endpoint_without_log_probabilities_is_an_error(tmp_path):
     with (
         JudgeServer(lambda handler, attempt, body: completion(None, content="m")) as server,
         pytest.raises(WorkFailed, match=r"none of the 6 replies .*'m'"),
@@ -163,7 +163,7 @@ def test_an_endpoint_without_log_probabilities_is_an_error_not_an_empty_rate(tmp
         ask(server, tmp_path)
 
 
-def test_rejected_requests_are_counted_and_said(tmp_path):
+def test_rejected_requests_are_recorded_without_the_key(tmp_path):
     def behave(handler, attempt, body):
         if "Question 2?" in json.dumps(body):
             return send(handler, 400, json.dumps({"error": {"message": f"too long, {SECRET}"}}))
@@ -177,7 +177,7 @@ def test_rejected_requests_are_counted_and_said(tmp_path):
     assert SECRET not in said
 
 
-def test_an_endpoint_that_rejects_everything_is_an_error_that_quotes_it(tmp_path):
+def test_endpoint_that_rejects_everything_is_an_error(tmp_path):
     reply = json.dumps({"error": {"message": "logprobs are not supported"}})
     act = JudgeServer(lambda handler, attempt, body: send(handler, 400, reply))
     with act as server, pytest.raises(WorkFailed, match="logprobs are not supported"):
@@ -186,7 +186,7 @@ def test_an_endpoint_that_rejects_everything_is_an_error_that_quotes_it(tmp_path
 
 
 @pytest.mark.parametrize("status", [401, 403, 404])
-def test_a_refused_key_stops_at_once_and_quotes_nothing(tmp_path, status):
+def test_refused_key_stops_early_and_is_not_quoted(tmp_path, status):
     reply = json.dumps({"error": {"message": f"Incorrect API key provided: {SECRET}"}})
     with (
         JudgeServer(lambda handler, attempt, body: send(handler, status, reply)) as server,
@@ -197,7 +197,7 @@ def test_a_refused_key_stops_at_once_and_quotes_nothing(tmp_path, status):
     assert len(server.bodies) < 10
 
 
-def test_identical_answers_are_a_draw_and_cost_nothing(tmp_path):
+def test_identical_answers_tie_without_a_request(tmp_path):
     same = outputs(3, 30, "base")
     with JudgeServer() as server, Journal(tmp_path / "j.jsonl") as journal:
         rows = pairs.annotate(
@@ -208,7 +208,7 @@ def test_identical_answers_are_a_draw_and_cost_nothing(tmp_path):
 
 
 @pytest.mark.parametrize("count", [1, 4])
-def test_some_identical_answers_among_others_cost_only_the_others(tmp_path, count):
+def test_only_differing_answers_are_judged(tmp_path, count):
     mine, theirs = outputs(count, 60, "tuned"), outputs(count, 30, "base")
     mine[0] = {**theirs[0], "generator": "tuned"}
     with JudgeServer() as server, Journal(tmp_path / "j.jsonl") as journal:
@@ -217,21 +217,21 @@ def test_some_identical_answers_among_others_cost_only_the_others(tmp_path, coun
     assert len(server.bodies) == count - 1
 
 
-def test_other_instructions_than_the_reference_s_are_refused(tmp_path):
+def test_instructions_missing_from_the_reference_are_refused(tmp_path):
     with Journal(tmp_path / "j.jsonl") as journal:
         judge = Judge(Endpoint("http://127.0.0.1:9/v1", SECRET), journal)
         with pytest.raises(UserError, match="differ in 1 instructions"):
             pairs.annotate(outputs(3, 60, "tuned"), outputs(2, 30, "base"), "j", judge)
 
 
-def test_a_named_judge_of_alpaca_eval_is_asked_under_its_own_model_s_name(tmp_path):
+def test_alpaca_eval_judge_uses_its_configured_model(tmp_path):
     with JudgeServer() as server:
         rows, _ = ask(server, tmp_path, count=2, name="weighted_alpaca_eval_gpt4_turbo")
     assert {body["model"] for body in server.bodies} == {"gpt-4-1106-preview"}
     assert rows[0]["annotator"] == "weighted_alpaca_eval_gpt4_turbo"
 
 
-def test_requests_and_preferences_are_those_of_alpaca_eval_s_own_client(tmp_path, monkeypatch):
+def test_requests_and_preferences_equal_alpaca_evals_client(tmp_path, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", SECRET)
     name = "weighted_alpaca_eval_gpt4_turbo"
     with JudgeServer() as server:
@@ -249,12 +249,12 @@ def test_requests_and_preferences_are_those_of_alpaca_eval_s_own_client(tmp_path
     assert {r["instruction"]: r["preference"] for r in rows} == {r["instruction"]: r["preference"] for r in theirs}
 
 
-def test_a_judge_that_is_no_chat_endpoint_is_refused(tmp_path):
+def test_judge_without_a_chat_endpoint_is_refused(tmp_path):
     with JudgeServer() as server, pytest.raises(UserError, match="anthropic_completions"):
         ask(server, tmp_path, name="claude")
 
 
-def test_a_journal_cut_in_mid_line_keeps_the_whole_ones(tmp_path):
+def test_journal_drops_an_incomplete_last_line(tmp_path):
     path = tmp_path / "j.jsonl"
     with Journal(path) as journal:
         journal.put("a", 1)
@@ -267,14 +267,14 @@ def test_a_journal_cut_in_mid_line_keeps_the_whole_ones(tmp_path):
         assert len(journal) == 2
 
 
-def test_a_journal_damaged_in_the_middle_is_refused_by_line(tmp_path):
+def test_damaged_journal_is_refused_with_the_line(tmp_path):
     path = tmp_path / "j.jsonl"
     path.write_text('{"key": "a", "value": 1}\n{"ke\n{"key": "b", "value": 1}\n')
     with pytest.raises(UserError, match="line 2"):
         Journal(path)
 
 
-def test_two_runs_do_not_share_a_journal(tmp_path):
+def test_journal_in_use_is_refused(tmp_path):
     with Journal(tmp_path / "j.jsonl"), pytest.raises(UserError, match="another run"):
         Journal(tmp_path / "j.jsonl")
     with Journal(tmp_path / "j.jsonl") as journal:
@@ -290,10 +290,10 @@ def test_two_runs_do_not_share_a_journal(tmp_path):
         (None, "NO_SUCH_KEY"),
     ],
 )
-def test_addresses_that_cannot_work_or_hold_secrets_are_refused(url, said):
+def test_invalid_url_or_url_with_a_secret_is_refused(url, said):
     with pytest.raises(UserError, match=said):
         Endpoint.from_environment(url, "NO_SUCH_KEY")
 
 
-def test_the_key_is_in_no_repr():
+def test_repr_does_not_show_the_key():
     assert SECRET not in repr(Endpoint("http://h/v1", SECRET))

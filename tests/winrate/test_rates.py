@@ -9,7 +9,7 @@ from calibtune.winrate.results import Result, table, write
 from harness_ext.errors import ScoringError
 
 
-def test_rate_and_standard_error_are_the_mean_and_its_standard_error():
+def test_win_rate_is_the_mean_score_with_its_standard_error():
     scores = [1.0, 0.0, 0.25, 1.0, 0.5]
     found = rate(scores)
     assert found.win_rate == pytest.approx(0.55)
@@ -17,14 +17,14 @@ def test_rate_and_standard_error_are_the_mean_and_its_standard_error():
     assert found.n == 5
 
 
-def test_bootstrap_interval_agrees_with_the_normal_one_on_many_questions():
+def test_bootstrap_interval_agrees_with_the_normal_interval():
     scores = np.random.default_rng(1).random(800)
     found = rate(scores)
     assert found.low == pytest.approx(found.win_rate - 1.96 * found.standard_error, abs=0.0025)
     assert found.high == pytest.approx(found.win_rate + 1.96 * found.standard_error, abs=0.0025)
 
 
-def test_weights_make_it_a_ratio_of_sums_with_the_bootstrap_s_error():
+def test_weighted_rate_is_the_weighted_mean_with_a_bootstrap_error():
     generator = np.random.default_rng(3)
     weights = generator.integers(2, 7, 400).astype(float)
     # Heavy questions are won more often, so that weighting matters.
@@ -38,7 +38,7 @@ def test_weights_make_it_a_ratio_of_sums_with_the_bootstrap_s_error():
     assert rate(scores, np.full(400, 2.0)) == rate(scores)
 
 
-def test_a_weighted_comparison_is_the_difference_of_the_weighted_rates():
+def test_weighted_comparison_is_the_difference_of_weighted_rates():
     a, b = {"x": 1.0, "y": 0.0, "z": 0.5}, {"x": 0.0, "y": 0.0, "z": 1.0}
     weights = {"x": 6.0, "y": 2.0, "z": 4.0}, {"x": 2.0, "y": 2.0, "z": 2.0}
     interval, shared = compare(a, b, weights)
@@ -46,12 +46,12 @@ def test_a_weighted_comparison_is_the_difference_of_the_weighted_rates():
     assert interval.estimate == pytest.approx(8 / 12 - 1 / 3)
 
 
-def test_the_same_scores_give_the_same_interval():
+def test_interval_is_reproducible():
     scores = np.random.default_rng(2).random(50)
     assert rate(scores) == rate(scores)
 
 
-def test_three_wins_of_three_do_not_claim_certainty():
+def test_interval_of_three_wins_is_not_degenerate():
     found = rate([1.0, 1.0, 1.0])
     assert found.high == 1
     assert found.low == pytest.approx(0.4385, abs=0.0001)
@@ -62,12 +62,12 @@ def test_one_question_has_no_standard_error():
 
 
 @pytest.mark.parametrize("scores", [[], [1.2], [math.nan], [-0.1, 0.5]])
-def test_scores_that_are_none_are_refused(scores):
+def test_invalid_scores_are_refused(scores):
     with pytest.raises(ScoringError):
         rate(scores)
 
 
-def test_comparison_is_paired_by_question_whatever_the_order():
+def test_comparison_is_paired_by_question():
     base = {f"q{i}": (i % 7) / 6 for i in range(70)}
     better = {q: min(1.0, s + 0.1) for q, s in reversed(base.items())}
     interval, shared = compare(better, base)
@@ -78,14 +78,14 @@ def test_comparison_is_paired_by_question_whatever_the_order():
     assert interval.low > 0
 
 
-def test_comparison_uses_shared_questions_only_and_needs_one():
+def test_comparison_uses_only_shared_questions():
     interval, shared = compare({"a": 1.0, "b": 0.0}, {"a": 1.0, "c": 0.0})
     assert (interval.estimate, shared) == (0.0, 1)
     with pytest.raises(ScoringError, match="share no"):
         compare({"a": 1.0}, {"b": 1.0})
 
 
-def test_results_files_hold_the_rate_for_our_report_and_for_lm_eval(tmp_path):
+def test_write_makes_files_for_the_report_and_for_lm_eval(tmp_path):
     write(Result("alpaca_eval", "m", "b", Rate(0.3, math.nan, 0.2, 0.4, 1), "why", {"judge": "j"}), tmp_path)
     ours = json.loads((tmp_path / "winrate_alpaca_eval.json").read_text())
     assert {"benchmark", "model", "baseline", "win_rate", "standard_error", "low", "high", "n", "note"} <= ours.keys()
@@ -96,7 +96,7 @@ def test_results_files_hold_the_rate_for_our_report_and_for_lm_eval(tmp_path):
     assert (values["win_rate_low,none"], values["win_rate_high,none"]) == (0.2, 0.4)
 
 
-def test_the_harness_table_shows_rate_and_standard_error():
+def test_table_shows_win_rate_and_standard_error():
     text = table(Result("arena_hard", "m", "b", Rate(0.415, 0.0125, 0.39, 0.44, 500), "the note"))
     row = next(line for line in text.splitlines() if "win_rate|" in line.replace(" ", ""))
     assert "0.415" in row

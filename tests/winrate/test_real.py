@@ -30,7 +30,7 @@ def plain_log_probability(model, tokenizer, instruction, response):
     return float(logs[range(start - 1, ids.shape[1] - 1), ids[0, start:]].sum()), ids.shape[1] - start
 
 
-def compare(folder, samples, numbers):
+def assert_scores_equal(folder, samples, numbers):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
@@ -45,13 +45,13 @@ def compare(folder, samples, numbers):
             assert response[0][2] == tokens
 
 
-def test_all_thousand_pairs_are_scored_but_the_two_empty_ones(tmp_path, monkeypatch):
+def test_all_nonempty_ultrafeedback_pairs_are_scored(tmp_path, monkeypatch):
     monkeypatch.chdir(HUB)
     model = save_tiny(tmp_path / "model", context=32768, layers=1)
     run = evaluate(["ultrafeedback_winrate"], model, apply_chat_template=True, batch_size=1)
     samples = sorted(run["samples"]["ultrafeedback_winrate"], key=lambda sample: sample["doc_id"])
     assert len(samples) == 998
-    compare(model, samples, range(0, 998, 111))
+    assert_scores_equal(model, samples, range(0, 998, 111))
     table = run["results"]["ultrafeedback_winrate"]
     sums = np.array([[response[0][0] for response in sample["resps"]] for sample in samples])
     counts = np.array([[response[0][2] for response in sample["resps"]] for sample in samples])
@@ -65,7 +65,9 @@ def test_all_thousand_pairs_are_scored_but_the_two_empty_ones(tmp_path, monkeypa
     assert np.mean((counts[:, 0] < counts[:, 1]) == (sums[:, 0] > sums[:, 1])) > 0.9
 
 
-def test_a_real_models_pairs_equal_the_plain_computation(smollm2, monkeypatch):
+def test_real_model_scores_equal_a_transformers_computation(smollm2, monkeypatch):
     monkeypatch.chdir(HUB)
     run = evaluate(["ultrafeedback_winrate"], smollm2, apply_chat_template=True, batch_size=2, limit=3)
-    compare(smollm2, sorted(run["samples"]["ultrafeedback_winrate"], key=lambda sample: sample["doc_id"]), range(3))
+    assert_scores_equal(
+        smollm2, sorted(run["samples"]["ultrafeedback_winrate"], key=lambda sample: sample["doc_id"]), range(3)
+    )

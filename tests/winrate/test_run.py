@@ -72,11 +72,11 @@ def result(folder):
     return json.loads((folder / "out" / "winrate_alpaca_eval.json").read_text())
 
 
-def everything(folder):
+def all_bytes(folder):
     return b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
 
 
-def test_a_tuned_model_is_judged_against_reference_outputs(tmp_path, model, adapter, key, capfd):
+def test_tuned_model_is_judged_against_reference_outputs(tmp_path, model, adapter, key, capfd):
     with JudgeServer(always(0.75)) as server:
         more = ("--artifact", adapter, "--reference", reference(tmp_path))
         assert main(command(server, tmp_path, model, *more)) == 0
@@ -93,7 +93,7 @@ def test_a_tuned_model_is_judged_against_reference_outputs(tmp_path, model, adap
     assert "|alpaca_eval|" in out
 
 
-def test_what_was_written_is_taken_back_as_recorded_annotations(tmp_path, model, key):
+def test_written_annotations_can_be_read_back(tmp_path, model, key):
     with JudgeServer(always(0.9)) as server:
         assert main(command(server, tmp_path, model, "--reference", reference(tmp_path))) == 0
     recorded = ["winrate", "alpaca-eval", "--annotations", str(tmp_path / "out" / "annotations.json")]
@@ -104,7 +104,7 @@ def test_what_was_written_is_taken_back_as_recorded_annotations(tmp_path, model,
     }
 
 
-def test_tuned_against_base_in_both_orders_cancels_the_judge_s_position_bias(tmp_path, model, adapter, key):
+def test_both_orders_cancel_position_bias_against_the_base(tmp_path, model, adapter, key):
     with JudgeServer(always(0.9)) as server:
         more = ("--artifact", adapter, "--reference", model, "--both-orders")
         assert main(command(server, tmp_path, model, *more)) == 0
@@ -117,7 +117,7 @@ def test_tuned_against_base_in_both_orders_cancels_the_judge_s_position_bias(tmp
     assert [row["output"] for row in mine] != [row["output"] for row in theirs]
 
 
-def test_answers_are_those_that_transformers_generates(tmp_path, model, adapter, key):
+def test_answers_equal_transformers_generate(tmp_path, model, adapter, key):
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -137,14 +137,14 @@ def test_answers_are_those_that_transformers_generates(tmp_path, model, adapter,
         assert row["output"] == tokenizer.decode(answer, skip_special_tokens=True)
 
 
-def test_a_model_without_a_chat_template_answers_bare_questions_and_it_is_said(tmp_path, key):
+def test_model_without_chat_template_is_noted(tmp_path, key):
     bare = save_tiny(tmp_path / "bare", chat_template=None)
     with JudgeServer(always(0.8)) as server:
         assert main(command(server, tmp_path, bare, "--reference", reference(tmp_path))) == 0
     assert "no chat template" in result(tmp_path)["note"]
 
 
-def test_a_second_run_pays_for_nothing_and_gives_the_same(tmp_path, model, key):
+def test_second_run_sends_no_requests(tmp_path, model, key):
     with JudgeServer(always(0.8)) as server:
         line = command(server, tmp_path, model, "--reference", reference(tmp_path))
         assert main(line) == 0
@@ -155,7 +155,7 @@ def test_a_second_run_pays_for_nothing_and_gives_the_same(tmp_path, model, key):
 
 
 @pytest.mark.slow
-def test_a_killed_run_resumes_without_paying_twice(tmp_path, model):
+def test_killed_run_resumes_without_repeating_requests(tmp_path, model):
     """The judge is slow and the process is killed, not interrupted; the requests are counted at the server."""
     workers, count = 2, 14
     environment = {**os.environ, "OPENAI_API_KEY": SECRET, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
@@ -185,10 +185,10 @@ def test_a_killed_run_resumes_without_paying_twice(tmp_path, model):
     assert result(tmp_path)["n"] == count
     keys = [json.loads(entry)["key"] for entry in journal.read_text().splitlines()]
     assert len(keys) == len(set(keys)) == count
-    assert SECRET.encode() not in everything(tmp_path)
+    assert SECRET.encode() not in all_bytes(tmp_path)
 
 
-def test_the_key_is_sent_but_never_written_or_logged(tmp_path, model, key, capfd, caplog):
+def test_key_is_sent_but_not_written_or_logged(tmp_path, model, key, capfd, caplog):
     """Also where the server repeats it in its replies and errors."""
 
     def behave(handler, attempt, body):
@@ -205,7 +205,7 @@ def test_the_key_is_sent_but_never_written_or_logged(tmp_path, model, key, capfd
         assert main(command(server, tmp_path, model, "--reference", reference(tmp_path))) == 0
     assert {headers["authorization"] for headers in server.headers} == {f"Bearer {SECRET}"}
     out, err = capfd.readouterr()
-    assert SECRET.encode() not in everything(tmp_path)
+    assert SECRET.encode() not in all_bytes(tmp_path)
     assert SECRET not in out + err
     assert not [record for record in caplog.records if SECRET in record.getMessage()]
     found = result(tmp_path)
@@ -213,7 +213,7 @@ def test_the_key_is_sent_but_never_written_or_logged(tmp_path, model, key, capfd
     assert "2 of 6 pairs have no readable verdict" in found["note"]
 
 
-def test_a_run_is_compared_with_its_base_s_run_on_the_same_reference(tmp_path, model, adapter, key):
+def test_compare_gives_the_paired_difference_to_the_base(tmp_path, model, adapter, key):
     (tmp_path / "a").mkdir()
     with JudgeServer(always(0.8)) as server:
         given = reference(tmp_path)
@@ -245,7 +245,7 @@ def test_a_run_is_compared_with_its_base_s_run_on_the_same_reference(tmp_path, m
         (("--annotations", "a.json"), "leave out --model"),
     ],
 )
-def test_mistakes_are_told_before_anything_is_paid(tmp_path, model, key, capsys, monkeypatch, more, said):
+def test_bad_options_are_refused_before_any_request(tmp_path, model, key, capsys, monkeypatch, more, said):
     monkeypatch.chdir(tmp_path)
     more = [str(reference(tmp_path)) if word == "REF" else word for word in more]
     with JudgeServer() as server:
@@ -255,20 +255,20 @@ def test_mistakes_are_told_before_anything_is_paid(tmp_path, model, key, capsys,
     assert not server.seen
 
 
-def test_a_reference_that_lacks_an_instruction_is_refused(tmp_path, model, key, capsys):
+def test_reference_without_all_instructions_is_refused(tmp_path, model, key, capsys):
     with JudgeServer() as server:
         assert main(command(server, tmp_path, model, "--reference", reference(tmp_path, 5))) == 2
     assert "lacks 1 of 6 instructions" in capsys.readouterr().err
 
 
-def test_a_model_that_does_not_exist_is_one_sentence(tmp_path, key, capsys):
+def test_missing_model_is_refused(tmp_path, key, capsys):
     with JudgeServer() as server:
         assert main(command(server, tmp_path, tmp_path / "nowhere", "--reference", reference(tmp_path))) == 2
     assert "nowhere cannot be loaded" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("bad", ["sk-\u2026", "sk-1\n2"])
-def test_a_key_that_cannot_be_sent_is_not_quoted(tmp_path, model, monkeypatch, capsys, bad):
+def test_invalid_key_is_refused_and_not_quoted(tmp_path, model, monkeypatch, capsys, bad):
     monkeypatch.setenv("OPENAI_API_KEY", bad)
     with JudgeServer() as server:
         assert main(command(server, tmp_path, model, "--reference", reference(tmp_path))) == 2
@@ -277,7 +277,7 @@ def test_a_key_that_cannot_be_sent_is_not_quoted(tmp_path, model, monkeypatch, c
     assert bad not in error
 
 
-def test_openai_itself_is_not_asked_without_a_key(tmp_path, model, monkeypatch, capsys):
+def test_openai_endpoint_needs_a_key(tmp_path, model, monkeypatch, capsys):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     with JudgeServer() as server:
         line = command(server, tmp_path, model, "--reference", reference(tmp_path))

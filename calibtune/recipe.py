@@ -18,7 +18,7 @@ from annotated_types import Ge, Gt
 from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter
 
 from calibtune.errors import UserError
-from calibtune.models.spec import ModelSpec, Precision, Quantization
+from calibtune.spec import ModelSpec, Precision, Quantization
 from harness_ext.binning import MOST_BINS
 
 METHODS = ("temperature", "label-smoothing", "cft", "rcft")

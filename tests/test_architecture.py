@@ -97,6 +97,46 @@ def test_calibration_maths_imports_only_numpy():
         assert packages(imports(tree_of(ROOT / "harness_ext" / f"{name}.py"))) <= allowed
 
 
+#: The floors of the house: a module may import from its own floor's package and from floors below.
+FLOORS = (
+    {"api", "commands"},
+    {"__main__"},
+    {"demo", "evaluation", "report", "tuning", "winrate"},
+    {"artifacts", "results"},
+    {"models"},
+    {"data"},
+    {"recipe"},
+    {"files", "metrics", "processes", "spec"},
+    {"errors"},
+)
+
+
+def floor_of(module):
+    """The floor of a module of calibtune, 0 at the top."""
+    room = module.split(".")[1]
+    return next(number for number, rooms in enumerate(FLOORS) if room in rooms)
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in sources("calibtune") if p.parent.name != "calibtune" or p.stem != "__init__"], ids=name_of
+)
+def test_modules_import_only_lower_layers(path):
+    module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    for name in imports(tree_of(path)):
+        if name.startswith("calibtune.") and file_of(name):
+            same_room = name.split(".")[1] == module.split(".")[1]
+            assert same_room or floor_of(name) > floor_of(module), f"{module} imports {name}"
+
+
+def test_no_circular_imports():
+    found = {}
+    for path in sources("calibtune", "harness_ext"):
+        module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        found[module] = {name for name in imports(tree_of(path)) if file_of(name)}
+    cycles = [(a, b) for a, names in found.items() for b in names if a in found.get(b, ()) and a != b]
+    assert cycles == []
+
+
 def test_task_folder_contains_no_code():
     kinds = {path.suffix for path in (ROOT / "lm_eval_tasks").rglob("*") if path.is_file()}
     assert kinds <= {".yaml", ".md", ""}

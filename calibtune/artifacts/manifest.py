@@ -11,7 +11,7 @@ from typing import Any
 from calibtune import __version__
 from calibtune.errors import UserError
 from calibtune.files import read_json, write_json
-from calibtune.models.spec import ModelSpec
+from calibtune.spec import ModelSpec
 
 MANIFEST = "calibtune.json"
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "datasets", "lm_eval", "numpy", "scipy")

@@ -13,7 +13,7 @@ from calibtune.artifacts.manifest import Artifact
 from calibtune.errors import WorkFailed
 from calibtune.files import keep_inputs, refuse_existing, write_json
 from calibtune.models.loading import load_tokenizer
-from calibtune.models.spec import ModelSpec
+from calibtune.spec import ModelSpec
 
 
 def check_model_output(output: Path, overwrite: bool, folder: Path, artifact: Artifact) -> None:

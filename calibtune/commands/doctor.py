@@ -49,7 +49,7 @@ def _check_model(args):  # type: ignore[no-untyped-def]
     from calibtune.evaluation.doctor import SCORED, check_letters, check_mass
     from calibtune.models.loading import check_spec, context_length, load_base, load_config, load_tokenizer
     from calibtune.models.scores import score
-    from calibtune.models.spec import ModelSpec
+    from calibtune.spec import ModelSpec
 
     spec = ModelSpec(
         args.model, apply_chat_template=args.apply_chat_template, precision=args.precision, device=args.device

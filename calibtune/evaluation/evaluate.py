@@ -21,7 +21,7 @@ from calibtune.errors import UserError, WorkFailed, is_out_of_memory
 from calibtune.evaluation.checks import check_disjoint, check_model, check_output, check_shots, tokenizer_spec
 from calibtune.evaluation.files import save_results
 from calibtune.models.loading import found_device, load_base, load_tokenizer
-from calibtune.models.spec import ModelSpec, Precision, Quantization
+from calibtune.spec import ModelSpec, Precision, Quantization
 
 
 @dataclass(frozen=True)

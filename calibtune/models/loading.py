@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from calibtune.errors import UserError, is_out_of_memory
-from calibtune.models.spec import ModelSpec
+from calibtune.spec import ModelSpec
 
 #: Where configurations keep the context's length, as the harness looks for it.
 LENGTHS = ("n_positions", "max_position_embeddings", "n_ctx")

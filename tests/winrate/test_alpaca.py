@@ -66,7 +66,7 @@ def test_preference_is_score_plus_one_and_zero_is_a_tie():
 def test_pairs_without_a_verdict_are_skipped_and_noted():
     pairs = alpaca.judged(rows(2, None, float("nan"), -1, 1), "here")
     assert len(pairs.unjudged) == 3
-    result = alpaca.result(pairs)
+    result = alpaca.result(pairs, length_controlled(pairs))
     assert (result.rate.n, result.rate.win_rate) == (2, 0.5)
     assert "3 of 5 pairs have no readable verdict" in result.note
 
@@ -104,7 +104,8 @@ def test_alpaca_eval_does_not_change_the_root_log_level():
 
 
 def test_length_controlled_rate_needs_alpaca_evals_instructions():
-    result = alpaca.result(alpaca.judged(rows(1, 2), "here"))
+    pairs = alpaca.judged(rows(1, 2), "here")
+    result = alpaca.result(pairs, length_controlled(pairs))
     assert result.summary()["length_controlled_win_rate"] is None
     assert "no length-controlled rate: needs AlpacaEval's own 805" in result.note
 

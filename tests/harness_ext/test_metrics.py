@@ -42,12 +42,12 @@ def test_aggregations_return_ece_and_interval_of_ragged_questions():
             assert found[1] <= found[0] <= found[2]
 
 
-def test_interval_is_computed_once_for_both_ends():
+def test_interval_is_computed_once_for_both_ends(monkeypatch):
     items = [([0.2, 0.8], 1), ([0.6, 0.4], 0), ([0.9, 0.1], 1)]
-    metrics._ends.cache_clear()
-    metrics.conf_ece_10_low(items)
-    metrics.conf_ece_10_high(list(items))
-    assert (metrics._ends.cache_info().misses, metrics._ends.cache_info().hits) == (1, 1)
+    intervals = []
+    monkeypatch.setattr(metrics, "ece_interval", lambda gaps: intervals.append(ece_interval(gaps)) or intervals[-1])
+    ends = metrics.conf_ece_10_low(items), metrics.conf_ece_10_high(list(items))
+    assert [(interval.low, interval.high) for interval in intervals] == [ends]
 
 
 @pytest.mark.parametrize("gold", [None, -1, 2, True, "1"])

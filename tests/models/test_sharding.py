@@ -12,7 +12,7 @@ from fitting import small_recipe, words
 from safetensors.torch import load_file
 
 from calibtune.errors import UserError, WorkFailed
-from calibtune.models import loading as modeling
+from calibtune.models import loading
 from calibtune.models.heads import head_is_last
 from calibtune.models.sharding import save_whole
 from calibtune.tuning.checks import check_machine
@@ -88,14 +88,14 @@ def test_fsdp_1_is_refused(model, monkeypatch):
 def test_every_process_loads_the_base_weights_under_fsdp(model, monkeypatch):
     monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", "true")
     seen = []
-    load = modeling._from
+    load = loading.AutoModelForCausalLM.from_pretrained
 
-    def noted(*args, **options):
+    def recorded(*args, **options):
         seen.append(os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"])
         return load(*args, **options)
 
-    monkeypatch.setattr(modeling, "_from", noted)
-    modeling.load_base(small_recipe(model, "rcft").spec)
+    monkeypatch.setattr(loading.AutoModelForCausalLM, "from_pretrained", recorded)
+    loading.load_base(small_recipe(model, "rcft").spec)
     assert seen == ["false"]
     assert os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] == "true"
 

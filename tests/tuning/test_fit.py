@@ -51,7 +51,8 @@ def test_gradient_accumulation_matches_one_batch(model, tmp_path, method, monkey
     assert whole.after["nll"] != pytest.approx(whole.before["nll"], abs=1e-4)
 
 
-def test_one_process_uses_one_of_several_gpus(model, tmp_path, monkeypatch, capsys):
+def test_one_process_uses_one_of_several_gpus(model, tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO", logger="calibtune")
     found = trainer.TrainingArguments.__dict__["_setup_devices"]
 
     def two_gpus(self):
@@ -69,7 +70,7 @@ def test_one_process_uses_one_of_several_gpus(model, tmp_path, monkeypatch, caps
     assert not isinstance(trainers[0].model_wrapped, torch.nn.DataParallel)
     assert trainers[0].args.train_batch_size == 4
     said = "one of 2 GPUs is used; for all, in the same steps: torchrun --nproc_per_node 2 -m calibtune fit ... "
-    assert said + "--batch-size 2" in capsys.readouterr().out
+    assert said + "--batch-size 2" in caplog.text
 
 
 def test_idle_gpus_are_reported_to_a_single_gpu_process(model, monkeypatch):

@@ -101,7 +101,8 @@ def test_bf16_keeps_adapter_and_rotary_frequencies_in_float32(model, tmp_path):
     assert np.isfinite(artifact.after["nll"])
 
 
-def test_auto_batch_reduces_the_batch_until_it_fits(model, tmp_path, monkeypatch, capsys):
+def test_auto_batch_reduces_the_batch_until_it_fits(model, tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO", logger="calibtune")
     from calibtune.tuning import memory as batch
 
     original = batch.method_loss
@@ -113,7 +114,7 @@ def test_auto_batch_reduces_the_batch_until_it_fits(model, tmp_path, monkeypatch
 
     monkeypatch.setattr(batch, "method_loss", small_memory)
     small_fit(model, tmp_path / "auto", "cft", batch_size=6, auto_batch=True)
-    assert "2 questions in a forward pass, 3 accumulated" in capsys.readouterr().out
+    assert "2 questions in a forward pass, 3 accumulated" in caplog.text
     small_fit(model, tmp_path / "plain", "cft", batch_size=6)
     assert same_weights(tmp_path / "auto", tmp_path / "plain", rtol=1e-3, atol=1e-5)
 
@@ -127,28 +128,34 @@ def test_auto_batch_tries_the_batch_with_most_tokens(model, monkeypatch, sharded
     from calibtune.tuning import memory as batch
 
     shapes = []
-    monkeypatch.setattr(batch, "_fits", lambda m, inputs, recipe: shapes.append(tuple(inputs["input_ids"].shape)))
+
+    def out_of_memory(m, inputs, recipe):
+        shapes.append(tuple(inputs["input_ids"].shape))
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(batch, "method_loss", out_of_memory)
     monkeypatch.setattr(batch, "is_sharded", lambda: sharded)
     rows = [TokenExample((1,) * length, (60, 61), 0, 0) for length in (5, 25, 40, *[5] * 9)]
+    questions = Questions(SimpleNamespace(rows=rows), (), 0)
     with pytest.raises(WorkFailed, match="not even one question of 40 tokens"):
-        batch.fitting(None, Questions(SimpleNamespace(rows=rows), (), 0), small_recipe(model, "cft"), 1)
+        batch.fitting(torch.nn.Linear(1, 1), questions, small_recipe(model, "cft"), 1)
     assert shapes == tried
 
 
 def test_auto_batch_reserves_memory_for_gradients_and_optimizer(model, tmp_path, monkeypatch):
     from calibtune.tuning import memory as batch
 
-    taken, empty_like, fits = [], torch.empty_like, batch._fits
+    reserved, empty_like, fitting = [], torch.empty_like, batch.fitting
 
-    def tried(*args):
+    def recorded(*args):
         with monkeypatch.context() as patch:
-            patch.setattr(torch, "empty_like", lambda weight: taken.append(weight.numel()) or empty_like(weight))
-            return fits(*args)
+            patch.setattr(torch, "empty_like", lambda weight: reserved.append(weight.numel()) or empty_like(weight))
+            return fitting(*args)
 
-    monkeypatch.setattr(batch, "_fits", tried)
+    monkeypatch.setattr(batch, "fitting", recorded)
     small_fit(model, tmp_path / "auto", "cft", auto_batch=True, max_steps=1)
     weights = sum(tensor.numel() for tensor in adapter_weights(tmp_path / "auto").values())
-    assert sum(taken) == 3 * weights  # AdamW's two moments and the gradients
+    assert sum(reserved) == 3 * weights  # AdamW's two moments and the gradients
 
 
 #: torch's own, and what CUDA says where other processes leave no room for this one's context.

@@ -16,7 +16,6 @@ from calibtune.models import loading
 from calibtune.models.heads import head_is_last
 from calibtune.models.sharding import save_whole
 from calibtune.tuning.checks import check_machine
-from calibtune.tuning.trainer import training_arguments
 
 pytestmark = pytest.mark.usefixtures("mirror")
 
@@ -116,9 +115,3 @@ def test_head_sharded_by_zero_3_is_not_called_directly():
     assert head_is_last(model, batch)
     model.lm_head.weight.ds_id = 0
     assert not head_is_last(model, batch)
-
-
-def test_training_uses_cpu_without_an_accelerator(model, tmp_path, monkeypatch):
-    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
-    # Else two processes would not know of each other, and bfloat16 would be refused.
-    assert training_arguments(small_recipe(model, "cft", device=None, precision="bf16"), tmp_path).use_cpu

@@ -15,7 +15,6 @@ from fitting import same_weights, small_recipe
 from calibtune.errors import UserError
 from calibtune.tuning import checks, inputs
 from calibtune.tuning.inputs import read_inputs
-from calibtune.tuning.trainer import training_arguments
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 #: Its own process, since Liger changes transformers' modules for all models of a process.
@@ -81,10 +80,3 @@ def test_model_type_unknown_to_liger_is_refused(model, mirror, monkeypatch):
     kernels.MODEL_TYPE_TO_APPLY_LIGER_FN.clear()
     with pytest.raises(UserError, match=r"--liger-kernel: Liger has no kernels for a llama .*; leave it out"):
         read_inputs(small_recipe(model, "cft", liger_kernel=True))
-
-
-def test_liger_runs_without_its_losses(model, tmp_path):
-    arguments = training_arguments(small_recipe(model, "cft", liger_kernel=True), tmp_path)
-    assert arguments.use_liger_kernel
-    assert arguments.liger_kernel_config == {"cross_entropy": False, "fused_linear_cross_entropy": False}
-    assert not training_arguments(small_recipe(model, "cft"), tmp_path).use_liger_kernel

@@ -52,22 +52,6 @@ def test_manifest_and_card_hold_recipe_hashes_versions_and_metrics(model, tmp_pa
     assert "peft=THIS_FOLDER" in card
 
 
-def test_temperature_is_fitted_on_questions_new_to_the_adapter(model, tmp_path):
-    small_fit(model, tmp_path / "adapter", "cft", held_out=3)
-    artifact = small_fit(model, tmp_path / "t", "temperature", artifact=str(tmp_path / "adapter"), held_out=6)
-    trained = set(read_artifact(tmp_path / "adapter").documents["train"])
-    assert not trained & set(artifact.documents["held_out"])
-    assert set(artifact.documents["train"]) == trained
-    assert artifact.after["acc"] == artifact.before["acc"]
-    assert artifact.after["nll"] <= artifact.before["nll"] + 1e-9
-
-
-def test_temperature_without_new_questions_is_refused(model, tmp_path):
-    small_fit(model, tmp_path / "adapter", "cft", held_out=0)
-    with pytest.raises(UserError, match="no question of mc_calib_arc is left to fit T on"):
-        small_fit(model, tmp_path / "t", "temperature", artifact=str(tmp_path / "adapter"))
-
-
 def test_adapter_of_another_base_is_refused(model, tmp_path):
     small_fit(model, tmp_path / "adapter", "cft", max_steps=1)
     # By its name, and under the same name by its weights.

@@ -3,10 +3,8 @@ import torch
 from fitting import METHODS, adapter_weights, same_weights, small_fit, small_recipe
 
 from calibtune.tuning import trainer
-from calibtune.tuning.checks import idle_gpus
 from calibtune.tuning.graphs import BUCKET, StepGraphs
 from calibtune.tuning.inputs import read_inputs
-from calibtune.tuning.progress import overtrained
 from calibtune.tuning.trainer import CalibrationTrainer
 
 pytestmark = pytest.mark.usefixtures("mirror")
@@ -31,16 +29,6 @@ def test_fit_changes_the_adapter_and_not_the_base(model, tmp_path, method, monke
     assert {parameter.dtype for parameter in trainers[0].model.parameters() if parameter.requires_grad} == {
         torch.float32
     }
-
-
-def test_idle_gpus_are_reported_to_a_single_gpu_process(model, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.delenv("WORLD_SIZE", raising=False)
-    assert "one of 2 GPUs" in idle_gpus(small_recipe(model, "cft", device="cuda"))
-    assert idle_gpus(small_recipe(model, "cft", device="cpu")) == ""
-    assert idle_gpus(small_recipe(model, "cft", device="cuda", cuda_graphs=True)) == ""
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    assert idle_gpus(small_recipe(model, "cft", device="cuda")) == ""
 
 
 @pytest.mark.parametrize(("method", "e_step"), [*((m, None) for m in METHODS), ("rcft", "epoch")])
@@ -78,19 +66,6 @@ def test_fit_is_reproducible_by_seed(model, tmp_path):
     assert not same_weights(tmp_path / "a", tmp_path / "c", atol=1e-6)
 
 
-def test_training_held_out_and_evaluated_questions_are_disjoint(model):
-    inputs = read_inputs(small_recipe(model, "cft"))
-    train, held_out = (
-        {example.doc_hash for example in part} for part in (inputs.examples.train, inputs.examples.held_out)
-    )
-    assert len(train) == 18
-    assert len(held_out) == 6
-    task = inputs.examples.train[0].prompts.task
-    evaluated = {inputs.examples.train[0].prompts.hash(doc) for doc in task.eval_docs}
-    assert not train & held_out
-    assert not (train | held_out) & evaluated
-
-
 def test_shuffle_options_reorders_each_epoch_and_keeps_the_right_answer(model):
     from calibtune.data.training_set import TrainingSet
 
@@ -116,36 +91,3 @@ def test_full_fine_tuning_saves_a_transformers_model(model, tmp_path):
     base, tuned = (AutoModelForCausalLM.from_pretrained(path).state_dict() for path in (model, tmp_path / "out"))
     assert artifact.kind == "model"
     assert all(not torch.equal(base[name], tuned[name]) for name in base if "proj" in name)
-
-
-def test_limit_renders_only_the_sampled_questions(model, monkeypatch):
-    from calibtune.data.examples import Prompts
-
-    rendered = []
-    example = Prompts.example
-    monkeypatch.setattr(Prompts, "example", lambda self, *a: rendered.append(1) or example(self, *a))
-    inputs = read_inputs(small_recipe(model, "cft", limit=8, shuffle_options=False))
-    assert len(rendered) == 8
-    assert (len(inputs.examples.train), len(inputs.held_out)) == (6, 2)
-
-
-def test_fit_warns_when_the_last_epoch_is_worse(model, tmp_path, caplog):
-    artifact = small_fit(model, tmp_path / "far", "cft", epochs=2, learning_rate=0.3)
-    assert artifact.after["nll"] > artifact.before["nll"] + 0.02
-    assert "a lower --learning-rate may end better" in caplog.text
-    caplog.clear()
-    small_fit(model, tmp_path / "near", "cft", learning_rate=1e-6)
-    assert "may end better" not in caplog.text
-
-
-@pytest.mark.parametrize(
-    ("before", "said"),
-    [
-        ({0: 1.0, 1: 1.2}, "was 1.000 before training and is 1.500 now: a"),
-        ({0: 1.6, 1: 1.2}, "was 1.200 after 1 epoch and is 1.500 now: --epochs 1 or a"),
-        ({0: 1.6, 1: 1.49}, None),
-        ({}, None),
-    ],
-)
-def test_overtrained_names_the_epoch_with_the_lowest_nll(before, said):
-    assert overtrained(before, 1.5) == (said and f"held-out NLL {said} lower --learning-rate may end better")

@@ -5,16 +5,11 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from fitting import same_weights, small_recipe
-
-from calibtune.errors import UserError
-from calibtune.tuning import checks, inputs
-from calibtune.tuning.inputs import read_inputs
+from fitting import same_weights
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 #: Its own process, since Liger changes transformers' modules for all models of a process.
@@ -56,27 +51,3 @@ def test_liger_losses_and_gradients_equal_the_plain_model(model, tmp_path, mirro
     assert np.allclose(liger, plain, rtol=1e-4 if precision == "fp32" else 0.05)
     if precision == "fp32":
         assert same_weights(tmp_path / "plain", tmp_path / "liger", rtol=1e-2, atol=1e-5)
-
-
-def test_liger_on_cpu_is_refused(model):
-    with pytest.raises(UserError, match="--liger-kernel needs a GPU, and this fit would run on the CPU; leave it out"):
-        read_inputs(small_recipe(model, "cft", liger_kernel=True, device="cpu"))
-
-
-def test_missing_liger_says_what_to_install(model, monkeypatch):
-    monkeypatch.setattr(checks, "device", lambda name: torch.device("cuda"))
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "liger_kernel" else object())
-    with pytest.raises(UserError, match="needs liger_kernel, not installed here; pip install liger_kernel"):
-        checks.check_machine(small_recipe(model, "cft", liger_kernel=True))
-
-
-def test_model_type_unknown_to_liger_is_refused(model, mirror, monkeypatch):
-    kernels = SimpleNamespace(MODEL_TYPE_TO_APPLY_LIGER_FN={"llama": print})
-    for name in ("liger_kernel", "liger_kernel.transformers"):
-        monkeypatch.setitem(sys.modules, name, SimpleNamespace())
-    monkeypatch.setitem(sys.modules, "liger_kernel.transformers.monkey_patch", kernels)
-    monkeypatch.setattr(inputs, "check_machine", lambda recipe: None)
-    read_inputs(small_recipe(model, "cft", liger_kernel=True))
-    kernels.MODEL_TYPE_TO_APPLY_LIGER_FN.clear()
-    with pytest.raises(UserError, match=r"--liger-kernel: Liger has no kernels for a llama .*; leave it out"):
-        read_inputs(small_recipe(model, "cft", liger_kernel=True))

@@ -129,3 +129,9 @@ def test_packaged_recipe_is_found_from_any_folder(tmp_path, monkeypatch):
     assert load_recipe(Path("paper/rcft"))["method"] == "rcft"
     with pytest.raises(UserError, match=r"or a packaged recipe: .*paper/rcft"):
         load_recipe(Path("paper/none"))
+
+
+@pytest.mark.parametrize("other", [{"gradient_checkpointing": True}, {"lora_dropout": 0.1}])
+def test_cuda_graphs_refuse_dropout_and_gradient_checkpointing(other):
+    config = {**GIVEN, "lora_dropout": 0.0, "cuda_graphs": True, **other}
+    assert "--cuda-graphs needs --lora-dropout 0 and no" in message(config)

@@ -3,13 +3,11 @@ import shlex
 
 import pytest
 import torch
-from fitting import small_fit, small_recipe
-from tiny import save_tiny
+from fitting import small_fit
 
 from calibtune.artifacts.card import summary
 from calibtune.artifacts.manifest import MANIFEST, read_artifact
 from calibtune.errors import UserError
-from calibtune.tuning.fit import fit
 
 pytestmark = pytest.mark.usefixtures("mirror")
 
@@ -23,14 +21,6 @@ def test_manifest_is_written_last(model, tmp_path, monkeypatch):
     assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
     with pytest.raises(UserError, match="no finished artifact"):
         read_artifact(tmp_path / "out")
-
-
-def test_existing_output_is_kept_without_overwrite(model, tmp_path):
-    small_fit(model, tmp_path / "out", "cft", max_steps=1)
-    with pytest.raises(UserError, match="holds files already"):
-        small_fit(model, tmp_path / "out", "cft", max_steps=1)
-    small_fit(model, tmp_path / "out", "label-smoothing", max_steps=1, overwrite=True)
-    assert read_artifact(tmp_path / "out").method == "label-smoothing"
 
 
 def test_manifest_and_card_hold_recipe_hashes_versions_and_metrics(model, tmp_path):
@@ -50,18 +40,6 @@ def test_manifest_and_card_hold_recipe_hashes_versions_and_metrics(model, tmp_pa
     )
     assert f"| NLL (nats) | {artifact.before['nll']:.4f} | {artifact.after['nll']:.4f} |" in card
     assert "peft=THIS_FOLDER" in card
-
-
-def test_adapter_of_another_base_is_refused(model, tmp_path):
-    small_fit(model, tmp_path / "adapter", "cft", max_steps=1)
-    # By its name, and under the same name by its weights.
-    for folder, message in ((tmp_path / "other", "was fitted on"), (tmp_path / model.name, "does not fit this model")):
-        other = save_tiny(folder, hidden=48)
-        with pytest.raises(UserError, match=message):
-            small_fit(other, tmp_path / "t", "temperature", artifact=str(tmp_path / "adapter"))
-        assert not (tmp_path / "t").exists()
-    with pytest.raises(UserError, match="no finished artifact"):
-        fit(small_recipe(other, "temperature", artifact=str(tmp_path)), tmp_path / "t")
 
 
 def test_summary_quotes_paths_with_spaces(model, tmp_path):

@@ -10,8 +10,6 @@ from calibtune.tuning import checks, inputs
 from calibtune.tuning.checks import idle_gpus
 from calibtune.tuning.inputs import read_inputs
 
-pytestmark = pytest.mark.usefixtures("mirror")
-
 
 def test_idle_gpus_are_reported_to_a_single_gpu_process(model, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)

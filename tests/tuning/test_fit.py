@@ -1,9 +1,11 @@
+import json
+import shutil
+
 import pytest
 import torch
 from fitting import METHODS, adapter_weights, same_weights, small_fit, small_recipe
 
-from calibtune.tuning import trainer
-from calibtune.tuning.graphs import BUCKET, StepGraphs
+from calibtune.evaluation.evaluate import EvaluationOptions, evaluate
 from calibtune.tuning.inputs import read_inputs
 from calibtune.tuning.trainer import CalibrationTrainer
 
@@ -29,34 +31,6 @@ def test_fit_changes_the_adapter_and_not_the_base(model, tmp_path, method, monke
     assert {parameter.dtype for parameter in trainers[0].model.parameters() if parameter.requires_grad} == {
         torch.float32
     }
-
-
-@pytest.mark.parametrize(("method", "e_step"), [*((m, None) for m in METHODS), ("rcft", "epoch")])
-def test_unrecorded_graph_step_equals_the_plain_step(model, tmp_path, method, e_step, monkeypatch):
-    class Unrecorded(StepGraphs):
-        def run(self, batch):
-            assert batch["input_ids"].shape[1] % BUCKET == 0
-            assert ("target" in batch) == (method == "rcft")
-            return self._pass(batch)
-
-    seen = []
-    norm = CalibrationTrainer._get_grad_norm
-
-    def recorded(self, *args, **options):
-        losses = float(sum(self._losses))
-        seen.append((losses, float(norm(self, *args, **options))))
-        return torch.tensor(seen[-1][1])
-
-    monkeypatch.setattr(trainer, "StepGraphs", Unrecorded)
-    monkeypatch.setattr("calibtune.tuning.inputs.check_machine", lambda recipe: None)
-    monkeypatch.setattr(CalibrationTrainer, "_get_grad_norm", recorded)
-    options = {"batch_size": 2, "gradient_accumulation": 2, "epochs": 2} | ({"e_step": e_step} if e_step else {})
-    small_fit(model, tmp_path / "plain", method, **options)
-    plain = list(seen)
-    small_fit(model, tmp_path / "graphs", method, cuda_graphs=True, **options)
-    assert torch.allclose(torch.tensor(seen[len(plain) :]), torch.tensor(plain), rtol=1e-3)
-    # AdamW makes steps of 1e-2 of gradients that are next to nothing, whose rounding it so shows.
-    assert same_weights(tmp_path / "plain", tmp_path / "graphs", rtol=1e-3, atol=1e-4)
 
 
 def test_fit_is_reproducible_by_seed(model, tmp_path):
@@ -91,3 +65,26 @@ def test_full_fine_tuning_saves_a_transformers_model(model, tmp_path):
     base, tuned = (AutoModelForCausalLM.from_pretrained(path).state_dict() for path in (model, tmp_path / "out"))
     assert artifact.kind == "model"
     assert all(not torch.equal(base[name], tuned[name]) for name in base if "proj" in name)
+
+
+def test_temperature_keeps_its_chat_template(model_copy, tmp_path):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model_copy)
+    template, tokenizer.chat_template = tokenizer.chat_template, None
+    tokenizer.save_pretrained(model_copy)
+    (model_copy / "chat_template.jinja").unlink(missing_ok=True)
+    (tmp_path / "template").write_text(template)
+    options = {"apply_chat_template": True, "chat_template": str(tmp_path / "template")}
+    small_fit(model_copy, tmp_path / "t", "temperature", **options)
+    assert AutoTokenizer.from_pretrained(tmp_path / "t").chat_template == template
+    shown = EvaluationOptions(
+        ("mc_calib_arc",), tmp_path / "out", artifact=tmp_path / "t", device="cpu", precision="fp32", batch_size="4"
+    )
+    (file,) = evaluate(shown).folder.glob("results_*.json")
+    assert json.loads(file.read_text())["config"]["model_args"]["tokenizer"] == str(tmp_path / "t")
+
+
+@pytest.fixture
+def model_copy(model, tmp_path):
+    return shutil.copytree(model, tmp_path / "base")

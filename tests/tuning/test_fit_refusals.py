@@ -5,16 +5,18 @@ import shutil
 
 import pytest
 import torch
-from fitting import small_fit, small_recipe
+from fitting import adapter_weights, small_fit, small_recipe
 from safetensors.torch import load_file, save_file
+from tiny import save_tiny
 
 from calibtune.artifacts import whole_models
 from calibtune.artifacts.bake import bake
+from calibtune.artifacts.manifest import read_artifact
 from calibtune.artifacts.merge import merge
 from calibtune.errors import UserError, WorkFailed
-from calibtune.evaluation.evaluate import EvaluationOptions, evaluate
 from calibtune.tuning import fit as fit_module
 from calibtune.tuning.fit import fit
+from harness_ext.errors import ScoringError
 
 pytestmark = pytest.mark.usefixtures("mirror")
 
@@ -142,16 +144,6 @@ def test_merge_to_a_full_disk_fails_and_leaves_no_output(model_copy, tmp_path, m
         whole_models.save_model(torch.nn.Linear(1, 1), None, tmp_path / "file" / "below", {})
 
 
-def test_resume_of_a_finished_fit_refuses_another_recipe(model, tmp_path):
-    small_fit(model, tmp_path / "out", "cft", max_steps=1)
-    again = small_fit(model, tmp_path / "out", "cft", max_steps=1, resume=True)
-    assert again.method == "cft"
-    with pytest.raises(UserError, match=r"started with another recipe \(max_steps 1 -> 2\).*--overwrite"):
-        small_fit(model, tmp_path / "out", "cft", max_steps=2, resume=True)
-    finished = small_fit(model, tmp_path / "auto", "cft", max_steps=1, auto_batch=True)
-    assert small_fit(model, tmp_path / "auto", "cft", max_steps=1, auto_batch=True, resume=True) == finished
-
-
 def test_temperature_refuses_an_unusable_adapter(model, model_copy, tmp_path):
     small_fit(model_copy, tmp_path / "adapter", "cft", max_steps=1)
     small_fit(model, tmp_path / "t", "temperature")
@@ -168,19 +160,34 @@ def test_temperature_refuses_an_unusable_adapter(model, model_copy, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_temperature_keeps_its_chat_template(model_copy, tmp_path):
-    from transformers import AutoTokenizer
+def test_refused_fit_keeps_the_old_output_and_makes_no_new_one(model, tmp_path, mirror):
+    small_fit(model, tmp_path / "kept", "cft", max_steps=1)
+    before = adapter_weights(tmp_path / "kept")
+    for changes in ({"tasks": "no_such_task"}, {"method": "temperature", "samples": str(tmp_path / "none.jsonl")}):
+        with pytest.raises((UserError, ScoringError)):
+            small_fit(model, **{"method": "cft", "output": tmp_path / "kept", "overwrite": True, **changes})
+        with pytest.raises((UserError, ScoringError)):
+            small_fit(model, **{"method": "cft", "output": tmp_path / "new", **changes})
+    assert before.keys() == adapter_weights(tmp_path / "kept").keys()
+    assert (tmp_path / "kept" / "calibtune.json").is_file()
+    assert not (tmp_path / "new").exists()
 
-    tokenizer = AutoTokenizer.from_pretrained(model_copy)
-    template, tokenizer.chat_template = tokenizer.chat_template, None
-    tokenizer.save_pretrained(model_copy)
-    (model_copy / "chat_template.jinja").unlink(missing_ok=True)
-    (tmp_path / "template").write_text(template)
-    options = {"apply_chat_template": True, "chat_template": str(tmp_path / "template")}
-    small_fit(model_copy, tmp_path / "t", "temperature", **options)
-    assert AutoTokenizer.from_pretrained(tmp_path / "t").chat_template == template
-    shown = EvaluationOptions(
-        ("mc_calib_arc",), tmp_path / "out", artifact=tmp_path / "t", device="cpu", precision="fp32", batch_size="4"
-    )
-    (file,) = evaluate(shown).folder.glob("results_*.json")
-    assert json.loads(file.read_text())["config"]["model_args"]["tokenizer"] == str(tmp_path / "t")
+
+def test_existing_output_is_kept_without_overwrite(model, tmp_path):
+    small_fit(model, tmp_path / "out", "cft", max_steps=1)
+    with pytest.raises(UserError, match="holds files already"):
+        small_fit(model, tmp_path / "out", "cft", max_steps=1)
+    small_fit(model, tmp_path / "out", "label-smoothing", max_steps=1, overwrite=True)
+    assert read_artifact(tmp_path / "out").method == "label-smoothing"
+
+
+def test_adapter_of_another_base_is_refused(model, tmp_path):
+    small_fit(model, tmp_path / "adapter", "cft", max_steps=1)
+    # By its name, and under the same name by its weights.
+    for folder, message in ((tmp_path / "other", "was fitted on"), (tmp_path / model.name, "does not fit this model")):
+        other = save_tiny(folder, hidden=48)
+        with pytest.raises(UserError, match=message):
+            small_fit(other, tmp_path / "t", "temperature", artifact=str(tmp_path / "adapter"))
+        assert not (tmp_path / "t").exists()
+    with pytest.raises(UserError, match="no finished artifact"):
+        fit(small_recipe(other, "temperature", artifact=str(tmp_path)), tmp_path / "t")

@@ -1,16 +1,15 @@
 import re
 
 import pytest
-from fitting import adapter_weights, same_weights, small_fit, small_recipe
+from fitting import same_weights, small_fit, small_recipe
 
 from calibtune.artifacts.manifest import MANIFEST
 from calibtune.errors import UserError
 from calibtune.files import write_json
 from calibtune.recipe import recipe_values
-from calibtune.tuning.checkpoints import WHOLE, last_checkpoint
+from calibtune.tuning.checkpoints import last_checkpoint
 from calibtune.tuning.fit import CHECKPOINTS, STARTED
 from calibtune.tuning.trainer import CalibrationTrainer
-from harness_ext.errors import ScoringError
 
 pytestmark = pytest.mark.usefixtures("mirror")
 
@@ -49,15 +48,6 @@ def test_stopped_fit_resumes_to_the_identical_adapter(model, tmp_path, method, c
     small_fit(model, tmp_path / "cut", method, resume=True, **options)
     assert same_weights(tmp_path / "whole", tmp_path / "cut")
     assert not (tmp_path / "cut" / CHECKPOINTS).exists()
-
-
-def test_incomplete_checkpoint_is_skipped(tmp_path):
-    for step, whole in ((2, True), (4, True), (6, False)):
-        (tmp_path / f"checkpoint-{step}").mkdir()
-        if whole:
-            (tmp_path / f"checkpoint-{step}" / WHOLE).write_text("{}")
-    assert last_checkpoint(tmp_path).name == "checkpoint-4"
-    assert last_checkpoint(tmp_path / "none") is None
 
 
 @pytest.mark.parametrize("name", ["adapter_model.safetensors", "optimizer.pt", "trainer_state.json", "estep.npz"])
@@ -106,14 +96,11 @@ def test_resume_assumes_defaults_for_options_added_later(model, tmp_path):
     assert small_fit(model, tmp_path, "cft", max_steps=1, resume=True).method == "cft"
 
 
-def test_refused_fit_keeps_the_old_output_and_makes_no_new_one(model, tmp_path, mirror):
-    small_fit(model, tmp_path / "kept", "cft", max_steps=1)
-    before = adapter_weights(tmp_path / "kept")
-    for changes in ({"tasks": "no_such_task"}, {"method": "temperature", "samples": str(tmp_path / "none.jsonl")}):
-        with pytest.raises((UserError, ScoringError)):
-            small_fit(model, **{"method": "cft", "output": tmp_path / "kept", "overwrite": True, **changes})
-        with pytest.raises((UserError, ScoringError)):
-            small_fit(model, **{"method": "cft", "output": tmp_path / "new", **changes})
-    assert before.keys() == adapter_weights(tmp_path / "kept").keys()
-    assert (tmp_path / "kept" / "calibtune.json").is_file()
-    assert not (tmp_path / "new").exists()
+def test_resume_of_a_finished_fit_refuses_another_recipe(model, tmp_path):
+    small_fit(model, tmp_path / "out", "cft", max_steps=1)
+    again = small_fit(model, tmp_path / "out", "cft", max_steps=1, resume=True)
+    assert again.method == "cft"
+    with pytest.raises(UserError, match=r"started with another recipe \(max_steps 1 -> 2\).*--overwrite"):
+        small_fit(model, tmp_path / "out", "cft", max_steps=2, resume=True)
+    finished = small_fit(model, tmp_path / "auto", "cft", max_steps=1, auto_batch=True)
+    assert small_fit(model, tmp_path / "auto", "cft", max_steps=1, auto_batch=True, resume=True) == finished

@@ -1,4 +1,4 @@
-"""``--liger-kernel``: what is refused, and on a GPU, that it trains what the plain model trains."""
+"""``--liger-kernel`` on a GPU, against the same fit without it."""
 
 import json
 import os

@@ -1,11 +1,9 @@
 import json
-import shlex
 
 import pytest
 import torch
 from fitting import small_fit
 
-from calibtune.artifacts.card import summary
 from calibtune.artifacts.manifest import MANIFEST, read_artifact
 from calibtune.errors import UserError
 
@@ -40,11 +38,3 @@ def test_manifest_and_card_hold_recipe_hashes_versions_and_metrics(model, tmp_pa
     )
     assert f"| NLL (nats) | {artifact.before['nll']:.4f} | {artifact.after['nll']:.4f} |" in card
     assert "peft=THIS_FOLDER" in card
-
-
-def test_summary_quotes_paths_with_spaces(model, tmp_path):
-    artifact = small_fit(model, tmp_path / "a b", "temperature")
-    line = summary(artifact, tmp_path / "a b").splitlines()[-1]
-    words = shlex.split(line.removeprefix("next: "))
-    assert words[words.index("--artifact") + 1] == str(tmp_path / "a b")
-    assert words[words.index("--output") + 1] == f"{tmp_path / 'a b'}-eval"

@@ -1,11 +1,16 @@
 import json
+import math
 import shutil
 
 import pytest
 import torch
+from evaluating import small_evaluation
 from fitting import METHODS, adapter_weights, same_weights, small_fit, small_recipe
 
+from calibtune.artifacts.manifest import MANIFEST
+from calibtune.errors import UserError
 from calibtune.evaluation.evaluate import EvaluationOptions, evaluate
+from calibtune.results.samples import find_samples
 from calibtune.tuning.inputs import read_inputs
 from calibtune.tuning.trainer import CalibrationTrainer
 
@@ -88,3 +93,20 @@ def test_temperature_keeps_its_chat_template(model_copy, tmp_path):
 @pytest.fixture
 def model_copy(model, tmp_path):
     return shutil.copytree(model, tmp_path / "base")
+
+
+def test_temperature_is_fitted_on_a_samples_file_without_a_model(model, tmp_path):
+    from calibtune.recipe import make_recipe
+    from calibtune.tuning.fit import fit
+
+    small_evaluation(tmp_path / "out", model=str(model))
+    (path,) = find_samples(tmp_path / "out")
+    recipe = make_recipe({"method": "temperature", "samples": str(path)}, {})
+    artifact = fit(recipe, tmp_path / "t")
+    assert artifact.after["nll"] <= artifact.before["nll"]
+    assert artifact.tasks == ("mc_calib_arc",)
+    assert math.isfinite(artifact.temperature["low"])
+    # The rows that T was fitted on are not for evaluating it.
+    with pytest.raises(UserError, match="24 of its 24 evaluated questions were used for this fit"):
+        small_evaluation(tmp_path / "again", model=str(model), artifact=tmp_path / "t")
+    assert (tmp_path / "t" / MANIFEST).is_file()

@@ -1,10 +1,6 @@
-import re
-import subprocess
-import sys
-
 import pytest
 from lm_eval_files import answers, write_run
-from report_files import fails, report, two_runs
+from report_files import fails, report
 
 from calibtune.results.samples import find_samples
 
@@ -50,45 +46,6 @@ def test_overwriting_the_runs_is_refused(tmp_path, capsys):
     for output in (folder, tmp_path / "run", tmp_path):
         assert "give a folder of its own" in fails(capsys, folder, "--output", output, "--overwrite")
     assert find_samples(folder)
-
-
-def test_report_loads_neither_torch_nor_lm_eval(tmp_path):
-    folder = write_run(tmp_path / "run", {"arc": answers(10)})
-    code = (
-        "import sys; from calibtune.__main__ import main\n"
-        f"assert main(['report', {str(folder)!r}, '--output', {str(tmp_path / 'out')!r}]) == 0\n"
-        "assert not {'torch', 'lm_eval', 'datasets', 'transformers'} & sys.modules.keys()"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
-
-
-def test_tables_escape_latex_and_markdown(tmp_path):
-    folder = write_run(tmp_path / "run", {"mc_calib_arc": answers(10)}, {"pretrained": "org/100%_a&b|c"})
-    report(folder, "--output", tmp_path / "out")
-    latex = (tmp_path / "out" / "tables.tex").read_text()
-    assert r"100\%\_a\&b\textbar{}c" in latex
-    assert latex.count(r"\toprule") == latex.count(r"\bottomrule") == latex.count(r"\begin{table}") == 3
-    for table in re.findall(r"\\begin\{tabular\}\{(\w+)\}(.*?)\\end\{tabular\}", latex, re.DOTALL):
-        rows = [line for line in table[1].splitlines() if line.endswith(r"\\")]
-        assert {len(re.findall(r"(?<!\\)&", row)) + 1 for row in rows} == {len(table[0])}
-    markdown = (tmp_path / "out" / "tables.md").read_text()
-    assert r"100%\_a&b\|c" in markdown
-
-
-def test_page_escapes_html_in_names(tmp_path):
-    folder = write_run(tmp_path / "run", {"arc": answers(10)}, {"pretrained": 'x<script>alert("1")</script>&$a_b$'})
-    report(folder, "--output", tmp_path / "out")
-    page = (tmp_path / "out" / "report.html").read_text()
-    assert "<script>alert" not in page
-    assert "&lt;script&gt;alert" in page
-
-
-def test_report_is_reproducible(tmp_path):
-    folders = two_runs(tmp_path)
-    for name in ("one", "two"):
-        report(*folders, "--output", tmp_path / name)
-    for file in ("report.html", "results.json", "figures/arc_plane.svg", "figures/arc_plane.png"):
-        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,10 @@
 import json
-import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
-from lm_eval_files import answers, win_lines, write_run
+from lm_eval_files import answers, write_run
 from report_files import BASE, CFT, RCFT, fails, report, two_runs
 
 from calibtune.__main__ import main
@@ -34,16 +35,6 @@ def test_report_command_writes_page_figures_tables_and_json(tmp_path, capsys):
     told = capsys.readouterr().out
     assert "2 methods on 1 task, base base-7b" in told
     assert f"open {output / 'report.html'}" in told
-
-
-def test_page_loads_nothing_external(tmp_path):
-    report(*two_runs(tmp_path), "--output", tmp_path / "out")
-    page = (tmp_path / "out" / "report.html").read_text()
-    references = re.findall(r'(?:src|href|data|action|poster)="([^"]*)"', page)
-    assert references
-    assert all(reference.startswith(("#", "data:")) for reference in references)
-    assert "@import" not in page
-    assert re.findall(r"url\((?!#)", page) == []
 
 
 def test_report_metrics_equal_rescore(tmp_path, capsys):
@@ -116,13 +107,6 @@ def test_different_tasks_on_the_same_documents_stay_separate(tmp_path):
     assert list(build(folders)["tasks"]) == ["mmlu", "mmlu_continuation"]
 
 
-def test_samples_without_document_hashes_are_unpaired(tmp_path):
-    folders = two_runs(tmp_path)
-    for path in [find_samples(folder)[0] for folder in folders]:
-        path.write_text(re.sub('"doc_hash": "[^"]*", ', "", path.read_text()))
-    assert build(folders)["tasks"]["arc"]["methods"]["cft"]["difference"] == {"questions": 0}
-
-
 def test_note_names_runs_with_other_prompts_than_the_base(tmp_path):
     write_run(tmp_path / "base", {"arc": answers(30)}, BASE)
     write_run(tmp_path / "cft", {"arc": answers(30)}, CFT, chat_template_sha="abc", **{"n-shot": {"arc": 5}})
@@ -146,31 +130,6 @@ def test_clear_differences_are_marked(tmp_path):
     assert f'<td class="better">{better["conf_ece_10"]["estimate"]:+.4f} <span aria-label="better">▲</span>' in page
 
 
-def test_questions_are_matched_by_document_hash(tmp_path):
-    loglikelihoods, gold = answers(60, sharpness=2.0)
-    write_run(tmp_path / "base", {"arc": (loglikelihoods, gold)}, BASE)
-    folder = write_run(tmp_path / "cft", {"arc": (loglikelihoods, gold)}, CFT)
-    path = find_samples(folder)[0]
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    lines = [{**line, "doc_id": 59 - line["doc_id"]} for line in lines if line["doc_id"] >= 20]
-    for results in folder.glob("results_*.json"):
-        results.write_text(results.read_text().replace('"effective": 60', '"effective": 40'))
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    entry = build([tmp_path / "base", tmp_path / "cft"])["tasks"]["arc"]["methods"]["cft"]
-    assert entry["questions"] == 40
-    assert entry["difference"]["questions"] == 40
-    assert entry["difference"]["nll"] == {"estimate": 0, "low": 0, "high": 0, "clear": False}
-
-
-def test_runs_without_shared_questions_get_a_note(tmp_path):
-    folders = two_runs(tmp_path)
-    path = find_samples(folders[1])[0]
-    path.write_text(path.read_text().replace('"doc_hash": "', '"doc_hash": "other'))
-    results = build(folders)
-    assert results["tasks"]["arc"]["methods"]["cft"]["difference"] == {"questions": 0}
-    assert results["notes"] == ["cft and base-7b share no question of arc"]
-
-
 def test_base_is_the_first_or_named_run(tmp_path, capsys):
     base, cft = two_runs(tmp_path)
     assert build([cft, base])["base"] == "cft"
@@ -181,40 +140,19 @@ def test_base_is_the_first_or_named_run(tmp_path, capsys):
     assert "--base nowhere is none of" in fails(capsys, base, cft, "--base", "nowhere", "--output", tmp_path / "out")
 
 
-def test_win_rate_table_has_differences(tmp_path):
-    arc = answers(40)
-    write_run(tmp_path / "base", {"arc": arc}, BASE, others={"ultrafeedback_winrate": win_lines(rate=0.5)})
-    write_run(tmp_path / "cft", {"arc": arc}, CFT, others={"ultrafeedback_winrate": win_lines(rate=0.9)})
-    judged = {"benchmark": "alpaca_eval", "model": "runs/cft", "baseline": "gpt4", "win_rate": 0.2992, "n": 805}
-    (tmp_path / "judged").mkdir()
-    (tmp_path / "judged" / "winrate_alpaca_eval.json").write_text(json.dumps({**judged, "low": 0.27, "high": 0.33}))
-    folders = [tmp_path / "base", tmp_path / "cft", tmp_path / "judged"]
-    assert report(*folders, "--output", tmp_path / "out") == 0
-    rows = json.loads((tmp_path / "out" / "results.json").read_text())["win_rates"]
-    assert [(row["label"], row["baseline"]) for row in rows] == [
-        *(2 * [("base-7b", "the rejected response"), ("cft", "the rejected response")]),
-        ("cft", "gpt4"),
-    ]
-    assert rows[1]["difference"]["clear"]
-    assert rows[1]["difference"]["questions"] == 200
-    assert "<td>0.2992<small>0.2700–0.3300</small></td>" in (tmp_path / "out" / "report.html").read_text()
-    table = (tmp_path / "out" / "tables.md").read_text().split("## Win rates")[1]
-    assert "| model | win rate | difference to base | benchmark | against | N | note |" in table
-    assert "| cft | 0.2992 (0.2700–0.3300) | – | alpaca\\_eval | gpt4 | 805 |  |" in table
-    runs = table.split("## Runs")[1]
-    assert "| method | model | adapter | folder |" in runs
-    assert f"| cft | org/base-7b | runs/cft | {tmp_path}/cft/runs__cft |".replace("_", "\\_") in runs
+def test_report_loads_neither_torch_nor_lm_eval(tmp_path):
+    folder = write_run(tmp_path / "run", {"arc": answers(10)})
+    code = (
+        "import sys; from calibtune.__main__ import main\n"
+        f"assert main(['report', {str(folder)!r}, '--output', {str(tmp_path / 'out')!r}]) == 0\n"
+        "assert not {'torch', 'lm_eval', 'datasets', 'transformers'} & sys.modules.keys()"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
-def test_report_of_win_rates_alone(tmp_path):
-    (tmp_path / "in").mkdir()
-    record = {"benchmark": "arena_hard", "model": "m", "baseline": "gpt4", "win_rate": 0.4, "note": "made up"}
-    (tmp_path / "in" / "winrate_arena_hard.json").write_text(json.dumps(record))
-    assert report(tmp_path / "in", "--output", tmp_path / "out") == 0
-    assert "arena\\_hard" in (tmp_path / "out" / "tables.md").read_text()
-
-
-def test_win_rate_in_percent_is_refused(tmp_path, capsys):
-    (tmp_path / "in").mkdir()
-    (tmp_path / "in" / "winrate_x.json").write_text('{"benchmark": "x", "win_rate": 29.92}')
-    assert "win_rate is 29.92" in fails(capsys, tmp_path / "in", "--output", tmp_path / "out")
+def test_report_is_reproducible(tmp_path):
+    folders = two_runs(tmp_path)
+    for name in ("one", "two"):
+        report(*folders, "--output", tmp_path / name)
+    for file in ("report.html", "results.json", "figures/arc_plane.svg", "figures/arc_plane.png"):
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()

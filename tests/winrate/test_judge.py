@@ -254,33 +254,6 @@ def test_judge_without_a_chat_endpoint_is_refused(tmp_path):
         ask(server, tmp_path, name="claude")
 
 
-def test_journal_drops_an_incomplete_last_line(tmp_path):
-    path = tmp_path / "j.jsonl"
-    with Journal(path) as journal:
-        journal.put("a", 1)
-        journal.put("b", 2)
-    path.write_bytes(path.read_bytes()[:-4])
-    with Journal(path) as journal:
-        assert (journal.get("a"), journal.get("b")) == (1, None)
-        journal.put("c", 3)
-    with Journal(path) as journal:
-        assert len(journal) == 2
-
-
-def test_damaged_journal_is_refused_with_the_line(tmp_path):
-    path = tmp_path / "j.jsonl"
-    path.write_text('{"key": "a", "value": 1}\n{"ke\n{"key": "b", "value": 1}\n')
-    with pytest.raises(UserError, match="line 2"):
-        Journal(path)
-
-
-def test_journal_in_use_is_refused(tmp_path):
-    with Journal(tmp_path / "j.jsonl"), pytest.raises(UserError, match="another run"):
-        Journal(tmp_path / "j.jsonl")
-    with Journal(tmp_path / "j.jsonl") as journal:
-        journal.put(key_of("again"), 1)
-
-
 @pytest.mark.parametrize(
     ("url", "said"),
     [

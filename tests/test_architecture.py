@@ -1,4 +1,4 @@
-"""The arrows of the design: who may import whom, and where torch may be loaded."""
+"""Which modules may import which, and where torch may be loaded."""
 
 import ast
 import subprocess
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-#: What loads torch; lm_eval does.
+#: Packages that load torch; lm_eval does.
 HEAVY = {"torch", "transformers", "peft", "accelerate", "bitsandbytes", "lm_eval"}
 
 
@@ -20,7 +20,7 @@ def name_of(path):
 
 
 def imports(tree, functions=True):
-    """Top-level names of the modules that a file imports; without those in functions and `if TYPE_CHECKING`."""
+    """Return the modules that a file imports; functions=False omits functions and `if TYPE_CHECKING`."""
     found = set()
     waiting = list(ast.iter_child_nodes(tree))
     while waiting:
@@ -54,7 +54,7 @@ def file_of(module):
 
 
 def loaded(path):
-    """Every module that importing a file loads, of ours and of others."""
+    """Return all modules that importing a file loads, direct or indirect."""
     found, waiting = set(), [path]
     while waiting:
         new = imports(tree_of(waiting.pop()), functions=False) - found
@@ -96,8 +96,8 @@ def test_calibration_maths_imports_only_numpy():
         assert packages(imports(tree_of(ROOT / "harness_ext" / f"{name}.py"))) <= allowed
 
 
-#: The floors of the house: a module may import from its own floor's package and from floors below.
-FLOORS = (
+#: Layers from top to bottom: a module may import from its own package and from lower layers.
+LAYERS = (
     {"api", "commands"},
     {"__main__"},
     {"demo", "evaluation", "report", "tuning", "winrate"},
@@ -110,10 +110,10 @@ FLOORS = (
 )
 
 
-def floor_of(module):
-    """The floor of a module of calibtune, 0 at the top."""
-    room = module.split(".")[1]
-    return next(number for number, rooms in enumerate(FLOORS) if room in rooms)
+def layer_of(module):
+    """Return the layer of a calibtune module, 0 at the top."""
+    package = module.split(".")[1]
+    return next(number for number, packages_in_layer in enumerate(LAYERS) if package in packages_in_layer)
 
 
 @pytest.mark.parametrize(
@@ -123,8 +123,8 @@ def test_modules_import_only_lower_layers(path):
     module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
     for name in imports(tree_of(path)):
         if name.startswith("calibtune.") and file_of(name):
-            same_room = name.split(".")[1] == module.split(".")[1]
-            assert same_room or floor_of(name) > floor_of(module), f"{module} imports {name}"
+            same_package = name.split(".")[1] == module.split(".")[1]
+            assert same_package or layer_of(name) > layer_of(module), f"{module} imports {name}"
 
 
 def test_no_circular_imports():
@@ -145,7 +145,7 @@ def test_tracked_files_contain_no_local_paths():
     tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
     if tracked.returncode:
         pytest.skip("not a git checkout")
-    # Put together here, so that this file does not hold them itself.
+    # Joined here, so that this file does not contain them.
     paths = ["/" + "/".join(parts) for parts in (("work", ""), ("opt", ""), ("home", ""), ("root", ""), ("Users", ""))]
     found = []
     for name in filter(None, tracked.stdout.split("\0")):

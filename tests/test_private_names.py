@@ -1,4 +1,4 @@
-"""Private names of other libraries that are used here: a new version without one fails this test, not a user's run."""
+"""Private names of other libraries that are used here; a release without one fails a test first."""
 
 import ast
 from pathlib import Path
@@ -18,7 +18,7 @@ USED = {
 
 
 def private_names(path):
-    """Private attributes of anything but ``self`` and our own classes that a file reads."""
+    """Return private attributes that a file reads from other libraries."""
     tree = ast.parse(path.read_text())
     defined = {node.name for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
     found = set()

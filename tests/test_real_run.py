@@ -1,4 +1,4 @@
-"""The main job: lm_eval's own command on a real model and real questions, from the mirror, offline."""
+"""The lm_eval command on a real model and real questions, offline from the mirror."""
 
 import json
 import os
@@ -20,7 +20,7 @@ pytestmark = [
 
 
 def lm_eval(model, output, cache, *more):
-    """The command as users type it, with the installed task folder and nothing else."""
+    """Run the command as users type it, with the installed task folder only."""
     command = shutil.which("lm_eval", path=str(Path(sys.executable).parent)) or shutil.which("lm_eval")
     arguments = [
         command,
@@ -54,7 +54,7 @@ def test_lm_eval_command_prints_metrics_that_samples_reproduce(smollm2, tmp_path
     expected = harness_measures(rows.loglikelihoods, rows.gold)
     found = {name: table[f"{name},none"] for name in expected}
     assert found == pytest.approx(expected, abs=1e-12)
-    # What findings.md says of this model: at chance and overconfident.
+    # This model is at chance and overconfident (findings.md).
     assert 0.1 < found["acc"] < 0.4
     assert found["conf_ece_10"] > 0.08
     assert found["letter_mass"] > 0.5

@@ -1,4 +1,4 @@
-"""What a recipe refuses, from a file or from flags, before torch is loaded."""
+"""Recipes from files, flags and Python, checked without torch."""
 
 import dataclasses
 import math

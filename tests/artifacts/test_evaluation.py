@@ -37,7 +37,7 @@ def test_adapter_evaluation_equals_lm_evals_peft_option(model, tmp_path):
 
 
 def test_training_scores_equal_the_harness_scores(model, tmp_path):
-    """The fitter's own forward pass and lm_eval's give the same letter log-likelihoods."""
+    """Compare the fit's forward pass with lm_eval's letter log-likelihoods."""
     from fitting import small_recipe
 
     from calibtune.data.examples import Prompts
@@ -54,7 +54,7 @@ def test_training_scores_equal_the_harness_scores(model, tmp_path):
         small_evaluation(tmp_path / f"out{chat}", model=str(model), apply_chat_template=chat)
         rows = read_samples(find_samples(tmp_path / f"out{chat}")[0])
         assert scores.shape == rows.loglikelihoods.shape
-        # The harness counts a chat template's last line break into each letter; Eq 1 cancels what letters share.
+        # The harness scores a chat template's last line break with each letter; the softmax cancels it.
         shift = (rows.loglikelihoods - scores)[:, :1] if chat else 0.0
         np.testing.assert_allclose(scores + shift, rows.loglikelihoods, atol=1e-4)
         assert (np.abs(shift) > 1).all() == chat

@@ -9,7 +9,7 @@ IN_DOMAIN, OUT_OF_DOMAIN = "mc_calib_world", "mc_calib_world_ood"
 
 
 def write_results(output, tasks=(IN_DOMAIN, OUT_OF_DOMAIN), scaled=("temperature", "rcft-temperature")):
-    """Results as lm_eval writes them; the accuracy tells method, task and pipeline apart."""
+    """Write results as lm_eval does; the accuracy identifies method, task and pipeline."""
     for number, name in enumerate(["pretrained", "aligned", *story.FITS]):
         results = {}
         for place, task in enumerate(tasks):
@@ -108,6 +108,6 @@ def test_demo_restores_calibration_lost_by_alignment(tmp_path):
             assert mended["tce"] < aligned["tce"] * 0.7
             assert mended["nll"] < aligned["nll"] - 1
             assert mended["acc_true"] > aligned["acc_true"] - 0.02
-        # One number cannot undo what DPO did to each question; training can.
+        # One temperature cannot undo what DPO did to each question; training can.
         assert numbers["cft"][task]["tce"] < numbers["temperature"][task]["tce"] - 0.05
     assert numbers["cft"][IN_DOMAIN]["conf_ece_10"] < 0.05

@@ -36,7 +36,7 @@ def tied_rows(rows=600):
 
 def saturated_rows(rows=600):
     probs, gold = random_rows(rows, seed=2)
-    # The nearly sure are right and the sure often wrong, so that sharing a bin cancels.
+    # Confidences from .9 to 1 are right and confidence 1 is often wrong, so their gaps cancel in one bin.
     nearly = probs.max(axis=1) >= 0.9
     gold[nearly] = probs[nearly].argmax(axis=1)
     probs[:150] = np.eye(LETTERS)[np.arange(150) % LETTERS]
@@ -44,7 +44,7 @@ def saturated_rows(rows=600):
 
 
 def edge_rows(rows=600):
-    """Confidences on the edges .3 to .9, too low, and between them, too high, so that sharing a bin cancels."""
+    """Return confidences on edges, which are too low, and between edges, too high: gaps cancel in one bin."""
     rng = np.random.default_rng(3)
     edges, between = [0.3, 0.4, 0.6, 0.7, 0.9], [0.35, 0.45, 0.55, 0.65, 0.75, 0.95]
     confidence = rng.choice(edges + between, rows)
@@ -68,14 +68,14 @@ all_rows = pytest.mark.parametrize("rows", ALL_ROWS)
 
 
 def confidence_and_correctness(rows):
-    """Confidence, and whether the prediction is right, of each question."""
+    """Return the confidence of each question and whether its prediction is right."""
     probs, gold = rows()
     confidence, predicted = calibration.top(probs)
     return confidence, predicted == gold
 
 
 def mean_over_letters(rows, oracle):
-    """Mean of a library's binary ECE over the letters, each over the questions that have it."""
+    """Return a library's binary ECE, averaged over letters; each over the questions that have it."""
     probs, gold = rows()
     errors = []
     for letter in range(probs.shape[1]):
@@ -180,7 +180,7 @@ def test_uneven_equal_mass_bins_differ_from_uncertainty_calibration():
     confidence = rng.uniform(0, 1, 593)
     correct = rng.random(593) < confidence
     theirs = uncertainty_calibration.get_ece_em(confidence, correct.astype(int), num_bins=10)
-    # The three left over go to its first three bins; quantiles spread them.
+    # It adds the three remaining questions to its first three bins; quantiles spread them.
     assert estimators.equal_mass_ece(confidence, correct) == pytest.approx(0.033276, abs=1e-6)
     assert theirs == pytest.approx(0.031605, abs=1e-6)
 
@@ -197,7 +197,7 @@ def test_smooth_ece_equals_relplot_up_to_its_grid(rows):
 
 
 def smooth_ece_by_integration(confidence, correct, sigma):
-    """Smooth ECE at a fixed width by its definition: a sum of mirrored Gaussians, integrated by Simpson's rule."""
+    """Compute smooth ECE by its definition: mirrored Gaussians, integrated by Simpson's rule."""
     points = np.linspace(0, 1, 1001)
     images = [confidence + 2 * turn for turn in range(-3, 4)] + [2 * turn - confidence for turn in range(-3, 4)]
     density = sum(scipy.stats.norm.pdf(points[:, None], image, sigma) for image in images)
@@ -251,7 +251,7 @@ def test_nll_brier_and_auroc_equal_scikit_learn(rows):
 def test_accuracy_at_coverage_equals_uncertainty_calibration():
     confidence, correct = confidence_and_correctness(random_rows)
     area, at_tenth = uncertainty_calibration.get_selective_stats(confidence, correct)
-    # Its "10 %" is one question more.
+    # It counts one question more as 10 %.
     assert estimators.accuracy_at_coverage(confidence, correct, 61 / 600) == at_tenth
     shares = np.arange(1, 601) / 600
     ours = [estimators.accuracy_at_coverage(confidence, correct, share) for share in shares]

@@ -33,7 +33,7 @@ edge_options = st.sampled_from(["left", "right"])
 
 @st.composite
 def questions(draw, ragged=True):
-    """Log-likelihoods and right answers; ties, certainty and edge values are frequent."""
+    """Draw log-likelihoods and right answers; ties, certainty and edge values are frequent."""
     letters = draw(st.integers(2, 6))
     values = st.one_of(
         st.sampled_from([0.0, -1.0, -1000.0, np.log(0.3), np.log(0.7), np.log(0.1)]),
@@ -117,7 +117,7 @@ def test_estimators_do_not_depend_on_question_order(rows, random):
     random.shuffle(order)
     shuffled = rows[0][order], rows[1][order]
     for estimator in (equal_mass_ece, debiased_ece, maximum_calibration_error, smooth_ece, auroc):
-        # The debiased error is a root: rounding of 1e-16 under it is 1e-8 above zero.
+        # The debiased error is a square root, so rounding of 1e-16 becomes 1e-8.
         assert estimator(*shuffled) == pytest.approx(estimator(*rows), abs=1e-7, nan_ok=True)
     for share in (0.25, 0.5, 1):
         assert accuracy_at_coverage(*shuffled, share) == pytest.approx(accuracy_at_coverage(*rows, share), abs=1e-12)
@@ -196,7 +196,7 @@ def test_interval_contains_its_estimate(rows):
 
 
 def calibrated(rng, rows, letters=4):
-    """A model whose probabilities are those that the right answers are drawn from."""
+    """Draw probabilities, and right answers from them."""
     probs = rng.dirichlet(np.ones(letters), rows)
     return probs, (probs.cumsum(axis=1) > rng.random((rows, 1))).argmax(axis=1)
 
@@ -211,18 +211,18 @@ def test_errors_of_a_calibrated_model_vanish_with_more_questions(letters):
         lambda *rows: debiased_ece(*confidence_and_correctness(rows)),
     ):
         means = [np.mean([error(*calibrated(rng, rows, letters)) for _ in range(8)]) for rows in (100, 10_000)]
-        # Noise falls as the root of N: to a tenth.
+        # Noise falls with the square root of N, here to a tenth.
         assert means[1] < means[0] / 4
         assert means[1] < 0.015
 
 
 def miscalibrated(probs):
-    """An overconfident model's probabilities."""
+    """Make probabilities overconfident."""
     return probs**1.5 / (probs**1.5).sum(axis=1, keepdims=True)
 
 
 def exact_error(gaps, distort):
-    """The binned error of the model itself, without noise: labels replaced by their chances, a million questions."""
+    """Compute the binned error without label noise, from a million questions' true probabilities."""
     probs = np.random.default_rng(99).dirichlet(np.ones(4), 1_000_000)
     shown = distort(probs)
     if gaps is confidence_gaps:
@@ -240,14 +240,14 @@ def exact_error(gaps, distort):
         (confidence_gaps, 64, 0.93),
         (confidence_gaps, 300, 0.93),
         (confidence_gaps, 2000, 0.93),
-        # With 40 cells and so few questions the normal approximation is short, as ece_interval's users should know.
+        # With 40 cells and so few questions the intervals are too narrow.
         (classwise_gaps, 64, 0.88),
         (classwise_gaps, 300, 0.90),
         (classwise_gaps, 2000, 0.93),
     ],
 )
 @pytest.mark.parametrize("distort", [lambda probs: probs, miscalibrated])
-def test_interval_has_nominal_coverage(gaps, rows, at_least, distort):
+def test_interval_coverage_is_near_nominal(gaps, rows, at_least, distort):
     true, runs = exact_error(gaps, distort), 200
     rng = np.random.default_rng(rows)
     covered = 0
@@ -255,5 +255,5 @@ def test_interval_has_nominal_coverage(gaps, rows, at_least, distort):
         probs, gold = calibrated(rng, rows)
         found = ece_interval(gaps(distort(probs), gold), draws=500)
         covered += found.low <= true <= found.high
-    # Two standard errors of a share that is at_least.
+    # Allow two standard errors of the coverage.
     assert covered / runs >= at_least - 2 * np.sqrt(at_least * (1 - at_least) / runs)

@@ -32,7 +32,7 @@ def write(folder, pairs):
 
 
 def token_log_probs(folder, chat):
-    """Log-probabilities of each response's tokens, by transformers alone."""
+    """Compute the log-probabilities of each response's tokens with transformers alone."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

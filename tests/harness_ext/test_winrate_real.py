@@ -1,4 +1,4 @@
-"""UltraFeedback's real pairs, against a plain transformers computation."""
+"""Win rates on the real UltraFeedback pairs, against a transformers computation."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ pytestmark = [
 
 
 def plain_log_probability(model, tokenizer, instruction, response):
-    """Summed log-probability of a response after the templated instruction, and its token count."""
+    """Return a response's summed log-probability after the templated instruction, and its token count."""
     import torch
 
     messages = [{"role": "user", "content": instruction.strip()}]

@@ -1,4 +1,4 @@
-"""4-bit scales that are unpacked once."""
+"""Unpacked scales of 4-bit weights."""
 
 import pytest
 import torch

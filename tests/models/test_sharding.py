@@ -1,4 +1,4 @@
-"""Fits whose model FSDP splits over two processes, and what is refused there."""
+"""Fits with FSDP in two processes, and setups that are refused."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from calibtune.tuning.checks import check_machine
 
 pytestmark = pytest.mark.usefixtures("mirror")
 
-#: What `accelerate launch` hands on from a configuration of FSDP 2 as `accelerate config` writes it.
+#: Environment that `accelerate launch` sets for FSDP 2 as `accelerate config` writes it.
 FSDP2 = {
     "ACCELERATE_USE_FSDP": "true",
     "FSDP_VERSION": "2",
@@ -36,7 +36,7 @@ def weights(folder):
 
 
 def fsdp_fit(arguments, cwd, monkeypatch, **environment):
-    """Exit code of a fit under FSDP in two processes."""
+    """Run a fit with FSDP in two processes and return its exit code."""
     two = [
         "-m",
         "torch.distributed.run",
@@ -56,7 +56,7 @@ def fsdp_fit(arguments, cwd, monkeypatch, **environment):
 @pytest.mark.slow
 @pytest.mark.parametrize("tuning", ["lora", "full"])
 def test_killed_fsdp_fit_resumes_to_the_single_process_result(model, tmp_path, mirror, monkeypatch, tuning):
-    # A chat prompt is long enough for the E-step to compute what all begin with once.
+    # Chat prompts are long enough for the E-step to use the prefix cache.
     one, two = (
         [
             *words(model, tmp_path / name, "rcft", tuning=tuning, epochs=2, save_every=1, batch_size=size),

@@ -12,7 +12,7 @@ pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed: apt-get install chromium"),
 ]
 
-#: Text of a drawing that reaches out of it, and drawings without a size or a description.
+#: Text that overflows its drawing, and drawings without a size or a description.
 CUT_TEXT = """[...document.querySelectorAll("figure svg")].flatMap((svg) => {
   const box = svg.getBoundingClientRect();
   return [...svg.querySelectorAll("text")].filter((text) => {
@@ -24,7 +24,7 @@ BARE_DRAWINGS = """[...document.querySelectorAll("figure svg")].filter((svg) => 
   const box = svg.getBoundingClientRect();
   return box.width < 100 || box.height < 60 || svg.getAttribute("role") !== "img" || svg.ariaLabel.length < 30;
 }).map((svg) => svg.parentNode.id)"""
-#: Words whose color is too near the page's: WCAG asks for a contrast of 4.5.
+#: Text with low contrast: WCAG requires 4.5.
 LOW_CONTRAST = """(() => {
   const parts = (text) => text.match(/[\\d.]+/g).map(Number);
   const light = (rgb) => [0.2126, 0.7152, 0.0722].reduce((sum, weight, i) => {

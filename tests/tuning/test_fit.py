@@ -32,7 +32,7 @@ def test_fit_changes_the_adapter_and_not_the_base(model, tmp_path, method, monke
         assert torch.equal(own, value), name
     # B starts at zero, so any value other than zero moved.
     moved = {name for name, value in adapter_weights(tmp_path / "out").items() if "lora_B" in name and value.any()}
-    assert len(moved) == 2 * 7  # layers times linear layers
+    assert len(moved) == 2 * 7  # layers x linear layers
     assert {parameter.dtype for parameter in trainers[0].model.parameters() if parameter.requires_grad} == {
         torch.float32
     }
@@ -106,7 +106,7 @@ def test_temperature_is_fitted_on_a_samples_file_without_a_model(model, tmp_path
     assert artifact.after["nll"] <= artifact.before["nll"]
     assert artifact.tasks == ("mc_calib_arc",)
     assert math.isfinite(artifact.temperature["low"])
-    # The rows that T was fitted on are not for evaluating it.
+    # Rows that T was fitted on cannot evaluate it.
     with pytest.raises(UserError, match="24 of its 24 evaluated questions were used for this fit"):
         small_evaluation(tmp_path / "again", model=str(model), artifact=tmp_path / "t")
     assert (tmp_path / "t" / MANIFEST).is_file()

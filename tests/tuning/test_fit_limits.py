@@ -18,7 +18,7 @@ def test_4_bit_base_trains_on_cpu(model, tmp_path):
     artifact = small_fit(wide, tmp_path / "out", "rcft", quantization="nf4", epochs=2)
     plain = small_fit(wide, tmp_path / "plain", "rcft", epochs=2)
     assert artifact.recipe["quantization"] == "nf4"
-    # The rounded base is another model.
+    # The quantized base is a different model.
     assert artifact.before["nll"] != pytest.approx(plain.before["nll"], abs=1e-4)
     assert artifact.after["nll"] != pytest.approx(artifact.before["nll"], abs=1e-4)
 
@@ -39,7 +39,7 @@ def test_scoring_before_training_keeps_4_bit_gradients(tmp_path):
             score(base, questions, 1, 4)
         torch.manual_seed(0)
         tuned = add_adapter(base, recipe).train()
-        # With B at zero the adapters below would have no gradient to lose.
+        # While B is zero, A has no gradient.
         for name, parameter in tuned.named_parameters():
             if "lora_B" in name:
                 torch.nn.init.normal_(parameter, std=0.1)
@@ -50,7 +50,7 @@ def test_scoring_before_training_keeps_4_bit_gradients(tmp_path):
     assert max(float(gradient.abs().max()) for gradient in found[0].values()) > 0.01
 
 
-#: torch's own, and what CUDA says where other processes leave no room for this one's context.
+#: torch's own error, and CUDA's where other processes leave no room for this one's context.
 FULL = [torch.OutOfMemoryError(), torch.AcceleratorError("CUDA error: out of memory")]
 
 

@@ -1,4 +1,4 @@
-"""Fits in processes of their own: killed, interrupted, two at once."""
+"""Fits in subprocesses: killed, interrupted, distributed."""
 
 import json
 import signal
@@ -58,7 +58,7 @@ def test_two_processes_train_the_same_adapter_as_one(model, tmp_path, mirror):
     assert second["after"] == pytest.approx(first["after"], abs=1e-3)
 
 
-#: The command, with steps cut into parts of few tokens; each process writes down how many there were.
+#: The command, with steps split into small parts; each process writes how many it had.
 IN_PARTS = """
 import os, sys
 from calibtune.tuning import trainer
@@ -103,7 +103,7 @@ def test_processes_with_uneven_parts_train_the_same_adapter_as_one(model, tmp_pa
 
 @pytest.mark.slow
 def test_interrupt_exits_with_code_130(model, tmp_path, mirror):
-    # Background jobs, such as CI's, hand on a SIGINT that is ignored; a terminal's do not.
+    # Background jobs, as in CI, inherit an ignored SIGINT.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     process = shell(["-m", "calibtune", *words(model, tmp_path / "out", epochs=2000)], mirror, **pipes)

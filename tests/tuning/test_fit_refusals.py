@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("mirror")
 
 
 def contents(folder):
-    """Contents of a folder by name."""
+    """Return a folder's file contents by name."""
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
@@ -30,7 +30,7 @@ def model_copy(model, tmp_path):
 
 
 def damage_model(folder, kind):
-    """A model's folder in some bad state."""
+    """Damage a model's folder."""
     weights, config = folder / "model.safetensors", folder / "config.json"
     if kind == "cut":
         weights.write_bytes(weights.read_bytes()[:-100])

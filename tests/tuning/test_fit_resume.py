@@ -15,7 +15,7 @@ pytestmark = pytest.mark.usefixtures("mirror")
 
 
 def stop_after(monkeypatch, steps):
-    """Makes training end with an error after some steps, as a kill would."""
+    """Make training stop with an error after some steps, like a kill."""
     original = CalibrationTrainer.compute_loss
     done = []
 

@@ -50,7 +50,7 @@ def test_cuda_graph_losses_and_gradients_equal_the_plain_pass(
 
 
 def masks_seen(monkeypatch, model, ids):
-    """Whether each layer's attention got a mask, and the logits; transformers is told that a graph is recorded."""
+    """Return whether each layer's attention got a mask, and the logits, as during graph capture."""
     seen = []
     attention = torch.nn.functional.scaled_dot_product_attention
 
@@ -91,7 +91,7 @@ def test_cuda_graphs_refuse_a_window_shorter_than_the_prompt():
 
 
 class FakeGraph:
-    """What stands for a recorded graph where there is no GPU."""
+    """Replace a CUDA graph where there is no GPU."""
 
     def __init__(self, replay):
         self.replay = replay
@@ -111,8 +111,8 @@ def test_cuda_graph_with_wrong_gradients_is_not_used(model, factor, kept, caplog
     loaded(batch["input_ids"], use_cache=False).logits.pow(2).mean().backward()
     usual = [parameter.grad.clone() for parameter in loaded.parameters()]
     graphs.run(batch)
-    assert not graphs.recordings  # a shape's first batch is not recorded, since no other may have it
-    for times in (1.0, factor if kept else 1.0):  # the second is taken plainly and recorded, the third replayed
+    assert not graphs.recordings  # the first batch of a shape is not recorded
+    for times in (1.0, factor if kept else 1.0):  # the second is run and recorded, the third replayed
         loaded.zero_grad()
         (loss,) = graphs.run(batch)
         expected = [times * gradient for gradient in usual]
@@ -161,7 +161,7 @@ def test_cuda_graph_training_equals_plain_training(model, tmp_path, mirror, monk
     found = small_fit(model, tmp_path / "graphs", method, cuda_graphs=True, **options)
     assert len(replays) > len(set(replays)) > 1
     assert all(rows * width <= 340 and width % 16 == 0 for rows, width in replays)
-    assert {rows for rows, _ in replays} == {1, 3}  # parts with other numbers of questions
+    assert {rows for rows, _ in replays} == {1, 3}  # parts with different numbers of questions
     assert losses[len(losses) // 2 :] == pytest.approx(losses[: len(losses) // 2], rel=1e-3)
     assert same_weights(tmp_path / "plain", tmp_path / "graphs", rtol=1e-3, atol=1e-5)
     assert found.after == pytest.approx(plain.after, rel=1e-4)
@@ -191,5 +191,5 @@ def test_unrecorded_graph_step_equals_the_plain_step(model, tmp_path, mirror, me
     plain = list(seen)
     small_fit(model, tmp_path / "graphs", method, cuda_graphs=True, **options)
     assert torch.allclose(torch.tensor(seen[len(plain) :]), torch.tensor(plain), rtol=1e-3)
-    # AdamW makes steps of 1e-2 of gradients that are next to nothing, whose rounding it so shows.
+    # AdamW makes full steps even from tiny gradients, which are mostly rounding.
     assert same_weights(tmp_path / "plain", tmp_path / "graphs", rtol=1e-3, atol=1e-4)

@@ -14,7 +14,7 @@ from calibtune.recipe import make_recipe
 from calibtune.tuning import losses
 from calibtune.tuning.losses import calibration_loss, method_loss
 
-#: Prompts of unlike lengths with 2, 3 and 4 letters.
+#: Prompts of different lengths with 2, 3 and 4 letters.
 EXAMPLES = [
     TokenExample((270, 281, 300, 310, 320), (60, 61, 62, 63), 2, 0),
     TokenExample((270, 290, 301), (60, 61), 1, 1),
@@ -41,7 +41,7 @@ def model():
 
 @pytest.fixture(scope="module", params=["as they are", "capped", "scaled"])
 def any_model(request, model):
-    """Models that leave their output layer's logits as they are, or change them."""
+    """Return models with plain, capped and scaled logits."""
     if request.param == "as they are":
         return model
     torch.manual_seed(0)
@@ -53,7 +53,7 @@ def any_model(request, model):
 
 
 def with_target(batch, method):
-    """A batch as the trainer gives it to a method's loss."""
+    """Add RCFT's target to a batch, as the trainer does."""
     return batch | {"target": TARGET[batch["row"], : batch["letter_ids"].shape[1]]} if method == "rcft" else batch
 
 
@@ -62,13 +62,13 @@ def recipe(method, **changes):
 
 
 def plain_log_probs(model, example):
-    """Log-probabilities of the next token at each place, one question at a time, without padding."""
+    """Compute next-token log-probabilities of one question, without padding."""
     with torch.no_grad():
         return model(torch.tensor([example.input_ids])).logits[0].double().log_softmax(-1).numpy()
 
 
 def plain_loss(model, example, method, options):
-    """The paper's formulas, written out for one question."""
+    """Compute the paper's formulas for one question."""
     logs = plain_log_probs(model, example)
     letters = logs[-1, list(example.letter_ids)]
     letter = -letters[example.gold]
@@ -106,7 +106,7 @@ CASES = [
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize(("method", "options"), CASES)
 def test_losses_equal_the_papers_formulas(any_model, method, options, side, monkeypatch):
-    monkeypatch.setattr(losses, "CHUNK", 5)  # so that several are needed
+    monkeypatch.setattr(losses, "CHUNK", 5)  # several chunks
     model = any_model
     batch = collate(EXAMPLES, pad_id=1, side=side)
     loss, letters = method_loss(model, with_target(batch, method), recipe(method, **options))
@@ -150,7 +150,7 @@ def test_logits_are_computed_in_chunks(model, monkeypatch):
     with model.get_output_embeddings().register_forward_hook(lambda *parts: made.append(parts[2].shape[:-1].numel())):
         method_loss(model, collate(EXAMPLES, 1), recipe("rcft", **{"lambda": 0.0}))[0].backward()
     assert max(made) == 4
-    assert sum(made) == 3 + 2 * 3 * 7  # the answers once; all places forward, and again on the way back
+    assert sum(made) == 3 + 2 * 3 * 7  # answers once; all positions forward and again in the backward pass
 
 
 def test_right_padding_needs_no_attention_mask():
@@ -158,7 +158,7 @@ def test_right_padding_needs_no_attention_mask():
 
 
 class Bigrams(torch.nn.Module):
-    """A float64 model whose logits are a table's rows: transformers' models work in float32 in part."""
+    """Look up logits in a float64 table; transformers' models partly use float32."""
 
     def __init__(self):
         super().__init__()

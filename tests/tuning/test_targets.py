@@ -22,7 +22,7 @@ def test_simplified_mapping_by_hand():
 
 
 def test_tanh_of_ln_3_is_point_eight():
-    # So stated by the paper: tanh(ln 3 / (1 - acc)) >= tanh(ln 3) = .8
+    # The paper states: tanh(ln 3 / (1 - acc)) >= tanh(ln 3) = .8
     assert np.tanh(np.log(3.0)) == pytest.approx(0.8)
 
 

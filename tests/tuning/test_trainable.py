@@ -1,4 +1,4 @@
-"""New adapters, and 4-bit scales that are unpacked for training on a GPU."""
+"""New adapters, and 4-bit scales unpacked for training on a GPU."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ def four_bit(tmp_path):
 
 
 def scales(model):
-    """Whether each 4-bit layer's scales are still packed."""
+    """Return whether the 4-bit layers' scales are packed, as a set."""
     states = [getattr(getattr(layer, "weight", None), "quant_state", None) for layer in model.modules()]
     return {state.nested for state in states if state is not None}
 

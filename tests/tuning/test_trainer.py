@@ -16,7 +16,7 @@ pytestmark = pytest.mark.usefixtures("mirror")
 def test_gradient_accumulation_matches_one_batch(model, tmp_path, method, monkeypatch):
     norms = []
     norm = CalibrationTrainer._get_grad_norm
-    # AdamW trains alike with gradients that are four times as long, so they are compared too.
+    # AdamW hides a constant factor of the gradients, so gradient norms are compared too.
     monkeypatch.setattr(
         CalibrationTrainer, "_get_grad_norm", lambda *a, **k: norms.append(float(norm(*a, **k))) or norms[-1]
     )
@@ -157,5 +157,5 @@ def test_liger_runs_without_its_losses(model, tmp_path):
 
 def test_training_uses_cpu_without_an_accelerator(model, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
-    # Else two processes would not know of each other, and bfloat16 would be refused.
+    # Otherwise processes would not find each other, and bfloat16 would be refused.
     assert training_arguments(small_recipe(model, "cft", device=None, precision="bf16"), tmp_path).use_cpu

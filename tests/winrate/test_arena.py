@@ -25,7 +25,7 @@ def game(label):
 
 @pytest.fixture
 def checkout(tmp_path):
-    """A checkout with four questions, one with a line separator that str.splitlines() would break at."""
+    """Make a checkout with four questions, one with a line separator that str.splitlines() splits at."""
     texts = ["What is this?", "Options:", "Two\u2028lines, one answer", "Answer:"]
     rows = [{"uid": f"u{i}", "category": "arena-hard-v0.1", "cluster": "c", "prompt": t} for i, t in enumerate(texts)]
     write_lines(tmp_path / "arena" / "data" / "arena-hard-v0.1" / "question.jsonl", rows)
@@ -55,7 +55,7 @@ def test_clear_verdict_has_weight_three_as_in_arena_hard(checkout):
     games = {"u0": ("B>>A", "A>>B"), "u1": ("A>B", "B>A"), "u2": ("A>>B", "A=B"), "u3": ("A<<B", "B<A")}
     write_judgments(checkout, "m", games)
     result = runs.arena_result(arena.open_bench(checkout), "m", None, None, None)
-    # The tool's list of verdicts: the second game's, then the first's turned round, clear ones three times.
+    # Arena-Hard's list: second games, then inverted first games; clear verdicts count three times.
     verdicts = [*[1] * 3, *[1] * 3, 0, 0, 0.5, *[0] * 3, 1, *[1] * 3]
     assert result.rate.win_rate == pytest.approx(np.mean(verdicts))
     assert result.rate.n == 4

@@ -14,7 +14,7 @@ needs_recorded = pytest.mark.skipif(not RECORDED.is_file(), reason=f"no recorded
 
 @pytest.fixture
 def longer_preferred(monkeypatch):
-    """Judgments of 805 made-up instructions, which stand in for AlpacaEval's."""
+    """Make judgments of 805 instructions, which replace AlpacaEval's."""
     pairs = prefer_longer()
     monkeypatch.setattr(length, "INSTRUCTIONS", instructions_digest(pairs))
     return pairs

@@ -23,7 +23,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def adapter(model, tmp_path_factory):
-    """A LoRA adapter that changes what the model says."""
+    """Make a LoRA adapter that changes the model's answers."""
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
@@ -156,7 +156,7 @@ def test_second_run_sends_no_requests(tmp_path, model, key):
 
 @pytest.mark.slow
 def test_killed_run_resumes_without_repeating_requests(tmp_path, model):
-    """The judge is slow and the process is killed, not interrupted; the requests are counted at the server."""
+    """Kill the process while a slow judge answers, and count the requests at the server."""
     workers, count = 2, 14
     environment = {**os.environ, "OPENAI_API_KEY": SECRET, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     with JudgeServer(always(0.8), delay=0.3) as server:
@@ -179,7 +179,7 @@ def test_killed_run_resumes_without_repeating_requests(tmp_path, model):
         assert done.returncode == 0, done.stderr
     assert len(server.seen) == count
     again = [prompt for prompt, times in server.seen.items() if times > 1]
-    # Only what was in flight at the kill, and so never arrived, may be asked again.
+    # Only requests in flight at the kill may be repeated.
     assert len(again) <= workers
     assert sum(server.seen.values()) - sum(paid.values()) == count - kept
     assert result(tmp_path)["n"] == count
@@ -189,7 +189,7 @@ def test_killed_run_resumes_without_repeating_requests(tmp_path, model):
 
 
 def test_key_is_sent_but_not_written_or_logged(tmp_path, model, key, capfd, caplog):
-    """Also where the server repeats it in its replies and errors."""
+    """Check it even where the server repeats the key in its replies and errors."""
 
     def behave(handler, attempt, body):
         if "Question 1?" in json.dumps(body) and attempt == 1:

@@ -21,6 +21,9 @@ DEPTH = 0.75
 #: How far, in standard errors, a cell's mean may lie from its estimate when its bias is bounded. Over several cells
 #: such bounds add up to more than the bias; tests/benchmarks/coverage.py measures what that leaves.
 WINDOW = 1.0
+#: Part of ``1 - level`` by which noise alone may lift the lower end of an ECE above its truth; the rest is left for the
+#: debiased lower end.
+NOISE_SHARE = 0.8
 #: Rows that a cell's share of right answers is drawn to its mean probability by.
 PRIOR = 4
 
@@ -40,6 +43,10 @@ def ece_interval(gaps: BinGaps, level: float = 0.95, draws: int = DRAWS, seed: i
     sum instead (see :func:`_debiased_ends`), widened by the bias that may be left. The estimate is
     the plain ECE. It may lie above the debiased interval, which is then extended to hold it.
 
+    Noise cannot raise the ECE by more than the noise's own sum of absolute values. That is a second
+    lower end, the higher one for models near calibration. It takes most of ``1 - level``: there the
+    upper end, never below the plain ECE, is above the truth in all but rare samples.
+
     Args:
         gaps: The cells, from ``confidence_gaps`` or ``classwise_gaps``.
         level: Coverage aimed at, in (0, 1).
@@ -54,7 +61,9 @@ def ece_interval(gaps: BinGaps, level: float = 0.95, draws: int = DRAWS, seed: i
         return Interval(estimate, 0.0, 1.0)
     covariance = _resampling_covariance(gaps, sums) + np.diag(_unseen_variance(gaps, sums))
     low, high = _debiased_ends(sums, covariance, gaps.weight, level, draws, seed)
-    return Interval(estimate, min(estimate, max(0.0, low)), max(estimate, min(1.0, high)))
+    noise = np.abs(_draw(covariance, draws, seed)) @ gaps.weight
+    raised = float(np.quantile(noise, 1 - NOISE_SHARE * (1 - level)))
+    return Interval(estimate, min(estimate, max(0.0, low, estimate - raised)), max(estimate, min(1.0, high)))
 
 
 def ece_difference_interval(

@@ -1,14 +1,12 @@
 """Coverage of the 95 % intervals of ECEs and of their paired differences, by simulation.
 
-    OMP_NUM_THREADS=1 python tests/benchmarks/coverage.py run --draws 1000 --seed 0 --json tests/benchmarks/results/coverage.json
+    OMP_NUM_THREADS=1 python tests/benchmarks/coverage.py run --draws 1000 --seed 0
     python tests/benchmarks/coverage.py table
 
-`run` prints each cell and writes the JSON; `table` writes docs/coverage-table.md from it. A draw asks N questions of four
-options. Their right answers are drawn from chances p, and every model shows its own probabilities of the same
-questions. The true ECE is the population's binned ECE: labels are replaced by their chances, over POPULATION questions.
-
-The earlier intervals stand beside the present ones: for one model the bootstrap of Fang & Santos (2019) with the sign
-of each gap, for a pair the basic bootstrap.
+`run` prints each cell and writes the JSON (20 minutes on one core); `table` writes docs/coverage-table.md from it. A
+draw asks N questions of four options. Right answers are drawn from chances p, and every model shows its probabilities
+of the same questions. The true ECE is the population's binned ECE: labels are replaced by their chances, over
+POPULATION questions. The earlier intervals stand beside the present ones.
 """
 
 from __future__ import annotations
@@ -189,26 +187,110 @@ def run(args):
     args.json.write_text(f'{json.dumps(head)[:-1]}, "cells": [\n{lines}\n]}}\n')
 
 
-def table(args):
-    from coverage_table import markdown
+def share(value):
+    return f"{value:.3f}".replace("0.", ".", 1)
 
+
+def lines_of(head, rows):
+    return ["| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *rows)]
+
+
+def summary(cells):
+    """Lowest coverage and mean width by ECE and N, now and before."""
+    rows = []
+    for what, kind in (("one model", str), ("a pair", list)):
+        for ece in GAPS:
+            for size in SIZES:
+                own = [c for c in cells if isinstance(c["of"], kind) and (c["ece"], c["rows"]) == (ece, size)]
+                sides = own, [c["before"] for c in own]
+                lowest = [share(min(c["coverage"] for c in side)) for side in sides]
+                width = [share(np.mean([c["width"] for c in side])) for side in sides]
+                rows.append([what, f"{ece}-ECE", f"{size:,}", lowest[0], width[0], lowest[1], width[1]])
+    return lines_of(["of", "ECE", "N", "lowest coverage", "mean width", "earlier: lowest", "earlier: width"], rows)
+
+
+def marked(cells):
+    """How often a pair of equal ECE is marked clear, now and before."""
+    rows = []
+    for a, b in EQUAL:
+        for size in SIZES:
+            own = [c for c in cells if c["of"] == [a, b] and c["rows"] == size]
+            most = [max(c["clear"] for c in side) for side in (own, [c["before"] for c in own])]
+            rows.append([f"{b}, against {a}", f"{size:,}", *map(share, most)])
+    return lines_of(["pair", "N", "marked clear, at most", "earlier"], rows)
+
+
+def detail(cells, names):
+    """Coverage, mean width and share excluding 0 of each model or pair."""
+    rows = []
+    for name in names:
+        for size in SIZES:
+            texts = []
+            for ece, bins in METRICS:
+                wanted = (name if isinstance(name, str) else list(name), size, ece, bins)
+                (c,) = [c for c in cells if (c["of"], c["rows"], c["ece"], c["bins"]) == wanted]
+                texts.append(f"{share(c['coverage'])}, {share(c['width'])}, {share(c['clear'])}")
+            rows.append([name if isinstance(name, str) else f"{name[1]}, against {name[0]}", f"{size:,}", *texts])
+    return lines_of(["of", "N", *(f"{ece}-ECE, {bins} bins" for ece, bins in METRICS)], rows)
+
+
+def markdown(found):
+    """The page of the docs, from the JSON alone."""
+    cells, draws = found["cells"], found["draws"]
+    noise = 100 * np.sqrt(0.95 * 0.05 / draws)
+    text = [
+        "# Coverage of the ECE intervals",
+        "",
+        "Written by `tests/benchmarks/coverage.py table` from `tests/benchmarks/results/coverage.json`.",
+        "",
+        f"Nominal coverage is .95. Each cell has {draws:,} draws (seed {found['seed']}), so .95 is measured to within "
+        f"{noise:.1f} points (one standard error).",
+        f"Each draw asks N questions of {found['letters']} options. Right answers are drawn from chances p, which come "
+        "from one of two generators:",
+        "",
+        *(f"- {name}: {said}" for name, said in found["generators"].items()),
+        "",
+        "A model with temperature T shows p^(1/T), normalized: T below 1 is overconfident, T above 1 underconfident. "
+        "Models of a pair answer the same questions. The truth is the population's binned ECE, with the same bins. "
+        "The interval of b - a mirrors that of a - b, so each pair stands for both orders.",
+        "",
+        "The intervals are conservative: they allow for the largest bias that may be left. For cw-ECE most cells "
+        "cover far more than .95.",
+        "",
+        "## Lowest coverage",
+        "",
+        "Over models or pairs, generators, and 10 and 14 bins. Earlier intervals: Fang & Santos's bootstrap of one "
+        "ECE, the basic bootstrap of a difference.",
+        "",
+        *summary(cells),
+        "",
+        "## Pairs of equal ECE",
+        "",
+        "How often the report marks them clear, the largest of the cells of each N.",
+        "",
+        *marked(cells),
+    ]
+    for title, names in (("One model", [*TEMPERATURES, HALF_A, BLIND, MATCHED]), ("Pairs", PAIRS + EQUAL)):
+        text += ["", f"## {title}", "", "Coverage, mean width, share of intervals that exclude 0."]
+        for generator in found["generators"]:
+            own = [c for c in cells if c["generator"] == generator]
+            text += ["", f"### {title}: {generator}", "", *detail(own, names)]
+    return "\n".join(text) + "\n"
+
+
+def table(args):
     args.output.write_text(markdown(json.loads(args.json.read_text())))
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True)
-    simulation = commands.add_parser("run")
-    simulation.add_argument("--draws", type=int, default=1000)
-    simulation.add_argument("--seed", type=int, default=0)
-    simulation.set_defaults(act=run)
-    writing = commands.add_parser("table")
-    writing.add_argument("--output", type=Path, default=TABLE)
-    writing.set_defaults(act=table)
-    for command in (simulation, writing):
-        command.add_argument("--json", type=Path, default=JSON)
+    parser.add_argument("command", choices=["run", "table"])
+    parser.add_argument("--draws", type=int, default=1000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path, default=JSON)
+    parser.add_argument("--output", type=Path, default=TABLE, help="where the table goes")
     args = parser.parse_args()
-    args.act(args)
+    {"run": run, "table": table}[args.command](args)
 
 
 if __name__ == "__main__":

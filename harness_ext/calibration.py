@@ -30,7 +30,7 @@ class BinGaps(NamedTuple):
     #: Shape (C,): 1/N for conf-ECE, 1/(K N_j) for cw-ECE.
     weight: FloatArray
     #: Shape (C,): how many rows the cell holds.
-    count: IntArray
+    rows: IntArray
     #: Shape (C,): for how many of them the prediction, or the cell's letter, is right.
     right: IntArray
 
@@ -144,8 +144,8 @@ def confidence_gaps(probs: FloatArray, gold: IntArray, n_bins: int | FloatArray 
     size = int(n_bins) if isinstance(n_bins, (int, np.integer)) else len(n_bins) - 1
     index, correct = bin_index(conf, n_bins, edge), predicted == gold
     weight = np.full(size, 1.0 / len(conf))
-    count, right = (np.bincount(rows, minlength=size) for rows in (index, index[correct]))
-    return BinGaps(index[:, None], (correct - conf)[:, None], weight, count, right)
+    rows, right = (np.bincount(each, minlength=size) for each in (index, index[correct]))
+    return BinGaps(index[:, None], (correct - conf)[:, None], weight, rows, right)
 
 
 def classwise_gaps(probs: FloatArray, gold: IntArray, n_bins: int = 10, edge: Edge = "left") -> BinGaps:
@@ -162,10 +162,10 @@ def classwise_gaps(probs: FloatArray, gold: IntArray, n_bins: int = 10, edge: Ed
     questions = present.sum(axis=0)
     seen = questions > 0
     weight = np.divide(1.0, questions * seen.sum(), out=np.zeros(letters), where=seen)
-    count = np.bincount(cell.T.ravel(), minlength=n_bins * letters)
-    count[0] -= (~present).sum()
+    rows = np.bincount(cell.T.ravel(), minlength=n_bins * letters)
+    rows[0] -= (~present).sum()
     right = np.bincount(cell[np.arange(len(gold)), gold], minlength=n_bins * letters)
-    return BinGaps(cell, gap, np.repeat(weight, n_bins), count, right)
+    return BinGaps(cell, gap, np.repeat(weight, n_bins), rows, right)
 
 
 def conf_ece(probs: FloatArray, gold: IntArray, n_bins: int | FloatArray = 10, edge: Edge = "left") -> float:

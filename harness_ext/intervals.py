@@ -107,7 +107,9 @@ def ece_difference_interval(
     both = BinGaps(
         np.hstack([a.cell, b.cell + cells]),
         np.hstack([a.gap, b.gap]),
-        *(np.concatenate(pair) for pair in ((-a.weight, b.weight), (a.count, b.count), (a.right, b.right))),
+        np.concatenate([-a.weight, b.weight]),
+        np.concatenate([a.rows, b.rows]),
+        np.concatenate([a.right, b.right]),
     )
     sums = both.sums()
     covariance = _resampling_covariance(both, sums)
@@ -194,11 +196,12 @@ def _unseen_variance(gaps: BinGaps, sums: FloatArray) -> FloatArray:
     drawn to the cell's mean probability by ``PRIOR`` rows, and to a half by two (Laplace).
     What is added stays bounded as rows grow. Cells without rows add nothing.
     """
-    rows = np.maximum(gaps.count, 1)
+    rows = np.maximum(gaps.rows, 1)
     share = gaps.right / rows
     said = np.clip((gaps.right - sums) / rows, 0, 1)
-    drawn = (gaps.right + PRIOR * said + 1) / (gaps.count + PRIOR + 2)
-    return gaps.count * np.maximum(0.0, drawn * (1 - drawn) - share * (1 - share))
+    drawn = (gaps.right + PRIOR * said + 1) / (gaps.rows + PRIOR + 2)
+    added = gaps.rows * np.maximum(0.0, drawn * (1 - drawn) - share * (1 - share))
+    return added.astype(np.float64)
 
 
 def _resampling_covariance(gaps: BinGaps, sums: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -47,7 +47,7 @@ def test_questions_with_two_options_among_many_do_not_count_for_absent_letters()
     a.gold[:] = b.gold[:] = 0
     a.loglikelihoods[0] = b.loglikelihoods[0] = [-1.0, -2.0, -1.5]
     gaps = [scored(each).gaps["cw_ece_10"] for each in (a, b)]
-    assert [each.count.reshape(3, 10).sum(axis=1).tolist() for each in gaps] == [[40, 40, 1]] * 2
+    assert [each.rows.reshape(3, 10).sum(axis=1).tolist() for each in gaps] == [[40, 40, 1]] * 2
     assert [each.right.reshape(3, 10).sum(axis=1).tolist() for each in gaps] == [[40, 0, 0]] * 2
     two = [np.exp(calibration.letter_log_softmax(each.loglikelihoods))[:, :2] for each in (a, b)]
     alone = [calibration.classwise_gaps(probs, a.gold) for probs in two]

@@ -23,9 +23,9 @@ DEPTH = 0.75
 WINDOW = 1.0
 #: Part of ``1 - level`` by which noise alone may lift the lower end of an ECE above its truth; the rest is left for the
 #: debiased lower end.
-NOISE_SHARE = 0.8
+NOISE_SHARE = 0.9
 #: Rows that a cell's share of right answers is drawn to its mean probability by.
-PRIOR = 4
+PRIOR = 6
 
 
 class Interval(NamedTuple):
@@ -60,9 +60,9 @@ def ece_interval(gaps: BinGaps, level: float = 0.95, draws: int = DRAWS, seed: i
     if len(gaps.cell) < 2:
         return Interval(estimate, 0.0, 1.0)
     covariance = _resampling_covariance(gaps, sums) + np.diag(_unseen_variance(gaps, sums))
-    low, high = _debiased_ends(sums, covariance, gaps.weight, level, draws, seed)
-    noise = np.abs(_draw(covariance, draws, seed)) @ gaps.weight
-    raised = float(np.quantile(noise, 1 - NOISE_SHARE * (1 - level)))
+    cells = _standardize(sums, covariance, gaps.weight, draws, seed)
+    low, high = _debiased_ends(cells, level)
+    raised = float(np.quantile(np.abs(cells.noise) @ cells.scale, 1 - NOISE_SHARE * (1 - level)))
     return Interval(estimate, min(estimate, max(0.0, low, estimate - raised)), max(estimate, min(1.0, high)))
 
 
@@ -114,35 +114,44 @@ def ece_difference_interval(
     sums = both.sums()
     covariance = _resampling_covariance(both, sums)
     bound = _largest_difference(sums, covariance, b.weight, level, draws, seed)
-    low, high = _debiased_ends(
-        sums, covariance + np.diag(_unseen_variance(both, sums)), both.weight, level, draws, seed
-    )
+    covariance += np.diag(_unseen_variance(both, sums))
+    low, high = _debiased_ends(_standardize(sums, covariance, both.weight, draws, seed), level)
     return Interval(estimate, min(estimate, max(low, -bound)), max(estimate, min(high, bound)))
 
 
-def _debiased_ends(
-    sums: FloatArray, covariance: FloatArray, weight: FloatArray, level: float, draws: int, seed: int
-) -> tuple[float, float]:
-    """Compute both ends of an interval of ``weight @ abs(mean of sums)``; weights may be negative.
+class _Cells(NamedTuple):
+    """Gap sums in units of their standard errors."""
 
-    In units of its standard error, a gap sum is x = m + noise. ``abs(x)`` estimates ``abs(m)`` with
-    a bias of up to .8, at m = 0. :func:`_debiased` keeps the bias within .27 of zero at little more
-    variance. Its bias and its noise are known functions of m. So each end is moved by the largest
-    bias, and the noise is taken as large as it is, anywhere within ``WINDOW`` standard errors of x.
-    That is a bias-aware interval (Armstrong & Kolesar 2018; Ignatiadis & Wager 2022). Far from
-    zero it is the usual normal one.
+    #: Shape (C,), the cells that vary.
+    x: FloatArray
+    #: Shape (C,): weight times standard error; the ECE is ``scale @ abs(x)``.
+    scale: FloatArray
+    #: Shape (draws, C): normal noise with the cells' correlation.
+    noise: FloatArray
 
-    The noise is drawn with the cells' covariance, since bins, letters and models share questions.
+
+def _standardize(sums: FloatArray, covariance: FloatArray, weight: FloatArray, draws: int, seed: int) -> _Cells:
+    # Correlated, since bins, letters and models share questions.
+    used = np.flatnonzero((np.diag(covariance) > 0) & (weight != 0))
+    error = np.sqrt(np.diag(covariance)[used])
+    noise = _draw(covariance[np.ix_(used, used)] / np.outer(error, error), draws, seed)
+    return _Cells(sums[used] / error, weight[used] * error, noise)
+
+
+def _debiased_ends(cells: _Cells, level: float) -> tuple[float, float]:
+    """Compute both ends of an interval of ``scale @ abs(m)``; scales may be negative.
+
+    A gap sum is x = m + noise. ``abs(x)`` estimates ``abs(m)`` with a bias of up to .8, at m = 0.
+    :func:`_debiased` keeps the bias within .27 of zero at little more variance. Its bias and its
+    noise are known functions of m. So each end is moved by the largest bias, and the noise is taken
+    as large as it is, anywhere within ``WINDOW`` standard errors of x. That is a bias-aware
+    interval (Armstrong & Kolesar 2018; Ignatiadis & Wager 2022). Far from zero it is the usual
+    normal one.
     """
-    variance = np.diag(covariance)
-    used = np.flatnonzero((variance > 0) & (weight != 0))
-    if not len(used):
-        return 0.0, 0.0
-    error = np.sqrt(variance[used])
-    x, scale = sums[used] / error, weight[used] * error
+    x, scale, noise = cells
     least, most, mean, inflation = (np.interp(np.abs(x), MEANS, column) for column in TABLE)
-    noise = _debiased(x + _draw(covariance[np.ix_(used, used)] / np.outer(error, error), draws, seed))
-    half = float(np.quantile(np.abs((noise - np.abs(x) - mean) @ (scale * inflation)), level))
+    drawn = _debiased(x + noise) - np.abs(x) - mean
+    half = float(np.quantile(np.abs(drawn @ (scale * inflation)), level))
     middle = float(_debiased(x) @ scale)
     above = float(np.where(scale > 0, most, least) @ scale)
     below = float(np.where(scale > 0, least, most) @ scale)
@@ -183,10 +192,8 @@ def _largest_difference(
     """Compute an upper bound of ``weight @ abs(difference of the two halves' means)``."""
     cells = len(weight)
     contrast = np.hstack([-np.eye(cells), np.eye(cells)])
-    noise = _draw(contrast @ covariance @ contrast.T, draws, seed)
-    difference = contrast @ sums
-    # Noise adds to absolute values, so the sum itself lies above its mean's.
-    return float(np.abs(difference) @ weight + max(0.0, np.quantile(noise @ (weight * np.sign(difference)), level)))
+    noise = np.abs(_draw(contrast @ covariance @ contrast.T, draws, seed))
+    return float(np.abs(contrast @ sums) @ weight + np.quantile(noise @ weight, level))
 
 
 def _unseen_variance(gaps: BinGaps, sums: FloatArray) -> FloatArray:

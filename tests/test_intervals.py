@@ -11,6 +11,7 @@ from harness_ext.intervals import (
     _debiased,
     _debiased_ends,
     _resampling_covariance,
+    _standardize,
     ece_difference_interval,
     ece_interval,
     paired_difference,
@@ -129,7 +130,7 @@ def test_the_table_of_the_debiased_absolute_value_is_that_of_normal_noise():
 def test_debiased_ends_cover_a_sum_of_absolute_means_wherever_they_lie(cells, mean):
     rng = np.random.default_rng(cells)
     ends = [
-        _debiased_ends(mean + rng.standard_normal(cells), np.eye(cells), np.ones(cells), 0.95, 200, 0)
+        _debiased_ends(_standardize(mean + rng.standard_normal(cells), np.eye(cells), np.ones(cells), 200, 0), 0.95)
         for _ in range(400)
     ]
     assert np.mean([low <= cells * mean <= high for low, high in ends]) >= 0.93
@@ -206,6 +207,20 @@ def test_a_model_has_no_ece_difference_to_itself_and_little_to_almost_itself(gap
     assert ece_difference_interval(own, own) == (0.0, 0.0, 0.0)
     near, far = (ece_difference_interval(own, gaps(each, gold)) for each in (almost, other))
     assert 0 < near.high - near.low < (far.high - far.low) / 4
+
+
+def test_models_wrong_equally_often_on_other_questions_have_an_ece_difference_with_a_width():
+    # Both say .9 always; one errs on the first 20 questions, the other on the last 20: all gap sums are equal.
+    gold = np.repeat([1, 0, 2], [20, 160, 20])
+    sides = [np.full((200, 3), 0.05), np.full((200, 3), 0.05)]
+    sides[0][:, 0] = sides[1][:, 0] = 0.9
+    sides[0][gold == 2] = [0.05, 0.05, 0.9]
+    sides[1][gold == 1] = [0.05, 0.9, 0.05]
+    found = ece_difference_interval(*(confidence_gaps(probs, gold) for probs in sides))
+    assert found.estimate == pytest.approx(0, abs=1e-12)
+    # Forty discordant questions: the accuracies' difference has a standard error of sqrt(40) / 200 = .03.
+    assert -0.1 < found.low < -0.03
+    assert 0.03 < found.high < 0.1
 
 
 def test_an_ece_difference_of_one_question_says_nothing():

@@ -4,19 +4,9 @@ from scipy.stats import binomtest
 
 from harness_ext.binning import bin_index
 from harness_ext.calibration import classwise_gaps, conf_ece, confidence_gaps, top
+from harness_ext.debiasing import MEANS, TABLE, debiased, debiased_ends, resampling_covariance, standardize
 from harness_ext.errors import ScoringError
-from harness_ext.intervals import (
-    MEANS,
-    TABLE,
-    _debiased,
-    _debiased_ends,
-    _resampling_covariance,
-    _standardize,
-    ece_difference_interval,
-    ece_interval,
-    paired_difference,
-    wilson,
-)
+from harness_ext.intervals import ece_difference_interval, ece_interval, paired_difference, wilson
 
 
 def draw(rows, seed=0, letters=4, sharpen=1.0):
@@ -57,7 +47,7 @@ def test_the_covariance_is_that_of_redrawing_the_questions():
         [gaps._replace(cell=gaps.cell[pick], gap=gaps.gap[pick]).sums() for pick in rng.integers(300, size=(4000, 300))]
     )
     # The largest variance is 24, the largest covariance of two cells 6; 4,000 draws leave 0.6 of noise.
-    assert _resampling_covariance(gaps, gaps.sums()) == pytest.approx(np.cov(again.T), abs=1.2)
+    assert resampling_covariance(gaps, gaps.sums()) == pytest.approx(np.cov(again.T), abs=1.2)
 
 
 def test_a_calibrated_models_interval_reaches_zero_and_an_overconfident_ones_does_not():
@@ -115,13 +105,13 @@ def test_one_question_more_or_less_than_balanced_hardly_changes_the_interval(gap
 def test_the_table_of_the_debiased_absolute_value_is_that_of_normal_noise():
     noise = np.random.default_rng(0).standard_normal(200_000)
     for mean in (0.0, 1.0, 2.0, 5.0):
-        values = _debiased(mean + noise)
+        values = debiased(mean + noise)
         near = np.abs(MEANS - mean) <= 1 + 1e-9
         place = int(np.argmin(np.abs(MEANS - mean)))
         least, most, bias, inflation = (column[place] for column in TABLE)
         assert bias == pytest.approx(values.mean() - mean, abs=0.01)
         assert (least, most) == (TABLE[2][near].min(), TABLE[2][near].max())
-        largest = max(_debiased(other + noise[:50_000]).std() for other in MEANS[near])
+        largest = max(debiased(other + noise[:50_000]).std() for other in MEANS[near])
         assert inflation * values.std() == pytest.approx(largest, rel=0.02)
 
 
@@ -130,7 +120,7 @@ def test_the_table_of_the_debiased_absolute_value_is_that_of_normal_noise():
 def test_debiased_ends_cover_a_sum_of_absolute_means_wherever_they_lie(cells, mean):
     rng = np.random.default_rng(cells)
     ends = [
-        _debiased_ends(_standardize(mean + rng.standard_normal(cells), np.eye(cells), np.ones(cells), 200, 0), 0.95)
+        debiased_ends(standardize(mean + rng.standard_normal(cells), np.eye(cells), np.ones(cells), 200, 0), 0.95)
         for _ in range(400)
     ]
     assert np.mean([low <= cells * mean <= high for low, high in ends]) >= 0.93

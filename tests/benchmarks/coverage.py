@@ -22,14 +22,8 @@ from scipy.sparse import csr_matrix
 
 from harness_ext.binning import bin_index
 from harness_ext.calibration import BinGaps, classwise_gaps, confidence_gaps, top
-from harness_ext.intervals import (
-    Interval,
-    _draw,
-    _resampling_covariance,
-    basic_interval,
-    ece_difference_interval,
-    ece_interval,
-)
+from harness_ext.debiasing import draw_noise, resampling_covariance
+from harness_ext.intervals import Interval, basic_interval, ece_difference_interval, ece_interval
 
 ROOT = Path(__file__).resolve().parents[2]
 JSON = ROOT / "tests/benchmarks/results/coverage.json"
@@ -113,9 +107,9 @@ def population(generator):
 def earlier_single(gaps: BinGaps) -> Interval:
     """The interval that `ece_interval` gave before: Fang & Santos 2019."""
     sums, estimate, rows = gaps.sums(), gaps.ece(), len(gaps.cell)
-    covariance = _resampling_covariance(gaps, sums)
+    covariance = resampling_covariance(gaps, sums)
     clear = np.abs(sums) > np.sqrt(np.log(rows) * np.diag(covariance))
-    noise = _draw(covariance, NOISE, 0)
+    noise = draw_noise(covariance, NOISE, 0)
     signed = noise * np.sign(sums)
     down = np.quantile(np.where(clear, signed, np.abs(noise)) @ gaps.weight, 0.975)
     up = np.quantile(signed @ gaps.weight, 0.975)

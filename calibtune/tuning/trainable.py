@@ -29,7 +29,7 @@ def add_adapter(model: Any, recipe: Recipe) -> Any:
 
 
 def expert_parameters(model: Any) -> list[str]:
-    """Return PEFT's names of a mixture's fused expert weights, which are no linear layers; empty where there are none."""
+    """Return PEFT's names of a mixture's fused expert weights; empty where there are none."""
     names = (name.split(".") for name, weight in model.named_parameters() if weight.dim() == 3)
     return sorted({".".join(parts[-2:]) for parts in names if "experts" in parts})
 

@@ -56,7 +56,7 @@ def test_experts_get_an_adapter_that_is_trained_and_loaded(mixture, tmp_path, mi
 
 def test_dropout_on_experts_is_refused(mixture):
     recipe = small_recipe(mixture, "cft", lora_dropout=0.1)
-    with pytest.raises(UserError, match="--lora-dropout is 0.1, and PEFT has no dropout for the fused experts"):
+    with pytest.raises(UserError, match=r"--lora-dropout is 0\.1, and PEFT has no dropout for the fused experts"):
         add_adapter(load_base(recipe.spec), recipe)
 
 

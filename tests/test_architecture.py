@@ -80,7 +80,7 @@ LIGHT = [
 ]
 
 
-@pytest.mark.parametrize("path", [*LIGHT, *sources("calibtune/report")], ids=name_of)
+@pytest.mark.parametrize("path", [*LIGHT, *sources("calibtune/reporting")], ids=name_of)
 def test_what_reads_results_never_loads_torch(path):
     assert not packages(imports(tree_of(path)) | loaded(path)) & HEAVY
 

@@ -32,8 +32,8 @@ def run(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from calibtune.files import keep_inputs, refuse_existing
-    from calibtune.report.build import build
-    from calibtune.report.write import write
+    from calibtune.reporting.build import build
+    from calibtune.reporting.write import write
 
     keep_inputs(args.output, *args.folders)
     # Asked before any work; what is there is removed only when the new report is ready.

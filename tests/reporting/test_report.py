@@ -7,7 +7,7 @@ from lm_eval_files import answers, win_lines, write_run
 from report_files import BASE, CFT, RCFT, fails, report, two_runs
 
 from calibtune.__main__ import main
-from calibtune.report.build import build
+from calibtune.reporting.build import build
 from calibtune.results.samples import find_samples, read_samples
 
 

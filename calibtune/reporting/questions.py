@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from calibtune.errors import UserError
-from calibtune.report.runs import WIN_TASK, Run
+from calibtune.reporting.runs import WIN_TASK, Run
 from calibtune.results.samples import Rows, read_samples
 from harness_ext.binning import FloatArray, IntArray
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix, vstack
 
-from calibtune.report.questions import Questions
+from calibtune.reporting.questions import Questions
 from harness_ext.binning import FloatArray, IntArray
 from harness_ext.calibration import (
     BinGaps,

@@ -25,6 +25,7 @@ from harness_ext import calibration
 from harness_ext.binning import Edge, FloatArray
 from harness_ext.errors import ScoringError
 from harness_ext.inputs import checked_log_probs, checked_probs
+from harness_ext.registry import BINS
 
 __all__ = ["accuracy", "brier", "conf_ece", "cw_ece", "letter_probs", "nll", "summary"]
 
@@ -156,7 +157,7 @@ def letter_probs(log_probs: ArrayLike, temperature: float = 1.0) -> FloatArray:
 def summary(
     log_probs: ArrayLike,
     labels: ArrayLike,
-    bins: tuple[int, ...] = (10, 14),
+    bins: tuple[int, ...] = BINS,
     edge: Edge = "left",
     temperature: float = 1.0,
     further: bool = False,

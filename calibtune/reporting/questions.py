@@ -95,7 +95,7 @@ def unsuitable(path: Path, kind: str | None, win_rate: bool = False) -> str | No
 
 def _read(path: Path) -> Questions:
     rows = read_samples(path)
-    return Questions(rows.loglikelihoods, rows.gold, question_keys(rows), rows.temperatures)
+    return Questions(rows.log_probs, rows.labels, question_keys(rows), rows.temperatures)
 
 
 def same_tasks(found: Sequence[Mapping[str, Questions]]) -> list[dict[str, Questions]]:

@@ -15,8 +15,8 @@ def test_the_files_made_here_are_read_like_lm_evals(tmp_path):
     loglikelihoods, gold = answers(50, 5, ragged=True)
     folder = write_run(tmp_path, {"arc": (loglikelihoods, gold)}, filters={"none": 1.0, "scaled": 2.5})
     rows = read_samples(find_samples(folder)[0])
-    assert rows.gold.tolist() == gold
-    assert [row[~np.isnan(row)].tolist() for row in rows.loglikelihoods] == loglikelihoods
+    assert rows.labels.tolist() == gold
+    assert [row[~np.isnan(row)].tolist() for row in rows.log_probs] == loglikelihoods
     assert rows.temperatures == pytest.approx({"none": 1.0, "scaled": 2.5})
 
 

@@ -65,7 +65,7 @@ class Temperature:
             "high": high,
             "objective": self.objective,
             "questions": self.questions,
-            "warnings": self.warnings,
+            "warnings": list(self.warnings),
         }
 
 

@@ -19,9 +19,9 @@ from calibtune.errors import UserError
 if TYPE_CHECKING:
     from calibtune.artifacts.manifest import Artifact
     from calibtune.evaluation.evaluate import Evaluation
-    from calibtune.models.spec import Precision, Quantization
     from calibtune.recipe import Recipe
     from calibtune.results.samples import Samples
+    from calibtune.spec import Precision, Quantization
 
     PathLike = str | os.PathLike[str]
 
@@ -100,7 +100,7 @@ def evaluate(
         apply_chat_template: Render prompts with the tokenizer's chat template.
         chat_template_args: Further arguments of the chat template.
         quantization: "nf4" holds the base model in 4 bits; "none".
-        precision: "bf16" or "fp32"; bf16 where no artifact says it.
+        precision: "bf16", "fp32", or "auto": bf16 where it is fast; auto where no artifact says it.
         batch_size: Questions in a forward pass, or "auto".
         limit: Evaluate the first so many questions of each task.
         num_fewshot: Examples in the prompt; None: as the task says.

@@ -11,7 +11,7 @@ from calibtune.demo import ALIGNED
 from calibtune.metrics import accuracy, conf_ece, letter_probs, nll
 
 runs = tempfile.mkdtemp()
-options = {"apply_chat_template": True, "precision": "fp32", "batch_size": 128, "limit": 500}
+options = {"apply_chat_template": True, "batch_size": 128, "limit": 500}
 
 # %% Measure it. The results are lm_eval's.
 base = ct.evaluate(model=ALIGNED, tasks=["mc_calib_world"], **options)
@@ -31,7 +31,7 @@ print(f"T = {t.value:.2f}  [{t.interval[0]:.2f}, {t.interval[1]:.2f}]", end=", "
 print(f"NLL of the others {nll(t.apply(samples.log_probs[half:]), samples.labels[half:]):.3f}")
 
 # %% Or to the task's training questions, into a folder that evaluation, lm_eval and `load` take.
-recipe = ct.Recipe(method="temperature", apply_chat_template=True, precision="fp32", batch_size=128)
+recipe = ct.Recipe(method="temperature", apply_chat_template=True, batch_size=128)
 artifact = ct.fit(recipe, model=ALIGNED, tasks=["mc_calib_world"], output=f"{runs}/temperature")
 scaled = ct.load(f"{runs}/temperature").probs(samples.log_probs)
 print(f"conf-ECE {conf_ece(scaled, samples.labels):.3f}")

@@ -209,6 +209,20 @@ def test_processes_but_the_first_get_no_numbers(monkeypatch, tmp_path):
     assert (found.results, found.questions, found.folder) == ({}, {}, tmp_path)
 
 
+def test_the_page_on_the_api_is_true():
+    """Blocks on arrays run; every ``ct.`` name and every argument that the others give exists."""
+    page = (ROOT / "docs" / "python-api.md").read_text()
+    blocks = [part.partition("```")[0] for part in page.split("```python\n")[1:]]
+    names = {}
+    exec(blocks[0], names)
+    exec(blocks[1], names)
+    assert names["t"].value > 0
+    for call in (node for block in blocks for node in ast.walk(ast.parse(block)) if isinstance(node, ast.Call)):
+        if isinstance(call.func, ast.Attribute) and ast.unparse(call.func.value) == "ct":
+            function = getattr(ct, call.func.attr)
+            inspect.signature(function).bind(*call.args, **{each.arg: each.value for each in call.keywords})
+
+
 @pytest.mark.slow
 def test_the_example_of_the_documentation_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

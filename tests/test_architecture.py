@@ -76,7 +76,15 @@ def test_a_command_is_listed_and_explained_without_torch(path):
 
 LIGHT = [
     ROOT / "calibtune" / name
-    for name in ("results/samples.py", "results/measures.py", "files.py", "commands/rescore.py")
+    for name in (
+        "api.py",
+        "metrics.py",
+        "tuning/temperature.py",
+        "results/samples.py",
+        "results/measures.py",
+        "files.py",
+        "commands/rescore.py",
+    )
 ]
 
 
@@ -93,8 +101,51 @@ def test_the_check_itself_sees_an_import_through_another_module():
 
 def test_the_pure_maths_imports_numpy_and_itself_alone():
     allowed = {"__future__", "collections", "dataclasses", "functools", "harness_ext", "numpy", "typing"}
-    for name in ("binning", "calibration", "estimators", "intervals"):
+    for name in ("binning", "calibration", "estimators", "inputs", "intervals"):
         assert packages(imports(tree_of(ROOT / "harness_ext" / f"{name}.py"))) <= allowed
+
+
+#: The floors of the house: a module may import from its own floor's package and from floors below.
+FLOORS = (
+    {"commands"},
+    {"__main__", "api"},
+    {"demo", "evaluation", "reporting", "tuning", "winrate"},
+    {"metrics"},
+    {"artifacts", "results"},
+    {"models"},
+    {"data"},
+    {"recipe"},
+    {"files", "processes", "spec"},
+    {"errors"},
+)
+
+
+def floor_of(module):
+    """The floor of a module of calibtune, 0 at the top."""
+    room = module.split(".")[1]
+    return next(number for number, rooms in enumerate(FLOORS) if room in rooms)
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in sources("calibtune") if p.parent.name != "calibtune" or p.stem != "__init__"], ids=name_of
+)
+def test_imports_go_down_and_never_across(path):
+    module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    for name in imports(tree_of(path)):
+        if name.startswith("calibtune.") and file_of(name):
+            same_room = name.split(".")[1] == module.split(".")[1]
+            assert same_room or floor_of(name) > floor_of(module), f"{module} imports {name}"
+
+
+def test_no_two_modules_import_each_other():
+    found = {}
+    for path in sources("calibtune", "harness_ext"):
+        module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        # The package itself offers what lies below it, and imports that when it is first used.
+        lazy = module == "calibtune"
+        found[module] = {name for name in imports(tree_of(path), functions=not lazy) if file_of(name)}
+    circles = [(a, b) for a, names in found.items() for b in names if a in found.get(b, ()) and a != b]
+    assert circles == []
 
 
 def test_the_task_folder_holds_no_code():

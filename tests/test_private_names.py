@@ -11,10 +11,9 @@ USED = {
     "calibtune/__main__.py": {"_actions"},
     "calibtune/commands/fit.py": {"_ArgumentGroup"},
     "calibtune/data/encoder.py": {"_encode_pair"},
-    "calibtune/evaluation/hf_prefix.py": set(),
     "calibtune/tuning/graphs.py": {"_attn_implementation"},
-    "calibtune/tuning/inputs.py": set(),
     "calibtune/tuning/trainer.py": {"_get_grad_norm"},
+    "harness_ext/encoding.py": {"_encode_pair"},
 }
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from calibtune import __version__
 from calibtune.errors import UserError
 from calibtune.files import read_json, write_json
-from calibtune.models.spec import ModelSpec
+from calibtune.spec import ModelSpec
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -48,6 +48,8 @@ class Artifact:
     peak_memory_gib: float | None
     #: The fitted temperature, None for other methods.
     temperature: dict[str, Any] | None = None
+    #: Of the base model's weights; see :mod:`calibtune.models.fingerprint`. None where they were not at hand.
+    fingerprint: str | None = None
     #: Where it lies; artifacts move, so that the manifest does not say it.
     folder: Path | None = field(default=None, compare=False)
 
@@ -75,7 +77,10 @@ class Artifact:
             UserError: The artifact is no temperature.
             ScoringError: See :func:`harness_ext.inputs.checked_log_probs`.
         """
-        from calibtune.metrics import letter_probs
+        import numpy as np
+
+        from harness_ext.calibration import letter_log_softmax
+        from harness_ext.inputs import checked_log_probs
 
         if self.temperature is None:
             raise UserError(
@@ -83,7 +88,7 @@ class Artifact:
                 "log-probabilities stands for; evaluate it with calibtune.evaluate(artifact=...) and read its answers "
                 "with calibtune.load_samples"
             )
-        return letter_probs(log_probs, self.temperature["temperature"])
+        return np.exp(letter_log_softmax(checked_log_probs(log_probs)[0], self.temperature["temperature"]))
 
     @property
     def spec(self) -> ModelSpec:
@@ -111,12 +116,12 @@ def read_artifact(folder: Path) -> Artifact:
         )
     values = read_json(folder / MANIFEST)
     names = {item.name for item in dataclasses.fields(Artifact)} - {"folder"}
-    if missing := names - values.keys():
+    if missing := names - values.keys() - {"fingerprint"}:
         raise UserError(
             f"{folder / MANIFEST} has no {sorted(missing)}; it was not written by this calibtune, fit again"
         )
     values["tasks"] = tuple(values["tasks"])
-    return Artifact(**{name: values[name] for name in names}, folder=folder)
+    return Artifact(**{name: values[name] for name in names & values.keys()}, folder=folder)
 
 
 def write_manifest(artifact: Artifact, folder: Path) -> None:
@@ -138,14 +143,17 @@ def versions() -> dict[str, str]:
 def base_model(model: str | None, artifact: Artifact | None) -> str:
     """Return the base to load: the one asked for, or the artifact's.
 
+    Whether another folder holds the same model is told by its weights; see
+    :func:`calibtune.models.fingerprint.check_fingerprint`.
+
     Raises:
-        UserError: Neither is given, or the artifact was made for another base.
+        UserError: Neither is given, or the artifact has no fingerprint and was made for a base of another name.
     """
     if artifact is None or not artifact.model:
         if not model:
             raise UserError("--model is missing; give a hub id or a folder")
         return model
-    if model and Path(model).name != Path(artifact.model).name:
+    if model and artifact.fingerprint is None and Path(model).name != Path(artifact.model).name:
         raise UserError(
             f"the artifact was fitted on {artifact.model}, not on {model}; give --model {artifact.model}, or fit one "
             f"for {model}"

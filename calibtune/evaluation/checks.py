@@ -14,7 +14,7 @@ from calibtune.artifacts.manifest import Artifact
 from calibtune.data.tasks import document_hash, question_text
 from calibtune.errors import UserError
 from calibtune.models.loading import check_spec, load_config, load_tokenizer
-from calibtune.models.spec import ModelSpec
+from calibtune.spec import ModelSpec
 
 
 def check_output(output: Path) -> None:

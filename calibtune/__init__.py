@@ -1,6 +1,16 @@
 """calibtune: measure and mend the calibration of aligned language models.
 
 Importing it loads neither torch nor numpy: a name is imported when it is first used.
+
+Example:
+    >>> import calibtune as ct
+    >>> log_probs = [[-0.1, -2.4], [-0.2, -1.7], [-0.1, -2.4], [-1.9, -0.2]]
+    >>> t = ct.fit_temperature(log_probs, labels=[0, 1, 0, 1])
+    >>> low, high = t.interval
+    >>> low < t.value < high
+    True
+    >>> ct.metrics.nll(t.apply(log_probs), [0, 1, 0, 1]) < ct.metrics.nll(log_probs, [0, 1, 0, 1])
+    True
 """
 
 from __future__ import annotations
@@ -58,14 +68,16 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    if name == "metrics":
-        return importlib.import_module("calibtune.metrics")
-    if name not in _HOMES:
-        raise AttributeError(f"module 'calibtune' has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOMES[name]), name)
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:  # to a type checker, a module with __getattr__ has any name
+
+    def __getattr__(name: str) -> Any:
+        if name == "metrics":
+            return importlib.import_module("calibtune.metrics")
+        if name not in _HOMES:
+            raise AttributeError(f"module 'calibtune' has no attribute {name!r}")
+        value = getattr(importlib.import_module(_HOMES[name]), name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

@@ -47,7 +47,7 @@ def test_arrays_and_files_need_no_torch(tmp_path):
 
 def test_every_public_name_is_there_and_the_same_to_type_checkers():
     tree = ast.parse((ROOT / "calibtune" / "__init__.py").read_text())
-    (typed,) = (node for node in tree.body if isinstance(node, ast.If))
+    typed = next(node for node in tree.body if isinstance(node, ast.If))
     homes = {alias.name: node.module for node in typed.body for alias in node.names}
     assert homes.pop("metrics") == "calibtune"
     assert homes == ct._HOMES
@@ -57,6 +57,36 @@ def test_every_public_name_is_there_and_the_same_to_type_checkers():
         assert inspect.getdoc(getattr(ct, name)), name
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = ct.nothing
+
+
+NOTEBOOK = """
+import numpy as np
+import calibtune as ct
+
+t = ct.fit_temperature(np.zeros((3, 2), np.float32), [0, 1, 0])
+reveal_type(t.interval)  # tuple[float, float]
+art = ct.fit(ct.Recipe(method="rcft", rank=64), model="M", tasks=["a"], output="runs/rcft")
+base, tuned = ct.evaluate(model="M", tasks=["a"]), ct.evaluate(artifact=art, tasks=["a"])
+reveal_type(base.results)  # dict[str, dict[str, float]]
+reveal_type(ct.report([base, tuned, "out"], "report"))  # pathlib.Path
+reveal_type(ct.load_samples("out"))  # list[calibtune.results.samples.Samples]
+ct.evaluate(artifact=art, tasks=["a"], batchsize=3)  # error: Unexpected keyword argument "batchsize"
+ct.nothing  # error: Module has no attribute "nothing"
+"""
+
+
+@pytest.mark.slow
+def test_a_type_checker_knows_the_api(tmp_path):
+    pytest.importorskip("mypy")
+    (tmp_path / "notebook.py").write_text(NOTEBOOK)
+    command = [sys.executable, "-m", "mypy", "--config-file", ROOT / "pyproject.toml", tmp_path / "notebook.py"]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    for number, line in enumerate(NOTEBOOK.splitlines(), start=1):
+        said = [each.partition(f".py:{number}: ")[2] for each in run.stdout.splitlines() if f".py:{number}: " in each]
+        if expected := line.partition("  # ")[2]:
+            assert expected.removeprefix("error: ") in said[0], run.stdout
+        else:
+            assert not said, run.stdout
 
 
 def test_no_module_takes_the_place_of_a_function():

@@ -37,13 +37,13 @@ class Artifact:
     revision: str | None
     tasks: tuple[str, ...]
     seed: int
-    recipe: dict[str, Any]
+    recipe: dict[str, Any] = field(repr=False)
     #: Hashes of the documents by role: "train" and "held_out".
-    documents: dict[str, list[str]]
+    documents: dict[str, list[str]] = field(repr=False)
     #: Numbers of the held-out questions before and after, under the harness's names.
     before: dict[str, float]
     after: dict[str, float]
-    versions: dict[str, str]
+    versions: dict[str, str] = field(repr=False)
     seconds: float
     peak_memory_gib: float | None
     #: The fitted temperature, None for other methods.

@@ -7,7 +7,7 @@ import itertools
 import json
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +39,11 @@ class Samples:
     #: Index of the right letter, shape (N,).
     labels: IntArray
     #: lm_eval's hash of each document: the same question has the same one in another model's file.
-    doc_hashes: tuple[str, ...]
+    doc_hashes: tuple[str, ...] = field(repr=False)
     #: lm_eval's hash of each prompt as the model saw it, None where the file has none.
-    prompt_hashes: tuple[str | None, ...]
+    prompt_hashes: tuple[str | None, ...] = field(repr=False)
     #: The documents themselves.
-    documents: tuple[dict[str, Any], ...]
+    documents: tuple[dict[str, Any], ...] = field(repr=False)
     #: The temperature at which the file's own numbers were taken, by filter, where it can be told.
     temperatures: dict[str, float]
 

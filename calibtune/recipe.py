@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import os
 import typing
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -283,6 +284,7 @@ def check(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[tuple[str, st
         try:
             if isinstance(value, bool) and not isinstance(defaults[name], bool):
                 raise ValueError  # Python counts True as 1
+            value = os.fspath(value) if isinstance(value, os.PathLike) else value
             converted[name] = _adapters()[name].validate_python(value)
         except ValueError:  # pydantic's errors are of this kind
             problems.append((name, f"{flag(name)} is {value!r:.80}; give {_wanted(name)}"))

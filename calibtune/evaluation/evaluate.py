@@ -70,7 +70,7 @@ class EvaluationOptions:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The results of one evaluation."""
+    """Hold the results of one evaluation; it can be given wherever its folder can."""
 
     #: Folder of lm_eval's files: ``results_*.json`` and ``samples_*.jsonl``.
     folder: Path
@@ -81,6 +81,9 @@ class Evaluation:
     questions: dict[str, int]
     #: What :func:`evaluate` was asked.
     options: EvaluationOptions = field(repr=False)
+
+    def __fspath__(self) -> str:
+        return str(self.folder)
 
 
 def evaluate(options: EvaluationOptions) -> Evaluation | None:

@@ -162,7 +162,7 @@ def _write_temperature(recipe: Recipe, output: Path, scores: FloatArray, gold: I
     from calibtune.artifacts.tasks import write_scaled_tasks
     from calibtune.tuning.temperature import fit_temperature
 
-    found = dataclasses.asdict(fit_temperature(scores, gold, recipe.objective, recipe.bins, recipe.seed))
+    found = fit_temperature(scores, gold, recipe.objective, recipe.bins, recipe.seed).record()
     if is_first_process():
         write_json(output / "temperature.json", found)
         write_scaled_tasks(output, found["temperature"])
@@ -183,10 +183,10 @@ def fit_samples(recipe: Recipe, output: Path, resume: bool, overwrite: bool) -> 
     recipe = dataclasses.replace(recipe, tasks=recipe.tasks or (rows.task,))
     hashes = [
         document_hash(doc_to_text(doc) if _is_ours(doc) else h)
-        for doc, h in zip(rows.docs, rows.doc_hashes, strict=True)
+        for doc, h in zip(rows.documents, rows.doc_hashes, strict=True)
     ]
-    found = _write_temperature(recipe, output, rows.loglikelihoods, rows.gold)
-    measures = tuple(harness_measures(rows.loglikelihoods, rows.gold, t) for t in (1.0, found["temperature"]))
+    found = _write_temperature(recipe, output, rows.log_probs, rows.labels)
+    measures = tuple(harness_measures(rows.log_probs, rows.labels, t) for t in (1.0, found["temperature"]))
     return _finish(
         recipe, output, "temperature", measures, started, {"train": [], "held_out": hashes}, temperature=found
     )
@@ -269,6 +269,7 @@ def _finish(
         peak_memory_gib=round(torch.cuda.max_memory_allocated() / 2**30, 2) if torch.cuda.is_available() else None,
         temperature=temperature,
         fingerprint=fingerprint(recipe.spec) if recipe.model and is_first_process() else None,
+        folder=output,
     )
     if is_first_process():
         write_text(output / "README.md", model_card(artifact))

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from peft.helpers import disable_input_dtype_casting
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import ProgressCallback, Trainer, TrainerCallback, TrainingArguments
 
 from calibtune.data.tokens import collate, parts
 from calibtune.data.training_set import GroupedOrder, Questions
@@ -67,6 +67,8 @@ class CalibrationTrainer(Trainer):
             data_collator=self._collate,
             callbacks=[Epochs(self)],
         )
+        if self.pop_callback(ProgressCallback):
+            self.add_callback(Progress())
 
     def _collate(self, rows: list[Any]) -> dict[str, Any]:
         batch = collate(rows, self.questions.pad_id, multiple=self._multiple)
@@ -196,6 +198,17 @@ class CalibrationTrainer(Trainer):
             self.log({f"held_out_{name}": value for name, value in numbers.items()})
         if self.is_world_process_zero():
             logger.info(epoch_table(epoch, score_bins(scores, gold, self.recipe.bins), numbers, self.recipe.bins))
+
+
+class Progress(ProgressCallback):
+    """Show Trainer's progress bar, and log what it prints: a fit called from Python prints nothing."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        """Log losses and rates."""
+        if state.is_world_process_zero:
+            shown = {name: f"{x:.4g}" if isinstance(x, float) else x for name, x in (logs or {}).items()}
+            shown.pop("total_flos", None)
+            logger.info("%s", shown)
 
 
 class Epochs(TrainerCallback):

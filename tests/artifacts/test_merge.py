@@ -50,7 +50,7 @@ def test_an_adapter_is_evaluated_like_lm_evals_own_peft(model, tmp_path):
     base = numbers(run(tmp_path / "base", model=str(model)))
     assert ours["nll"] != pytest.approx(base["nll"], abs=1e-3)
     rows = read_samples(find_samples(tmp_path / "out")[0])
-    assert len(rows.gold) == 24
+    assert len(rows.labels) == 24
 
 
 def test_training_scores_what_the_harness_scores(model, tmp_path):
@@ -70,10 +70,10 @@ def test_training_scores_what_the_harness_scores(model, tmp_path):
         scores = score(load_base(inputs.recipe.spec), tokenize(examples, inputs.encoder, 512), 1, 4)
         run(tmp_path / f"out{chat}", model=str(model), apply_chat_template=chat)
         rows = read_samples(find_samples(tmp_path / f"out{chat}")[0])
-        assert scores.shape == rows.loglikelihoods.shape
+        assert scores.shape == rows.log_probs.shape
         # The harness counts a chat template's last line break into each letter; Eq 1 cancels what letters share.
-        shift = (rows.loglikelihoods - scores)[:, :1] if chat else 0.0
-        np.testing.assert_allclose(scores + shift, rows.loglikelihoods, atol=1e-4)
+        shift = (rows.log_probs - scores)[:, :1] if chat else 0.0
+        np.testing.assert_allclose(scores + shift, rows.log_probs, atol=1e-4)
         assert (np.abs(shift) > 1).all() == chat
 
 
@@ -88,7 +88,7 @@ def test_a_temperature_gives_raw_and_scaled_letters_from_one_pass(model, tmp_pat
     rows = read_samples(find_samples(tmp_path / "out")[0])
     from calibtune.results.measures import harness_measures
 
-    expected = harness_measures(rows.loglikelihoods, rows.gold, t)
+    expected = harness_measures(rows.log_probs, rows.labels, t)
     assert scaled == pytest.approx({name: expected[name] for name in scaled}, abs=1e-9)
     assert json.loads((tmp_path / "t" / "temperature.json").read_text())["temperature"] == t
 

@@ -213,7 +213,7 @@ def test_an_artifact_is_evaluated_with_the_chat_template_that_it_was_fitted_with
         (tmp_path / "chat.jinja").unlink(missing_ok=True)
         assert evaluate(tmp_path / "out" / artifact.name, "--artifact", artifact) == 0
         (samples,) = find_samples(tmp_path / "out" / artifact.name)
-        assert len(read_samples(samples).gold) == 24
+        assert len(read_samples(samples).labels) == 24
         sample = json.loads(samples.read_text().splitlines()[0])
         prompts.append(sample["arguments"]["gen_args_0"]["arg_0"])
         assert ",tokenizer=THIS_FOLDER" in usage(read_artifact(artifact))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from calibtune.report.questions import Questions
+from calibtune.reporting.questions import Questions
 from harness_ext.binning import FloatArray
 from harness_ext.calibration import (
     BinGaps,

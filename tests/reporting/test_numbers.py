@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 from lm_eval_files import answers
 
-from calibtune.report.numbers import clear, entropy, measure
-from calibtune.report.paired import paired_differences, scored
-from calibtune.report.questions import Questions, match
+from calibtune.reporting.numbers import clear, entropy, measure
+from calibtune.reporting.paired import paired_differences, scored
+from calibtune.reporting.questions import Questions, match
 from harness_ext import calibration
 from harness_ext.intervals import Interval, ece_difference_interval, paired_difference
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import os
 import typing
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -141,7 +142,11 @@ class Recipe:
     calibration_loss: Literal["mse", "cross-entropy"] = _option("mse", "distance in L_ECE", "RCFT", "rcft")
 
     quantization: Quantization = _option("none", "hold the base model in 4-bit NF4 (QLoRA)", "hardware")
-    precision: Precision = _option("bf16", "precision of the base model and of the forward pass", "hardware")
+    precision: Precision = _option(
+        "auto",
+        "of the base model and forward pass; auto: bf16 on an accelerator that has it, else fp32",
+        "hardware",
+    )
     device: str | None = _option(None, "cuda, cpu, mps; found by itself where not given", "hardware")
     auto_batch: bool = _option(False, "halve the batch and accumulate where memory runs out", "hardware", TRAINED)
     gradient_checkpointing: bool = _option(False, "recompute activations: less memory, more time", "hardware", TRAINED)
@@ -279,6 +284,7 @@ def check(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[tuple[str, st
         try:
             if isinstance(value, bool) and not isinstance(defaults[name], bool):
                 raise ValueError  # Python counts True as 1
+            value = os.fspath(value) if isinstance(value, os.PathLike) else value
             converted[name] = _adapters()[name].validate_python(value)
         except ValueError:  # pydantic's errors are of this kind
             problems.append((name, f"{flag(name)} is {value!r:.80}; give {_wanted(name)}"))

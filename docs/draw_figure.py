@@ -12,9 +12,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from calibtune.report.build import build
-from calibtune.report.figures import add_key, reliability
-from calibtune.report.style import save, styled
+from calibtune.reporting.build import build
+from calibtune.reporting.figures import add_key, reliability
+from calibtune.reporting.style import save, styled
 
 TASK = "mc_calib_world_ood"
 LABELS = ("DPO-aligned model", "the same after RCFT")

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from calibtune import __version__
 from calibtune.errors import UserError
 from calibtune.files import read_json, write_json
 from calibtune.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
+    from harness_ext.binning import FloatArray
 
 MANIFEST = "calibtune.json"
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "datasets", "lm_eval", "numpy", "scipy")
@@ -19,7 +24,10 @@ PACKAGES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "data
 
 @dataclass(frozen=True)
 class Artifact:
-    """Describe a finished artifact; its fields are the manifest's keys."""
+    """Describe a finished artifact; its fields are the manifest's keys, but for its folder.
+
+    An artifact can be given wherever its folder can.
+    """
 
     #: "adapter" (a PEFT folder), "model" (a whole model) or "temperature" (temperature.json, perhaps on an adapter).
     kind: str
@@ -29,17 +37,58 @@ class Artifact:
     revision: str | None
     tasks: tuple[str, ...]
     seed: int
-    recipe: dict[str, Any]
+    recipe: dict[str, Any] = field(repr=False)
     #: Hashes of the documents by role: "train" and "held_out".
-    documents: dict[str, list[str]]
+    documents: dict[str, list[str]] = field(repr=False)
     #: Numbers of the held-out questions before and after, under the harness's names.
     before: dict[str, float]
     after: dict[str, float]
-    versions: dict[str, str]
+    versions: dict[str, str] = field(repr=False)
     seconds: float
     peak_memory_gib: float | None
     #: The fitted temperature, None for other methods.
     temperature: dict[str, Any] | None = None
+    #: Of the base model's weights; see :mod:`calibtune.models.fingerprint`. None where they were not at hand.
+    fingerprint: str | None = None
+    #: Where it lies; artifacts move, so that the manifest does not say it.
+    folder: Path | None = field(default=None, compare=False)
+
+    def __fspath__(self) -> str:
+        if self.folder is None:
+            raise UserError("this artifact lies in no folder; give one that `fit` or `load` returned")
+        return str(self.folder)
+
+    def record(self) -> dict[str, Any]:
+        """Return what the manifest holds."""
+        values = dataclasses.asdict(self)
+        del values["folder"]
+        return values
+
+    def probs(self, log_probs: ArrayLike) -> FloatArray:
+        """Apply the fitted temperature to what its model says of the letters.
+
+        Args:
+            log_probs: Log-probabilities of the letters, shape (N, K), NaN where a question has fewer letters.
+
+        Returns:
+            Probabilities, shape (N, K), rows summing to 1, NaN kept.
+
+        Raises:
+            UserError: The artifact is no temperature.
+            ScoringError: See :func:`harness_ext.inputs.checked_log_probs`.
+        """
+        import numpy as np
+
+        from harness_ext.calibration import letter_log_softmax
+        from harness_ext.inputs import checked_log_probs
+
+        if self.temperature is None:
+            raise UserError(
+                f"{self.folder or 'this artifact'} is a trained {self.kind}, which no arithmetic on another model's "
+                "log-probabilities stands for; evaluate it with calibtune.evaluate(artifact=...) and read its answers "
+                "with calibtune.load_samples"
+            )
+        return np.exp(letter_log_softmax(checked_log_probs(log_probs)[0], self.temperature["temperature"]))
 
     @property
     def spec(self) -> ModelSpec:
@@ -66,18 +115,18 @@ def read_artifact(folder: Path) -> Artifact:
             "--resume, or give another folder"
         )
     values = read_json(folder / MANIFEST)
-    names = {field.name for field in dataclasses.fields(Artifact)}
-    if missing := names - values.keys():
+    names = {item.name for item in dataclasses.fields(Artifact)} - {"folder"}
+    if missing := names - values.keys() - {"fingerprint"}:
         raise UserError(
             f"{folder / MANIFEST} has no {sorted(missing)}; it was not written by this calibtune, fit again"
         )
     values["tasks"] = tuple(values["tasks"])
-    return Artifact(**{name: values[name] for name in names})
+    return Artifact(**{name: values[name] for name in names & values.keys()}, folder=folder)
 
 
 def write_manifest(artifact: Artifact, folder: Path) -> None:
     """Write an artifact's manifest, last of all its files: where it lies, the artifact is whole."""
-    write_json(folder / MANIFEST, {"calibtune": __version__, **dataclasses.asdict(artifact)})
+    write_json(folder / MANIFEST, {"calibtune": __version__, **artifact.record()})
 
 
 def versions() -> dict[str, str]:
@@ -94,14 +143,17 @@ def versions() -> dict[str, str]:
 def base_model(model: str | None, artifact: Artifact | None) -> str:
     """Return the base to load: the one asked for, or the artifact's.
 
+    Whether another folder holds the same model is told by its weights; see
+    :func:`calibtune.models.fingerprint.check_fingerprint`.
+
     Raises:
-        UserError: Neither is given, or the artifact was made for another base.
+        UserError: Neither is given, or the artifact has no fingerprint and was made for a base of another name.
     """
     if artifact is None or not artifact.model:
         if not model:
             raise UserError("--model is missing; give a hub id or a folder")
         return model
-    if model and Path(model).name != Path(artifact.model).name:
+    if model and artifact.fingerprint is None and Path(model).name != Path(artifact.model).name:
         raise UserError(
             f"the artifact was fitted on {artifact.model}, not on {model}; give --model {artifact.model}, or fit one "
             f"for {model}"

@@ -18,7 +18,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", help="hub id or folder")
     parser.add_argument("--tasks", default="mc_calib_arc", metavar="T[,T]", help="default: mc_calib_arc")
     parser.add_argument("--apply-chat-template", action="store_true", help="render prompts as chat")
-    parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16", help="default: bf16")
+    parser.add_argument(
+        "--precision",
+        choices=("auto", "bf16", "fp32"),
+        default="auto",
+        help="auto: bf16 where it is fast",
+    )
     parser.add_argument("--device", help="cuda, cpu, mps; found by itself where not given")
     parser.add_argument("--include-path", metavar="DIR", help="folder of further task YAMLs")
 

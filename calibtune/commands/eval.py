@@ -11,7 +11,7 @@ by more than --margin against the base's, evaluated before.
 from __future__ import annotations
 
 import argparse
-import dataclasses
+import inspect
 import json
 import shlex
 import sys
@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--chat-template-args", type=json.loads, metavar="JSON", help="further arguments of the chat template"
     )
     parser.add_argument("--quantization", choices=("none", "nf4"), help="default: as the artifact was fitted")
-    parser.add_argument("--precision", choices=("bf16", "fp32"), help="default: as the artifact was fitted, else bf16")
+    parser.add_argument("--precision", choices=("auto", "bf16", "fp32"), help="default: as in the fit, else auto")
     parser.add_argument("--batch-size", default="16", metavar="N|auto", help="default: 16")
     parser.add_argument("--limit", type=int, metavar="N", help="evaluate the first N questions of each task")
     parser.add_argument("--num-fewshot", type=int, metavar="N", help="examples in the prompt")
@@ -68,12 +68,12 @@ def run(args: argparse.Namespace) -> int:
         from calibtune.evaluation.guard import check_base
 
         check_base(args.guard_base, args.margin)
-    from calibtune.evaluation.evaluate import EvaluationOptions, evaluate
+    from calibtune.api import evaluate
     from calibtune.results.table import numbers_table
 
-    names = {item.name for item in dataclasses.fields(EvaluationOptions)} - {"tasks"}
-    found = evaluate(EvaluationOptions(tasks=tasks, **{name: getattr(args, name) for name in names}))
-    if found is None:
+    options = {name: getattr(args, name) for name in inspect.signature(evaluate).parameters}
+    found = evaluate(**{**options, "tasks": tasks})
+    if not found.results:
         return 0  # not the first process, which alone writes and compares
     if args.json:
         print(json.dumps({"folder": str(found.folder), "questions": found.questions, "results": found.results}))

@@ -95,12 +95,12 @@ def run(args: argparse.Namespace) -> int:
     if output is not None and not isinstance(output, (str, Path)):
         problems = [f"{args.config}: output is {output!r}; give a folder as text"]
     recipe = make_recipe(config, flags, str(args.config or "--config"), problems)
+    from calibtune.api import fit
     from calibtune.artifacts.card import summary
     from calibtune.processes import is_first_process
-    from calibtune.tuning.fit import fit
 
-    artifact = fit(recipe, Path(output), args.resume, args.overwrite)
+    artifact = fit(recipe, output, resume=args.resume, overwrite=args.overwrite)
     if is_first_process():
-        text = json.dumps(dataclasses.asdict(artifact)) if args.json else summary(artifact, Path(output))
+        text = json.dumps(artifact.record()) if args.json else summary(artifact, Path(output))
         print(text)
     return 0

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,29 +30,24 @@ def run(args: argparse.Namespace) -> int:
     """Write the report and say where it lies."""
     from tqdm import tqdm
 
-    from calibtune.files import keep_inputs, refuse_existing
-    from calibtune.report.build import build
-    from calibtune.report.write import write
+    from calibtune.api import report
 
-    keep_inputs(args.output, *args.folders)
-    # Asked before any work; what is there is removed only when the new report is ready.
-    if not args.overwrite:
-        refuse_existing(args.output, overwrite=False)
     with tqdm(unit="step", delay=1, leave=False, desc="report") as bar:
 
         def step(text: str) -> None:
             bar.set_postfix_str(text, refresh=False)
             bar.update()
 
-        results = build(args.folders, args.base, args.label, step)
-        written = write(results, args.output, args.overwrite, step)
-    print(_summary(results, args, written))
+        report(args.folders, args.output, base=args.base, labels=args.label, overwrite=args.overwrite, step=step)
+    print(_summary(args.output))
     return 0
 
 
-def _summary(results: dict[str, Any], args: argparse.Namespace, figures: int) -> str:
+def _summary(output: Path) -> str:
+    from calibtune.files import read_json
+
+    results, figures = read_json(output / "results.json"), len(list((output / "figures").glob("*.png")))
     methods, tasks = len(results["methods"]), len(results["tasks"])
-    output = args.output
     lines = [
         f"Report of {methods} method{'s' * (methods > 1)} on {tasks} task{'s' * (tasks > 1)}, base {results['base']}:",
         f"  page     {output / 'report.html'}",
@@ -65,7 +59,7 @@ def _summary(results: dict[str, Any], args: argparse.Namespace, figures: int) ->
     ]
     if methods == 1 and results["tasks"]:
         model = results["methods"][0]["model"]
-        task = next(iter(results["tasks"]))
+        task = max(results["tasks"], key=lambda name: bool(results["tasks"][name]["pooled"]))
         lines[-1] += "; to mend the calibration:"
         lines.append(
             f"  python -m calibtune fit --method temperature --model {model} --tasks {task} --output temperature"

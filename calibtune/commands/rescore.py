@@ -31,18 +31,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the numbers of each file."""
-    from calibtune.results.measures import further_measures, harness_measures
-    from calibtune.results.samples import find_samples, read_samples
+    from calibtune.api import load_samples
+    from calibtune.metrics import summary
 
     for bins in args.bins:
         equal_width_edges(bins)  # which refuses numbers that no file need be read for
     output: dict[str, dict[str, Any]] = {}
     for path in args.samples:
-        for file in find_samples(path):
-            rows = read_samples(file)
-            numbers = harness_measures(rows.loglikelihoods, rows.gold, args.temperature, tuple(args.bins), args.edge)
-            numbers |= further_measures(rows.loglikelihoods, rows.gold, args.temperature)
-            output[str(file)] = {"task": rows.task, "questions": len(rows.gold), **numbers}
+        for samples in load_samples(path):
+            numbers = summary(
+                samples.log_probs, samples.labels, tuple(args.bins), args.edge, args.temperature, further=True
+            )
+            output[str(samples.path)] = {"task": samples.task, "questions": len(samples.labels), **numbers}
     if args.json:
         # JSON has no NaN, which the AUROC of a model that is always right would be.
         finite = {f: {k: None if v != v else v for k, v in numbers.items()} for f, numbers in output.items()}

@@ -20,7 +20,8 @@ from calibtune.data.tasks import load_tasks, task_manager
 from calibtune.errors import UserError, WorkFailed, is_out_of_memory
 from calibtune.evaluation.checks import check_disjoint, check_model, check_output, check_shots, tokenizer_spec
 from calibtune.evaluation.files import save_results
-from calibtune.models.loading import found_device, load_base, load_tokenizer
+from calibtune.models.fingerprint import check_fingerprint
+from calibtune.models.loading import found_device, load_base, load_tokenizer, weights_dtype
 from calibtune.spec import ModelSpec, Precision, Quantization
 
 
@@ -69,7 +70,7 @@ class EvaluationOptions:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The results of one evaluation."""
+    """Hold the results of one evaluation; it can be given wherever its folder can."""
 
     #: Folder of lm_eval's files: ``results_*.json`` and ``samples_*.jsonl``.
     folder: Path
@@ -80,6 +81,9 @@ class Evaluation:
     questions: dict[str, int]
     #: What :func:`evaluate` was asked.
     options: EvaluationOptions = field(repr=False)
+
+    def __fspath__(self) -> str:
+        return str(self.folder)
 
 
 def evaluate(options: EvaluationOptions) -> Evaluation | None:
@@ -104,6 +108,8 @@ def evaluate(options: EvaluationOptions) -> Evaluation | None:
     spec = options.spec(artifact)
     arguments = model_arguments(options, spec, artifact)
     check_model(spec, arguments)
+    if artifact is not None:
+        check_fingerprint(spec, artifact.fingerprint, str(options.artifact))
     tasks = load_tasks(options.tasks, options.include_path)
     check_shots(tasks, options.num_fewshot)
     check_disjoint(tasks, artifact)
@@ -197,7 +203,7 @@ def model_arguments(options: EvaluationOptions, spec: ModelSpec, artifact: Artif
     """Return the arguments of lm_eval's hf backend, as one would write them in ``--model_args``."""
     arguments: dict[str, Any] = {
         "pretrained": spec.name,
-        "dtype": {"bf16": "bfloat16", "fp32": "float32"}[spec.precision],
+        "dtype": str(weights_dtype(spec)).removeprefix("torch."),
         "softmax_dtype": "float32",
         "trust_remote_code": spec.trust_remote_code,
     }

@@ -134,8 +134,8 @@ class _Pairs:
 
 def _pairs(path: Path) -> _Pairs:
     rows = read_samples(path)
-    answers = rows.loglikelihoods.shape[1]
+    answers = rows.log_probs.shape[1]
     if answers != 2:
         raise UserError(f"{rows.path} holds {answers} answers a row, not two; give {TASK}'s samples")
-    wins = (rows.loglikelihoods[:, 0] > rows.loglikelihoods[:, 1]).astype(np.float64)
+    wins = (rows.log_probs[:, 0] > rows.log_probs[:, 1]).astype(np.float64)
     return _Pairs(question_keys(rows), wins, rows.prompt_hashes)

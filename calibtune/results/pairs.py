@@ -7,18 +7,18 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from calibtune.results.samples import Rows
+from calibtune.results.samples import Samples
 from harness_ext.binning import IntArray
 
 #: What makes a question the same in another run: its document's hash, right answer, and how often both came before.
 Key = tuple[str, int, int]
 
 
-def question_keys(rows: Rows) -> tuple[Key, ...]:
+def question_keys(rows: Samples) -> tuple[Key, ...]:
     """Return the key of each question of a samples file; the same question may be in it twice."""
     before: Counter[tuple[str, int]] = Counter()
     keys = []
-    for number, (digest, right) in enumerate(zip(rows.doc_hashes, rows.gold.tolist(), strict=True)):
+    for number, (digest, right) in enumerate(zip(rows.doc_hashes, rows.labels.tolist(), strict=True)):
         # Samples of an lm_eval too old to hash documents match nothing.
         item = (f"{rows.path} {number}" if digest == "None" else digest, right)
         keys.append((*item, before[item]))

@@ -7,7 +7,7 @@ import itertools
 import json
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,23 +26,24 @@ FILE_NAME = re.compile(r"samples_(?P<task>.+)_(?P<date>\d{4}-\d{2}-\d{2}T[\d.\-:
 
 
 @dataclass(frozen=True)
-class Rows:
-    """The questions of one samples file, in the order of their number."""
+class Samples:
+    """Hold the questions of one samples file, in the order of their number."""
 
     task: str
-    #: The filter whose rows were read; all filters share the raw log-likelihoods.
+    #: The filter whose rows were read; all filters share the log-probabilities.
     filter: str
     path: Path
-    #: Raw log-likelihoods of the letters, shape (N, K), NaN where a question has fewer.
-    loglikelihoods: FloatArray
+    #: Log-probabilities that the model gave the letters (lm_eval's log-likelihoods), shape (N, K), NaN where a question
+    #: has fewer. They do not sum to 1 over the letters.
+    log_probs: FloatArray
     #: Index of the right letter, shape (N,).
-    gold: IntArray
+    labels: IntArray
     #: lm_eval's hash of each document: the same question has the same one in another model's file.
-    doc_hashes: tuple[str, ...]
+    doc_hashes: tuple[str, ...] = field(repr=False)
     #: lm_eval's hash of each prompt as the model saw it, None where the file has none.
-    prompt_hashes: tuple[str | None, ...]
+    prompt_hashes: tuple[str | None, ...] = field(repr=False)
     #: The documents themselves.
-    docs: tuple[dict[str, Any], ...]
+    documents: tuple[dict[str, Any], ...] = field(repr=False)
     #: The temperature at which the file's own numbers were taken, by filter, where it can be told.
     temperatures: dict[str, float]
 
@@ -66,7 +67,7 @@ def find_samples(path: Path) -> list[Path]:
     return list(newest.values())
 
 
-def read_samples(path: Path) -> Rows:
+def read_samples(path: Path) -> Samples:
     """Read one samples file of a multiple-choice task.
 
     Args:
@@ -86,23 +87,23 @@ def read_samples(path: Path) -> Rows:
     chosen = sorted((s for s in samples if str(s.get("filter", "none")) == first), key=lambda s: s["doc_id"])
     _check_complete(path, [s["doc_id"] for s in chosen], samples)
     values = [_loglikelihoods(path, s) for s in chosen]
-    loglikelihoods = ragged(values)
-    gold = np.array([_gold(path, s, len(letters)) for s, letters in zip(chosen, values, strict=True)])
+    log_probs = ragged(values)
+    labels = np.array([_gold(path, s, len(letters)) for s, letters in zip(chosen, values, strict=True)])
     try:
-        validate_rows(loglikelihoods, gold)
-        check_told_apart(loglikelihoods)
+        validate_rows(log_probs, labels)
+        check_told_apart(log_probs)
     except ScoringError as error:
         raise ScoringError(f"{path}: {error}") from None
     match = FILE_NAME.fullmatch(path.name)
-    return Rows(
+    return Samples(
         task=match["task"] if match else path.stem,
         filter=first,
         path=path,
-        loglikelihoods=loglikelihoods,
-        gold=gold,
+        log_probs=log_probs,
+        labels=labels,
         doc_hashes=tuple(str(s.get("doc_hash")) for s in chosen),
         prompt_hashes=tuple(s.get("prompt_hash") for s in chosen),
-        docs=tuple(s["doc"] for s in chosen),
+        documents=tuple(s["doc"] for s in chosen),
         temperatures=_temperatures(samples),
     )
 

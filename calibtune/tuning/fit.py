@@ -19,7 +19,8 @@ from calibtune.data.tasks import document_hash
 from calibtune.errors import UserError, WorkFailed, is_out_of_memory
 from calibtune.files import keep_inputs, read_json, refuse_existing, write_json, write_text
 from calibtune.models.adapters import load_adapter
-from calibtune.models.loading import load_base
+from calibtune.models.fingerprint import fingerprint
+from calibtune.models.loading import check_spec, load_base, resolved_precision
 from calibtune.models.scores import score
 from calibtune.processes import is_first_process
 from calibtune.recipe import Recipe, recipe_values
@@ -56,6 +57,10 @@ def fit(recipe: Recipe, output: Path, resume: bool = False, overwrite: bool = Fa
         UserError: Bad input, before anything is loaded where it can be known.
         WorkFailed: Out of memory, a loss that is not finite, a full disk.
     """
+    if recipe.samples is None:
+        # An evaluation on another machine takes the precision of the fit, not its own.
+        check_spec(recipe.spec)
+        recipe = dataclasses.replace(recipe, precision=resolved_precision(recipe.spec))
     if resume and (output / MANIFEST).is_file():
         artifact = read_artifact(output)
         _refuse_other(recipe, artifact.recipe, output)
@@ -157,7 +162,7 @@ def _write_temperature(recipe: Recipe, output: Path, scores: FloatArray, gold: I
     from calibtune.artifacts.tasks import write_scaled_tasks
     from calibtune.tuning.temperature import fit_temperature
 
-    found = dataclasses.asdict(fit_temperature(scores, gold, recipe.objective, recipe.bins, recipe.seed))
+    found = fit_temperature(scores, gold, recipe.objective, recipe.bins, recipe.seed).record()
     if is_first_process():
         write_json(output / "temperature.json", found)
         write_scaled_tasks(output, found["temperature"])
@@ -178,10 +183,10 @@ def fit_samples(recipe: Recipe, output: Path, resume: bool, overwrite: bool) -> 
     recipe = dataclasses.replace(recipe, tasks=recipe.tasks or (rows.task,))
     hashes = [
         document_hash(doc_to_text(doc) if _is_ours(doc) else h)
-        for doc, h in zip(rows.docs, rows.doc_hashes, strict=True)
+        for doc, h in zip(rows.documents, rows.doc_hashes, strict=True)
     ]
-    found = _write_temperature(recipe, output, rows.loglikelihoods, rows.gold)
-    measures = tuple(harness_measures(rows.loglikelihoods, rows.gold, t) for t in (1.0, found["temperature"]))
+    found = _write_temperature(recipe, output, rows.log_probs, rows.labels)
+    measures = tuple(harness_measures(rows.log_probs, rows.labels, t) for t in (1.0, found["temperature"]))
     return _finish(
         recipe, output, "temperature", measures, started, {"train": [], "held_out": hashes}, temperature=found
     )
@@ -263,6 +268,8 @@ def _finish(
         seconds=round(time.perf_counter() - started, 1),
         peak_memory_gib=round(torch.cuda.max_memory_allocated() / 2**30, 2) if torch.cuda.is_available() else None,
         temperature=temperature,
+        fingerprint=fingerprint(recipe.spec) if recipe.model and is_first_process() else None,
+        folder=output,
     )
     if is_first_process():
         write_text(output / "README.md", model_card(artifact))

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.optimize import brentq, minimize_scalar
 from scipy.stats import chi2
 
 from harness_ext.binning import FloatArray, IntArray
-from harness_ext.calibration import conf_ece, letter_log_softmax, nll, validate_rows
+from harness_ext.calibration import conf_ece, letter_log_softmax, nll
+from harness_ext.errors import ScoringError
+from harness_ext.inputs import checked_log_probs
 
 Objective = Literal["nll", "ece"]
 #: Bounds of log T.
@@ -21,27 +24,60 @@ RESAMPLES, GRID = 200, 121
 
 @dataclass(frozen=True)
 class Temperature:
-    """A fitted temperature."""
+    """Hold a fitted temperature.
 
-    temperature: float
-    #: 95 % interval of T.
-    low: float
-    high: float
+    Example:
+        >>> t = Temperature(2.0, (1.5, 2.5), "nll", 100, ())
+        >>> np.exp(t.apply([[2.0 * np.log(3.0), 0.0]])).round(6).tolist()
+        [[0.75, 0.25]]
+    """
+
+    #: T.
+    value: float
+    #: Both ends of its 95 % interval.
+    interval: tuple[float, float]
     objective: Objective
     #: Questions fitted on.
     questions: int
     #: What a user should know: T at a bound, letters without signal.
     warnings: tuple[str, ...]
 
+    def apply(self, log_probs: ArrayLike) -> FloatArray:
+        """Divide log-probabilities by T and normalize them over each question's letters.
+
+        Args:
+            log_probs: Log-probabilities of the letters, shape (N, K), NaN where a question has fewer letters.
+
+        Returns:
+            Log-probabilities over the letters, shape (N, K), NaN kept; their exponentials sum to 1.
+
+        Raises:
+            ScoringError: See :func:`harness_ext.inputs.checked_log_probs`.
+        """
+        return letter_log_softmax(checked_log_probs(log_probs)[0], self.value)
+
+    def record(self) -> dict[str, Any]:
+        """Return what ``temperature.json`` and the manifest hold."""
+        low, high = self.interval
+        return {
+            "temperature": self.value,
+            "low": low,
+            "high": high,
+            "objective": self.objective,
+            "questions": self.questions,
+            "warnings": list(self.warnings),
+        }
+
 
 def fit_temperature(
-    loglikelihoods: FloatArray, gold: IntArray, objective: Objective = "nll", bins: int = 10, seed: int = 0
+    log_probs: ArrayLike, labels: ArrayLike, objective: Objective = "nll", bins: int = 10, seed: int = 0
 ) -> Temperature:
     """Find the T that minimizes the NLL (a maximum-likelihood estimate) or conf-ECE (as the paper searches it).
 
     Args:
-        loglikelihoods: Raw letter log-likelihoods, shape (N, K), NaN where a question has fewer letters.
-        gold: Index of the right letter, shape (N,).
+        log_probs: Log-probabilities of the letters, shape (N, K), NaN where a question has fewer letters. They need
+            not be normalized over the letters.
+        labels: Index of the right letter, shape (N,).
         objective: What T minimizes.
         bins: M of conf-ECE.
         seed: Of the resamples for the ECE objective's interval.
@@ -50,35 +86,42 @@ def fit_temperature(
         T in [0.01, 100] with an interval: of the profile likelihood for "nll", bootstrap percentiles for "ece".
 
     Raises:
-        ScoringError: See :func:`harness_ext.calibration.validate_rows`.
+        ScoringError: See :func:`harness_ext.inputs.checked_log_probs`; or another objective.
+
+    Example:
+        >>> log_probs = np.log([[0.9, 0.1]] * 10)
+        >>> fit_temperature(log_probs, [0] * 7 + [1] * 3).apply(log_probs)[0].round(3).tolist()
+        [-0.357, -1.204]
     """
-    loglikelihoods, gold = validate_rows(loglikelihoods, gold)
+    if objective not in ("nll", "ece"):
+        raise ScoringError(f"objective is {objective!r}; give 'nll' or 'ece'")
+    values, answers = checked_log_probs(log_probs, labels)
     if objective == "nll":
-        best, low, high = _by_nll(loglikelihoods, gold)
+        best, low, high = _by_nll(values, answers)
     else:
-        best, low, high = _by_ece(loglikelihoods, gold, bins, np.random.default_rng(seed))
+        best, low, high = _by_ece(values, answers, bins, np.random.default_rng(seed))
     warnings = []
     if min(best - LOW, HIGH - best) < 1e-3:
         warnings.append(
             f"T = {np.exp(best):.4g} lies at a bound of its range [0.01, 100]: the letters' order says "
             + ("nothing about the right answer" if best > 0 else "all about it, on these questions")
         )
-    elif not _signal(loglikelihoods, gold):
+    elif not _signal(values, answers):
         warnings.append(
             "at its best T the model's letters are not significantly better than equal probabilities: they carry no "
             "signal on these questions"
         )
-    values = [min(float(np.exp(x)), 100.0) for x in (best, low, high)]
-    return Temperature(values[0], values[1], values[2], objective, len(gold), tuple(warnings))
+    value, low, high = (min(float(np.exp(x)), 100.0) for x in (best, low, high))
+    return Temperature(value, (low, high), objective, len(answers), tuple(warnings))
 
 
-def _by_nll(loglikelihoods: FloatArray, gold: IntArray) -> tuple[float, float, float]:
+def _by_nll(log_probs: FloatArray, labels: IntArray) -> tuple[float, float, float]:
     def loss(log_t: float) -> float:
-        return nll(letter_log_softmax(loglikelihoods, float(np.exp(log_t))), gold)
+        return nll(letter_log_softmax(log_probs, float(np.exp(log_t))), labels)
 
-    best = _minimal_nll(loglikelihoods, gold)
+    best = _minimal_nll(log_probs, labels)
     # The 95 % profile likelihood interval: where N times the loss has risen by half the quantile of chi-squared.
-    level = loss(best) + chi2.ppf(0.95, 1) / (2 * len(gold))
+    level = loss(best) + chi2.ppf(0.95, 1) / (2 * len(labels))
 
     def end(bound: float) -> float:
         return bound if loss(bound) <= level else float(brentq(lambda x: loss(x) - level, best, bound, xtol=1e-7))
@@ -86,34 +129,32 @@ def _by_nll(loglikelihoods: FloatArray, gold: IntArray) -> tuple[float, float, f
     return best, end(LOW), end(HIGH)
 
 
-def _by_ece(
-    loglikelihoods: FloatArray, gold: IntArray, bins: int, rng: np.random.Generator
-) -> tuple[float, float, float]:
+def _by_ece(log_probs: FloatArray, labels: IntArray, bins: int, rng: np.random.Generator) -> tuple[float, float, float]:
     # ECE jumps where a question changes its bin, so a line search would stop anywhere: a grid, then a finer one.
     grid = np.linspace(LOW, HIGH, GRID)
-    probs = [np.exp(letter_log_softmax(loglikelihoods, t)) for t in np.exp(grid)]
-    best = int(np.argmin([conf_ece(p, gold, bins) for p in probs]))
+    probs = [np.exp(letter_log_softmax(log_probs, t)) for t in np.exp(grid)]
+    best = int(np.argmin([conf_ece(p, labels, bins) for p in probs]))
     fine = np.linspace(grid[max(best - 1, 0)], grid[min(best + 1, GRID - 1)], GRID)
-    eces = [conf_ece(np.exp(letter_log_softmax(loglikelihoods, t)), gold, bins) for t in np.exp(fine)]
+    eces = [conf_ece(np.exp(letter_log_softmax(log_probs, t)), labels, bins) for t in np.exp(fine)]
     resampled = []
     for _ in range(RESAMPLES):
-        rows = rng.integers(len(gold), size=len(gold))
-        resampled.append(grid[np.argmin([conf_ece(p[rows], gold[rows], bins) for p in probs])])
+        rows = rng.integers(len(labels), size=len(labels))
+        resampled.append(grid[np.argmin([conf_ece(p[rows], labels[rows], bins) for p in probs])])
     low, high = np.quantile(resampled, [0.025, 0.975])
     return float(fine[np.argmin(eces)]), float(low), float(high)
 
 
-def _signal(loglikelihoods: FloatArray, gold: IntArray) -> bool:
+def _signal(log_probs: FloatArray, labels: IntArray) -> bool:
     """Likelihood-ratio test (5 %) of the best T against equal probabilities, which is 1/T = 0."""
-    best = _minimal_nll(loglikelihoods, gold)
-    chance = float(np.mean(np.log((~np.isnan(loglikelihoods)).sum(axis=1))))
-    return 2 * len(gold) * (chance - nll(letter_log_softmax(loglikelihoods, np.exp(best)), gold)) > chi2.ppf(0.95, 1)
+    best = _minimal_nll(log_probs, labels)
+    chance = float(np.mean(np.log((~np.isnan(log_probs)).sum(axis=1))))
+    return 2 * len(labels) * (chance - nll(letter_log_softmax(log_probs, np.exp(best)), labels)) > chi2.ppf(0.95, 1)
 
 
-def _minimal_nll(loglikelihoods: FloatArray, gold: IntArray) -> float:
+def _minimal_nll(log_probs: FloatArray, labels: IntArray) -> float:
     """Log of the T with the least NLL, which is unimodal in log T."""
 
     def loss(log_t: float) -> float:
-        return nll(letter_log_softmax(loglikelihoods, float(np.exp(log_t))), gold)
+        return nll(letter_log_softmax(log_probs, float(np.exp(log_t))), labels)
 
     return float(minimize_scalar(loss, bounds=(LOW, HIGH), method="bounded", options={"xatol": 1e-7}).x)

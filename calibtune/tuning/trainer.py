@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 import torch
 from peft.helpers import disable_input_dtype_casting
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import ProgressCallback, Trainer, TrainerCallback, TrainingArguments
 
 from calibtune.data.tokens import collate, parts
 from calibtune.data.training_set import GroupedOrder, Questions
 from calibtune.errors import UserError, WorkFailed
+from calibtune.models.loading import resolved_precision
 from calibtune.models.scores import score
 from calibtune.models.sharding import is_sharded
 from calibtune.recipe import Recipe
@@ -66,6 +67,8 @@ class CalibrationTrainer(Trainer):
             data_collator=self._collate,
             callbacks=[Epochs(self)],
         )
+        if self.pop_callback(ProgressCallback):
+            self.add_callback(Progress())
 
     def _collate(self, rows: list[Any]) -> dict[str, Any]:
         batch = collate(rows, self.questions.pad_id, multiple=self._multiple)
@@ -197,6 +200,17 @@ class CalibrationTrainer(Trainer):
             logger.info(epoch_table(epoch, score_bins(scores, gold, self.recipe.bins), numbers, self.recipe.bins))
 
 
+class Progress(ProgressCallback):
+    """Show Trainer's progress bar, and log what it prints: a fit called from Python prints nothing."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        """Log losses and rates."""
+        if state.is_world_process_zero:
+            shown = {name: f"{x:.4g}" if isinstance(x, float) else x for name, x in (logs or {}).items()}
+            shown.pop("total_flos", None)
+            logger.info("%s", shown)
+
+
 class Epochs(TrainerCallback):
     """Tell the trainer when an epoch begins and when a checkpoint was saved."""
 
@@ -247,7 +261,7 @@ def training_arguments(recipe: Recipe, folder: Path) -> TrainingArguments:
         "warmup_steps": recipe.warmup_ratio,
         "weight_decay": recipe.weight_decay,
         "max_grad_norm": recipe.max_grad_norm,
-        "bf16": recipe.precision == "bf16",
+        "bf16": resolved_precision(recipe.spec) == "bf16",
         "use_cpu": on_cpu(recipe.device),
         "seed": recipe.seed,
         "report_to": recipe.report_to,

@@ -1,10 +1,11 @@
 import json
+import shutil
 
 import pytest
 import torch
 from fitting import small_fit
 
-from calibtune.artifacts.manifest import MANIFEST, read_artifact
+from calibtune.artifacts.manifest import MANIFEST, base_model, read_artifact
 from calibtune.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("mirror")
@@ -38,3 +39,19 @@ def test_manifest_and_card_hold_recipe_hashes_versions_and_metrics(model, tmp_pa
     )
     assert f"| NLL (nats) | {artifact.before['nll']:.4f} | {artifact.after['nll']:.4f} |" in card
     assert "peft=THIS_FOLDER" in card
+
+
+def test_copied_base_is_the_same_base(model, tmp_path):
+    small_fit(model, tmp_path / "adapter", "cft", max_steps=1)
+    shutil.copytree(model, tmp_path / "copy")
+    again = small_fit(tmp_path / "copy", tmp_path / "t", "temperature", artifact=str(tmp_path / "adapter"))
+    assert again.fingerprint == read_artifact(tmp_path / "adapter").fingerprint
+
+
+def test_artifact_without_fingerprint_checks_the_base_name(model, tmp_path):
+    small_fit(model, tmp_path / "adapter", "cft", max_steps=1)
+    manifest = json.loads((tmp_path / "adapter" / MANIFEST).read_text())
+    del manifest["fingerprint"]
+    (tmp_path / "adapter" / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match=r"was fitted on .*, not on"):
+        base_model("other/base", read_artifact(tmp_path / "adapter"))

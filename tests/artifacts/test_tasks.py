@@ -20,6 +20,6 @@ def test_scaled_task_reports_raw_and_scaled_metrics(model, tmp_path):
     rows = read_samples(find_samples(tmp_path / "out")[0])
     from calibtune.results.measures import harness_measures
 
-    expected = harness_measures(rows.loglikelihoods, rows.gold, t)
+    expected = harness_measures(rows.log_probs, rows.labels, t)
     assert scaled == pytest.approx({name: expected[name] for name in scaled}, abs=1e-9)
     assert json.loads((tmp_path / "t" / "temperature.json").read_text())["temperature"] == t

@@ -137,7 +137,7 @@ def by_source(folder: Path, temperature: float) -> Iterator[dict]:
     """The numbers of each data set that a pooled task draws from, recomputed from the samples."""
     for path in find_samples(folder):
         rows = read_samples(path)
-        sources = np.array([doc.get("source", "") for doc in rows.docs])
+        sources = np.array([doc.get("source", "") for doc in rows.documents])
         for source in sorted(set(sources) - {""}):
             kept = sources == source
             for pipeline, t in (("none", 1.0), ("scaled", temperature)):
@@ -145,7 +145,7 @@ def by_source(folder: Path, temperature: float) -> Iterator[dict]:
                 yield {
                     "task": task,
                     "pipeline": pipeline,
-                    **harness_measures(rows.loglikelihoods[kept], rows.gold[kept], t),
+                    **harness_measures(rows.log_probs[kept], rows.labels[kept], t),
                 }
 
 

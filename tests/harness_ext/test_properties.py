@@ -240,9 +240,8 @@ def exact_error(gaps, distort):
         (confidence_gaps, 64, 0.93),
         (confidence_gaps, 300, 0.93),
         (confidence_gaps, 2000, 0.93),
-        # With 40 cells and so few questions the intervals are too narrow.
-        (classwise_gaps, 64, 0.88),
-        (classwise_gaps, 300, 0.90),
+        (classwise_gaps, 64, 0.93),
+        (classwise_gaps, 300, 0.93),
         (classwise_gaps, 2000, 0.93),
     ],
 )

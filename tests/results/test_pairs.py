@@ -1,11 +1,11 @@
 import numpy as np
 
 from calibtune.results.pairs import matching_rows, question_keys
-from calibtune.results.samples import Rows
+from calibtune.results.samples import Samples
 
 
 def rows(hashes, gold):
-    return Rows("t", "none", "file", np.zeros((len(gold), 2)), np.array(gold), tuple(hashes), (), (), {})
+    return Samples("t", "none", "file", np.zeros((len(gold), 2)), np.array(gold), tuple(hashes), (), (), {})
 
 
 def test_repeated_question_has_two_keys():

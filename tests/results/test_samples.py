@@ -15,7 +15,7 @@ def test_samples_file_reproduces_the_harness_metrics(tiny_run, name, temperature
     table, folder = tiny_run
     (path,) = find_samples(folder)
     rows = read_samples(path)
-    numbers = harness_measures(rows.loglikelihoods, rows.gold, rows.temperatures[name])
+    numbers = harness_measures(rows.log_probs, rows.labels, rows.temperatures[name])
     assert len(numbers) == 16
     assert rows.temperatures[name] == temperature
     assert {key: table[f"{key},{name}"] for key in numbers} == pytest.approx(numbers, abs=1e-12)
@@ -25,22 +25,22 @@ def test_harness_file_has_ordered_questions_with_ragged_letters(tiny_run):
     (path,) = find_samples(tiny_run[1])
     rows = read_samples(path)
     assert (rows.task, rows.filter, rows.path) == ("both", "raw", path)
-    assert np.isfinite(rows.loglikelihoods).sum(axis=1).tolist() == [4, 4, 3, 5] * 6
-    assert [doc["gold"] for doc in rows.docs] == rows.gold.tolist()
+    assert np.isfinite(rows.log_probs).sum(axis=1).tolist() == [4, 4, 3, 5] * 6
+    assert [doc["gold"] for doc in rows.documents] == rows.labels.tolist()
     assert len(set(rows.doc_hashes)) == 24
 
 
 def test_rows_are_sorted_by_document(tmp_path):
     rows = read_samples(write(tmp_path, [sample(1, target="1"), sample(0, (-3.0, -1.0))]))
-    assert rows.gold.tolist() == [0, 1]
-    assert rows.loglikelihoods[0, :2].tolist() == [-3.0, -1.0]
-    assert math.isnan(rows.loglikelihoods[0, 2])
+    assert rows.labels.tolist() == [0, 1]
+    assert rows.log_probs[0, :2].tolist() == [-3.0, -1.0]
+    assert math.isnan(rows.log_probs[0, 2])
     assert rows.doc_hashes == ("hash0", "hash1")
 
 
 def test_log_likelihoods_may_be_numbers_or_strings(tmp_path):
     rows = read_samples(write(tmp_path, [sample(0, resps=[[[-1.5, False]], [["-2.5e-3", "True"]]])]))
-    assert rows.loglikelihoods.tolist() == [[-1.5, -0.0025]]
+    assert rows.log_probs.tolist() == [[-1.5, -0.0025]]
 
 
 def test_missing_questions_are_refused_unless_results_count_them(tmp_path):
@@ -48,7 +48,7 @@ def test_missing_questions_are_refused_unless_results_count_them(tmp_path):
     with pytest.raises(ScoringError, match="question 0 is missing"):
         read_samples(path)
     write_results(tmp_path, mc_calib_arc=2)
-    assert len(read_samples(path).gold) == 2
+    assert len(read_samples(path).labels) == 2
 
 
 @pytest.mark.parametrize("other", [[], [["-1.0", "False"]], [["-1.0", "False", "3"]], ["-1.0"]])

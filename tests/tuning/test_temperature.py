@@ -38,14 +38,15 @@ class Logits(ClassifierMixin, BaseEstimator):
 @pytest.mark.parametrize("true", [0.3, 1.0, 2.5, 6.0])
 def test_a_known_temperature_is_recovered_and_its_interval_holds_it(true):
     found = fit_temperature(*simulated(5000, true))
-    assert found.temperature == pytest.approx(true, rel=0.05)
-    assert found.low <= true <= found.high
-    assert found.high - found.low < 0.2 * true
+    assert found.value == pytest.approx(true, rel=0.05)
+    low, high = found.interval
+    assert low <= true <= high
+    assert high - low < 0.2 * true
     assert found.warnings == ()
 
 
 def test_recovered_to_two_per_cent_on_average():
-    found = [fit_temperature(*simulated(5000, 2.5, seed)).temperature for seed in range(10)]
+    found = [fit_temperature(*simulated(5000, 2.5, seed)).value for seed in range(10)]
     assert np.mean(np.abs(np.array(found) / 2.5 - 1)) < 0.02
 
 
@@ -53,19 +54,20 @@ def test_equals_scikit_learns():
     loglikelihoods, gold = simulated(5000, 2.5)
     model = CalibratedClassifierCV(FrozenEstimator(Logits()), method="temperature").fit(loglikelihoods, gold)
     theirs = 1 / model.calibrated_classifiers_[0].calibrators[0].beta_
-    assert fit_temperature(loglikelihoods, gold).temperature == pytest.approx(theirs, rel=1e-3)
+    assert fit_temperature(loglikelihoods, gold).value == pytest.approx(theirs, rel=1e-3)
 
 
 def test_accuracy_stays_and_nll_is_not_worse():
     loglikelihoods, gold = simulated(800, 3.0)
-    t = fit_temperature(loglikelihoods, gold).temperature
+    t = fit_temperature(loglikelihoods, gold).value
     before, after = letter_log_softmax(loglikelihoods), letter_log_softmax(loglikelihoods, t)
     assert accuracy(np.exp(before), gold) == accuracy(np.exp(after), gold)
     assert nll(after, gold) < nll(before, gold)
 
 
 def test_the_intervals_cover():
-    covered = [f.low <= 2.0 <= f.high for f in (fit_temperature(*simulated(300, 2.0, seed)) for seed in range(200))]
+    intervals = [fit_temperature(*simulated(300, 2.0, seed)).interval for seed in range(200)]
+    covered = [low <= 2.0 <= high for low, high in intervals]
     # Binomial: 200 draws at 95 % fall below 180 once in 1,000 times.
     assert sum(covered) >= 180
 
@@ -73,15 +75,15 @@ def test_the_intervals_cover():
 def test_the_ece_objective_finds_a_lower_ece_than_the_nll_one():
     loglikelihoods, gold = simulated(1000, 2.5)
     by_ece, by_nll = (fit_temperature(loglikelihoods, gold, objective) for objective in ("ece", "nll"))
-    eces = [conf_ece(np.exp(letter_log_softmax(loglikelihoods, f.temperature)), gold) for f in (by_ece, by_nll)]
+    eces = [conf_ece(np.exp(letter_log_softmax(loglikelihoods, f.value)), gold) for f in (by_ece, by_nll)]
     assert eces[0] <= eces[1]
-    assert by_ece.low <= by_ece.temperature <= by_ece.high
+    assert by_ece.interval[0] <= by_ece.value <= by_ece.interval[1]
 
 
 def test_ragged_letters():
     loglikelihoods, gold = simulated(3000, 2.0, letters=3)
     padded = np.column_stack([loglikelihoods, np.full(3000, np.nan)])
-    assert fit_temperature(padded, gold).temperature == pytest.approx(fit_temperature(loglikelihoods, gold).temperature)
+    assert fit_temperature(padded, gold).value == pytest.approx(fit_temperature(loglikelihoods, gold).value)
 
 
 def test_letters_without_signal_end_at_the_upper_bound_and_it_is_said():
@@ -93,5 +95,5 @@ def test_letters_without_signal_end_at_the_upper_bound_and_it_is_said():
 def test_letters_that_are_always_right_end_at_the_lower_bound_and_it_is_said():
     loglikelihoods, _ = simulated(200, 1.0)
     found = fit_temperature(loglikelihoods, loglikelihoods.argmax(1))
-    assert found.temperature < 0.02
+    assert found.value < 0.02
     assert "bound" in found.warnings[0]

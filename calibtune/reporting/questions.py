@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from calibtune.errors import UserError
-from calibtune.report.runs import WIN_TASK, Run
+from calibtune.reporting.runs import WIN_TASK, Run
 from calibtune.results.pairs import Key, matching_rows, question_keys
 from calibtune.results.samples import read_samples
 from harness_ext.binning import FloatArray, IntArray
@@ -95,7 +95,7 @@ def unsuitable(path: Path, kind: str | None, win_rate: bool = False) -> str | No
 
 def _read(path: Path) -> Questions:
     rows = read_samples(path)
-    return Questions(rows.loglikelihoods, rows.gold, question_keys(rows), rows.temperatures)
+    return Questions(rows.log_probs, rows.labels, question_keys(rows), rows.temperatures)
 
 
 def same_tasks(found: Sequence[Mapping[str, Questions]]) -> list[dict[str, Questions]]:

@@ -8,7 +8,7 @@ from lm_eval_files import answers, write_run
 from report_files import BASE, CFT, RCFT, fails, report, two_runs
 
 from calibtune.__main__ import main
-from calibtune.report.build import build
+from calibtune.reporting.build import build
 from calibtune.results.samples import find_samples, read_samples
 
 
@@ -16,8 +16,8 @@ def test_generated_samples_files_are_read_like_lm_evals(tmp_path):
     loglikelihoods, gold = answers(50, 5, ragged=True)
     folder = write_run(tmp_path, {"arc": (loglikelihoods, gold)}, filters={"none": 1.0, "scaled": 2.5})
     rows = read_samples(find_samples(folder)[0])
-    assert rows.gold.tolist() == gold
-    assert [row[~np.isnan(row)].tolist() for row in rows.loglikelihoods] == loglikelihoods
+    assert rows.labels.tolist() == gold
+    assert [row[~np.isnan(row)].tolist() for row in rows.log_probs] == loglikelihoods
     assert rows.temperatures == pytest.approx({"none": 1.0, "scaled": 2.5})
 
 

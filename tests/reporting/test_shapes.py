@@ -5,7 +5,7 @@ import pytest
 from lm_eval_files import answers, sample_lines, write_run
 from report_files import BASE, CFT, report
 
-from calibtune.report.build import build
+from calibtune.reporting.build import build
 
 
 def test_report_of_one_model_has_no_differences(tmp_path, capsys):

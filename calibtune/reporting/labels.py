@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import PurePath
 
 from calibtune.errors import UserError
-from calibtune.report.runs import Run
+from calibtune.reporting.runs import Run
 
 
 def set_labels(runs: Sequence[Run], given: Sequence[str] = ()) -> None:

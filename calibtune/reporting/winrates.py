@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from calibtune.errors import UserError
-from calibtune.report.numbers import clear
-from calibtune.report.runs import WIN_TASK, Run
+from calibtune.reporting.numbers import clear
+from calibtune.reporting.runs import WIN_TASK, Run
 from harness_ext.intervals import paired_difference
 
 #: The harness's metric, and what the table calls it.

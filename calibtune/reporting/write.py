@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from calibtune.files import refuse_existing, write_json, write_text
-from calibtune.report.figures import FOR_FILES, add_key
-from calibtune.report.formats import latex, markdown
-from calibtune.report.page import render
-from calibtune.report.style import save, styled
+from calibtune.reporting.figures import FOR_FILES, add_key
+from calibtune.reporting.formats import latex, markdown
+from calibtune.reporting.page import render
+from calibtune.reporting.style import save, styled
 
 #: Figures whose bars are shaded, and so need a key.
 SHADED = ("reliability", "classwise")
@@ -23,7 +23,7 @@ def write(
     """Write ``report.html``, ``figures/``, ``tables.md``, ``tables.tex`` and ``results.json``.
 
     Args:
-        results: From :func:`calibtune.report.build.build`.
+        results: From :func:`calibtune.reporting.build.build`.
         output: The folder; made where it is missing.
         overwrite: Remove what it holds.
         step: Called with a text after each piece of work.

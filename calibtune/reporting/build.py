@@ -9,11 +9,11 @@ from typing import Any
 
 from calibtune import __version__
 from calibtune.errors import UserError
-from calibtune.report.labels import set_labels
-from calibtune.report.numbers import SAME_T, Method, compare, measure, methods_of
-from calibtune.report.questions import MANY, Questions, pool_groups, read_questions, same_tasks
-from calibtune.report.runs import Run, find_runs, merge_runs
-from calibtune.report.winrates import win_rates
+from calibtune.reporting.labels import set_labels
+from calibtune.reporting.numbers import SAME_T, Method, compare, measure, methods_of
+from calibtune.reporting.questions import MANY, Questions, pool_groups, read_questions, same_tasks
+from calibtune.reporting.runs import Run, find_runs, merge_runs
+from calibtune.reporting.winrates import win_rates
 
 #: The harness's own numbers may differ from ours by this much before the report says so.
 AGREE = 1e-6
@@ -35,7 +35,7 @@ def build(
 
     Returns:
         ``base``, ``methods`` (a list, in the report's order), ``tasks`` (by name: ``questions``, ``pooled``,
-        ``figures``, ``methods`` by label, as :func:`calibtune.report.numbers.measure` gives them, with
+        ``figures``, ``methods`` by label, as :func:`calibtune.reporting.numbers.measure` gives them, with
         ``difference``), ``win_rates`` and ``notes``. JSON-able; what is not defined is None.
 
     Raises:

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from calibtune.report.paired import Scored, paired_differences, scored
-from calibtune.report.questions import Questions, match
-from calibtune.report.runs import Run
+from calibtune.reporting.paired import Scored, paired_differences, scored
+from calibtune.reporting.questions import Questions, match
+from calibtune.reporting.runs import Run
 from calibtune.results.measures import further_measures, harness_measures
 from harness_ext.binning import BinTable, FloatArray, IntArray, bin_table
 from harness_ext.calibration import letter_log_softmax, top

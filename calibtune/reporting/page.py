@@ -8,8 +8,8 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from calibtune.report import figures, tables
-from calibtune.report.style import COLORS, SHADE_TEXTS, inline_svg, styled
+from calibtune.reporting import figures, tables
+from calibtune.reporting.style import COLORS, SHADE_TEXTS, inline_svg, styled
 
 #: Panels of one method's classes side by side on the page, legible on a phone.
 CLASSES_ACROSS = 2
@@ -19,14 +19,14 @@ def render(results: Mapping[str, Any], step: Callable[[str], None] = lambda _: N
     """The whole page as HTML.
 
     Args:
-        results: From :func:`calibtune.report.build.build`.
+        results: From :func:`calibtune.reporting.build.build`.
         step: Called with a text after each task's figures.
 
     Returns:
         A document that refers to nothing outside itself.
     """
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("calibtune.report", package_path=""),
+        loader=jinja2.PackageLoader("calibtune.reporting", package_path=""),
         autoescape=True,
         trim_blocks=True,
         undefined=jinja2.StrictUndefined,

@@ -1,4 +1,4 @@
-"""What each figure draws; all take numbers from :mod:`calibtune.report.build` and compute none."""
+"""What each figure draws; all take numbers from :mod:`calibtune.reporting.build` and compute none."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from calibtune.report.style import LIGHT, SHADE_TEXTS, line, shade
+from calibtune.reporting.style import LIGHT, SHADE_TEXTS, line, shade
 
 Entries = Mapping[str, Mapping[str, Any]]
 #: Panels side by side in a file's figure.

@@ -4,7 +4,7 @@ import re
 from lm_eval_files import answers, write_run
 from report_files import BASE, CFT, two_runs
 
-from calibtune.report.build import build
+from calibtune.reporting.build import build
 from calibtune.results.samples import find_samples
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from calibtune.report.tables import BETTER, WORSE, Cell, Table, titled
+from calibtune.reporting.tables import BETTER, WORSE, Cell, Table, titled
 
 ABOUT = (
     "Below or beside each number its 95 % interval; differences are paired by question, marked where the interval "

@@ -4,8 +4,8 @@ import pytest
 from browser import CHROMIUM, browser
 from lm_eval_files import answers, win_lines, write_run
 
-from calibtune.report.build import build
-from calibtune.report.write import write
+from calibtune.reporting.build import build
+from calibtune.reporting.write import write
 
 pytestmark = [
     pytest.mark.browser,

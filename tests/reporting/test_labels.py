@@ -2,9 +2,9 @@ import pytest
 from lm_eval_files import answers, write_run
 
 from calibtune.errors import UserError
-from calibtune.report.build import build
-from calibtune.report.labels import set_labels
-from calibtune.report.runs import find_runs, merge_runs
+from calibtune.reporting.build import build
+from calibtune.reporting.labels import set_labels
+from calibtune.reporting.runs import find_runs, merge_runs
 
 BASE = {"pretrained": "org/base-7b"}
 

@@ -2,7 +2,7 @@ import pytest
 from harness import enter_mirror, evaluate
 from tiny import save_tiny, write_arc_mirror
 
-from calibtune.report.build import build
+from calibtune.reporting.build import build
 
 
 @pytest.mark.slow

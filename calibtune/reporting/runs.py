@@ -36,7 +36,7 @@ class Run:
     settings: tuple[str, ...]
     #: Time of the first evaluation, as lm_eval writes it.
     date: str
-    #: What the report calls it; set by :mod:`calibtune.report.labels`.
+    #: What the report calls it; set by :mod:`calibtune.reporting.labels`.
     label: str = ""
     #: Samples file of each task.
     files: dict[str, Path] = field(default_factory=dict)

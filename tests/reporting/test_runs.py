@@ -2,7 +2,7 @@ import json
 
 from lm_eval_files import answers, write_run
 
-from calibtune.report.build import build
+from calibtune.reporting.build import build
 
 BASE = {"pretrained": "org/base-7b"}
 

@@ -1,0 +1,231 @@
+"""The functions of ``import calibtune``: fit, evaluate, report, and read what they wrote. The commands call them too.
+
+Errors name options as the command line does: ``--batch-size`` is ``batch_size`` here.
+"""
+
+from __future__ import annotations
+
+import atexit
+import dataclasses
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from calibtune.errors import UserError
+
+if TYPE_CHECKING:
+    from calibtune.artifacts.manifest import Artifact
+    from calibtune.evaluation.evaluate import Evaluation
+    from calibtune.recipe import Recipe
+    from calibtune.results.samples import Samples
+    from calibtune.spec import Precision, Quantization
+
+    PathLike = str | os.PathLike[str]
+
+
+def fit(
+    recipe: Recipe,
+    output: PathLike,
+    *,
+    model: PathLike | None = None,
+    tasks: str | Sequence[str] | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+) -> Artifact:
+    """Run a fit: train an adapter or fit a temperature.
+
+    Args:
+        recipe: What to fit, and how.
+        output: The artifact's folder.
+        model: Base model, hub id or folder; None: the recipe's.
+        tasks: Harness tasks to fit on, a list or one text with commas; None: the recipe's.
+        resume: Go on from the last whole checkpoint in ``output``.
+        overwrite: Remove what lies in ``output``.
+
+    Returns:
+        The finished artifact, which :func:`evaluate` takes.
+
+    Raises:
+        UserError: Bad input, before anything is loaded where it can be known.
+        WorkFailed: Out of memory, a loss that is not finite, a full disk.
+
+    Example:
+        >>> from calibtune import Recipe
+        >>> fit(Recipe(method="rcft"), "runs/rcft", tasks=["mc_calib_indomain"])
+        Traceback (most recent call last):
+        calibtune.errors.UserError: the recipe lacks model; give it to fit() or to the recipe
+    """
+    from calibtune.recipe import missing
+
+    given: dict[str, Any] = {"model": model and os.fspath(model), "tasks": tasks and _names(tasks)}
+    recipe = dataclasses.replace(recipe, **{name: value for name, value in given.items() if value})
+    if lacking := missing(vars(recipe)):
+        names = " and ".join(text.removeprefix("--").removesuffix(" is missing") for text in lacking)
+        raise UserError(f"the recipe lacks {names}; give it to fit() or to the recipe")
+    from calibtune.tuning.fit import fit as run
+
+    return run(recipe, Path(output), resume, overwrite)
+
+
+def evaluate(
+    model: PathLike | None = None,
+    artifact: PathLike | None = None,
+    *,
+    tasks: str | Sequence[str],
+    output: PathLike | None = None,
+    revision: str | None = None,
+    apply_chat_template: bool | None = None,
+    chat_template_args: dict[str, Any] | None = None,
+    quantization: Quantization | None = None,
+    precision: Precision | None = None,
+    batch_size: int | str = 16,
+    limit: int | None = None,
+    num_fewshot: int | None = None,
+    device: str | None = None,
+    include_path: PathLike | None = None,
+    backend: str = "hf",
+    trust_remote_code: bool = False,
+) -> Evaluation:
+    """Evaluate a base model or an artifact through lm_eval. What is None is as the artifact was fitted.
+
+    Args:
+        model: Base model, hub id or folder; None: the artifact's.
+        artifact: What :func:`fit` returned, or its folder; None: the base model alone.
+        tasks: Harness tasks, a list or one text with commas.
+        output: Folder for lm_eval's result and sample files; None: a temporary one that lives until Python ends.
+        revision: Branch, tag or commit of the model on the hub.
+        apply_chat_template: Render prompts with the tokenizer's chat template.
+        chat_template_args: Further arguments of the chat template.
+        quantization: "nf4" holds the base model in 4 bits; "none".
+        precision: "bf16", "fp32", or "auto": bf16 where it is fast; auto where no artifact says it.
+        batch_size: Questions in a forward pass, or "auto".
+        limit: Evaluate the first so many questions of each task.
+        num_fewshot: Examples in the prompt; None: as the task says.
+        device: "cuda", "cpu", "mps"; None: found by itself.
+        include_path: Folder of further task YAMLs.
+        backend: "hf", or "hf-prefix", which computes once what prompts share.
+        trust_remote_code: Run code that comes with the model.
+
+    Returns:
+        The numbers by task and metric, and the folder of the files. Where several processes evaluate, all but the
+        first get no numbers.
+
+    Raises:
+        UserError: Options out of range, an output that cannot be written, a model that cannot be loaded or asked for
+            letters, an unknown task, another base, or evaluated documents that the artifact was fitted on.
+        WorkFailed: Out of memory, or the results were not written.
+    """
+    from calibtune.evaluation.evaluate import Evaluation, EvaluationOptions
+    from calibtune.evaluation.evaluate import evaluate as run
+
+    options = EvaluationOptions(
+        tasks=_names(tasks),
+        output=_temporary() if output is None else Path(output),
+        model=None if model is None else os.fspath(model),
+        revision=revision,
+        artifact=None if artifact is None else Path(artifact),
+        apply_chat_template=apply_chat_template,
+        chat_template_args=chat_template_args,
+        quantization=quantization,
+        precision=precision,
+        batch_size=str(batch_size),
+        limit=limit,
+        num_fewshot=num_fewshot,
+        device=device,
+        include_path=None if include_path is None else os.fspath(include_path),
+        backend=backend,
+        trust_remote_code=trust_remote_code,
+    )
+    return run(options) or Evaluation(options.output, {}, {}, options)
+
+
+def report(
+    evaluations: PathLike | Sequence[PathLike],
+    output: PathLike,
+    *,
+    base: PathLike | None = None,
+    labels: Sequence[str] = (),
+    overwrite: bool = False,
+    step: Callable[[str], None] = lambda _: None,
+) -> Path:
+    """Write one page, figures and tables that compare evaluations, question by question.
+
+    Args:
+        evaluations: What :func:`evaluate` returned, or folders that lm_eval wrote with ``--log_samples``.
+        output: The report's folder.
+        base: Evaluation, folder or label that the others are compared to; None: the first.
+        labels: Names of the runs, one for each; found by themselves where empty.
+        overwrite: Remove what lies in ``output``.
+        step: Called with a text after each piece of work.
+
+    Returns:
+        Path of the page, ``report.html``. Beside it lie ``figures/``, ``tables.md``, ``tables.tex`` and
+        ``results.json``.
+
+    Raises:
+        UserError: No runs, an unknown base, labels that do not fit, or ``output`` holds files or an evaluation.
+        ScoringError: A samples file is damaged.
+    """
+    from calibtune.files import keep_inputs, refuse_existing
+    from calibtune.reporting.build import build
+    from calibtune.reporting.write import write
+
+    several = [evaluations] if isinstance(evaluations, (str, os.PathLike)) else evaluations
+    folders, target = [Path(each) for each in several], Path(output)
+    if not folders:
+        raise UserError("there is no evaluation to report; give one or more")
+    keep_inputs(target, *folders)
+    # Asked before any work; what is there is removed only when the new report is ready.
+    if not overwrite:
+        refuse_existing(target, overwrite=False)
+    results = build(folders, None if base is None else os.fspath(base), labels, step)
+    write(results, target, overwrite, step)
+    return target / "report.html"
+
+
+def load(folder: PathLike) -> Artifact:
+    """Read a finished artifact. A temperature's ``probs(log_probs)`` applies it to arrays.
+
+    Args:
+        folder: What :func:`fit` wrote.
+
+    Returns:
+        The artifact, which :func:`evaluate` takes.
+
+    Raises:
+        UserError: The folder holds no whole artifact.
+    """
+    from calibtune.artifacts.manifest import read_artifact
+
+    return read_artifact(Path(folder))
+
+
+def load_samples(path: PathLike) -> list[Samples]:
+    """Read what a model answered to each question, from the files that lm_eval's ``--log_samples`` wrote.
+
+    Args:
+        path: A samples file, or a folder: the newest file of each task in it and below.
+
+    Returns:
+        For each file the arrays ``log_probs`` (N, K) and ``labels`` (N,), and the N ``documents``.
+
+    Raises:
+        ScoringError: There is no such file, or it is damaged or incomplete.
+    """
+    from calibtune.results.samples import find_samples, read_samples
+
+    return [read_samples(file) for file in find_samples(Path(path))]
+
+
+def _names(tasks: str | Sequence[str]) -> tuple[str, ...]:
+    names = tasks.split(",") if isinstance(tasks, str) else tasks
+    return tuple(name.strip() for name in names if name.strip())
+
+
+def _temporary() -> Path:
+    folder = tempfile.mkdtemp(prefix="calibtune-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)

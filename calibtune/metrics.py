@@ -1,0 +1,198 @@
+"""Metrics of calibration on arrays: what the harness's table holds, for a notebook.
+
+One convention: ``probs`` are probabilities, ``log_probs`` natural logarithms of them, both of shape (N, K) for N
+questions of up to K letters, NaN where a question has fewer letters; ``labels`` are the indices of the right letters,
+shape (N,). ``probs`` must sum to 1. ``log_probs`` need not: they are normalized over the question's letters first, as
+the harness does with what a model says. All is computed in float64, whatever the precision of the arrays.
+
+Example:
+    >>> import numpy as np
+    >>> probs = np.array([[0.8, 0.2, np.nan], [0.5, 0.3, 0.2]])
+    >>> labels = np.array([0, 1])
+    >>> accuracy(probs, labels)
+    0.5
+    >>> round(nll(np.log(probs), labels), 4)
+    0.7136
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from calibtune.results.measures import further_measures, harness_measures
+from harness_ext import calibration
+from harness_ext.binning import Edge, FloatArray
+from harness_ext.errors import ScoringError
+from harness_ext.inputs import checked_log_probs, checked_probs
+from harness_ext.registry import BINS
+
+__all__ = ["accuracy", "brier", "conf_ece", "cw_ece", "letter_probs", "nll", "summary"]
+
+
+def conf_ece(probs: ArrayLike, labels: ArrayLike, bins: int = 10, edge: Edge = "left") -> float:
+    """Compute the expected calibration error of the confidence (paper Eq 19).
+
+    Args:
+        probs: Probabilities, shape (N, K), rows summing to 1, NaN where a question has fewer letters.
+        labels: Index of the right letter, shape (N,).
+        bins: Number of equal-width bins, 1 to 200.
+        edge: Whether bins are closed on the "left", [a, b), or on the "right", (a, b].
+
+    Returns:
+        A number in [0, 1]; 0 is calibrated. It is biased upwards on few questions.
+
+    Raises:
+        ScoringError: The arrays do not fit together, or hold no probabilities; the row and the value are named.
+
+    Example:
+        >>> round(conf_ece([[0.8, 0.2], [0.7, 0.3]], [0, 1], bins=15), 4)
+        0.45
+    """
+    values, answers = checked_probs(probs, labels)
+    return calibration.conf_ece(values, answers, _count(bins), edge)
+
+
+def cw_ece(probs: ArrayLike, labels: ArrayLike, bins: int = 10, edge: Edge = "left") -> float:
+    """Compute the class-wise expected calibration error (paper Eq 20), the mean over the letters.
+
+    Args:
+        probs: Probabilities, shape (N, K), rows summing to 1, NaN where a question has fewer letters.
+        labels: Index of the right letter, shape (N,).
+        bins: Number of equal-width bins, 1 to 200.
+        edge: Whether bins are closed on the "left", [a, b), or on the "right", (a, b].
+
+    Returns:
+        A number in [0, 1]; 0 is calibrated.
+
+    Raises:
+        ScoringError: The arrays do not fit together, or hold no probabilities; the row and the value are named.
+
+    Example:
+        >>> round(cw_ece([[0.8, 0.2], [0.7, 0.3]], [0, 1]), 4)
+        0.45
+    """
+    values, answers = checked_probs(probs, labels)
+    return calibration.cw_ece(values, answers, _count(bins), edge)
+
+
+def brier(probs: ArrayLike, labels: ArrayLike) -> float:
+    """Compute the Brier score: squared distance to the right answer, summed over letters, averaged over questions.
+
+    Args:
+        probs: Probabilities, shape (N, K), rows summing to 1, NaN where a question has fewer letters.
+        labels: Index of the right letter, shape (N,).
+
+    Returns:
+        A number in [0, 2]; lower is better.
+
+    Raises:
+        ScoringError: The arrays do not fit together, or hold no probabilities; the row and the value are named.
+
+    Example:
+        >>> brier([[0.5, 0.5]], [0])
+        0.5
+    """
+    return calibration.brier(*checked_probs(probs, labels))
+
+
+def accuracy(probs: ArrayLike, labels: ArrayLike) -> float:
+    """Compute the share of questions whose most probable letter is right; of equal ones the first counts.
+
+    Args:
+        probs: Probabilities, shape (N, K), rows summing to 1, NaN where a question has fewer letters.
+        labels: Index of the right letter, shape (N,).
+
+    Returns:
+        A number in [0, 1].
+
+    Raises:
+        ScoringError: The arrays do not fit together, or hold no probabilities; the row and the value are named.
+    """
+    return calibration.accuracy(*checked_probs(probs, labels))
+
+
+def nll(log_probs: ArrayLike, labels: ArrayLike) -> float:
+    """Compute the mean negative log-probability of the right letter.
+
+    Args:
+        log_probs: Log-probabilities, shape (N, K), NaN where a question has fewer letters; normalized over them first.
+        labels: Index of the right letter, shape (N,).
+
+    Returns:
+        Nats, from 0 up; lower is better. Equal probabilities of K letters give ln K.
+
+    Raises:
+        ScoringError: The arrays do not fit together, or hold probabilities; the row and the value are named.
+
+    Example:
+        >>> round(nll([[-3.0, -3.0]], [0]), 4)
+        0.6931
+    """
+    values, answers = checked_log_probs(log_probs, labels)
+    return calibration.nll(calibration.letter_log_softmax(values), answers)
+
+
+def letter_probs(log_probs: ArrayLike, temperature: float = 1.0) -> FloatArray:
+    """Compute probabilities over each question's letters (paper Eq 1).
+
+    Args:
+        log_probs: Log-probabilities, shape (N, K), NaN where a question has fewer letters.
+        temperature: T > 0; the log-probabilities are divided by it first.
+
+    Returns:
+        Shape (N, K), rows summing to 1, NaN kept.
+
+    Raises:
+        ScoringError: The array holds no log-probabilities, or T is not a finite number above 0.
+
+    Example:
+        >>> letter_probs([[-3.0, -3.0]]).tolist()
+        [[0.5, 0.5]]
+    """
+    values, _ = checked_log_probs(log_probs)
+    return np.exp(calibration.letter_log_softmax(values, temperature))
+
+
+def summary(
+    log_probs: ArrayLike,
+    labels: ArrayLike,
+    bins: tuple[int, ...] = BINS,
+    edge: Edge = "left",
+    temperature: float = 1.0,
+    further: bool = False,
+) -> dict[str, float]:
+    """Compute the numbers of the harness's table, with 95 % intervals of the ECEs.
+
+    Args:
+        log_probs: Log-probabilities as the model gave them, shape (N, K), NaN where a question has fewer letters.
+        labels: Index of the right letter, shape (N,).
+        bins: Numbers of equal-width bins.
+        edge: Whether bins are closed on the "left", [a, b), or on the "right", (a, b].
+        temperature: T > 0 that the log-probabilities are divided by first.
+        further: Add what the table has no room for: mean confidence, equal-mass, debiased and smooth ECE, maximum
+            calibration error, the Brier score's parts, AUROC, accuracy at coverage.
+
+    Returns:
+        ``acc``, ``nll``, ``brier``, ``letter_mass``, and for each number of bins M ``conf_ece_M``, ``conf_ece_M_low``,
+        ``conf_ece_M_high`` and the same of ``cw_ece_M``. ``letter_mass`` means something only for log-probabilities
+        that are not normalized over the letters.
+
+    Raises:
+        ScoringError: The arrays do not fit together, or hold probabilities; the row and the value are named.
+
+    Example:
+        >>> found = summary([[-1.0, -2.0], [-1.5, -0.5]], [0, 0], bins=(10,))
+        >>> found["acc"], round(found["conf_ece_10"], 4)
+        (0.5, 0.2311)
+    """
+    values, answers = checked_log_probs(log_probs, labels)
+    counts = tuple(_count(count) for count in bins)
+    numbers = harness_measures(values, answers, temperature, counts, edge)
+    return {**numbers, **further_measures(values, answers, temperature)} if further else numbers
+
+
+def _count(bins: int) -> int:
+    if isinstance(bins, bool) or not isinstance(bins, (int, np.integer)):
+        raise ScoringError(f"bins is {bins!r}; give a whole number of bins")
+    return int(bins)

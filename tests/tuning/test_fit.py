@@ -206,7 +206,8 @@ def test_tensorboard_gets_the_loss_and_the_held_out_numbers_of_each_epoch(model,
     events = EventAccumulator(str(folder))
     events.Reload()
     scalars = {name: [event.step for event in events.Scalars(name)] for name in events.Tags()["scalars"]}
-    assert scalars["train/held_out_conf_ece_10"] == [0, 4, 8]
+    assert scalars["train/held_out_conf_ece_10"] == [0, 4, 8, 12]
+    assert scalars["train/held_out_nll"] == [0, 4, 8, 12]
     assert scalars["train/loss"] == [10]
 
 

@@ -36,6 +36,13 @@ class WatchedTask(ConfigurableTask):
         cache = mirror_cache(self.DATASET_PATH) if self.DATASET_PATH else None
         super().download({**(dataset_kwargs or {}), **({"cache_dir": cache} if cache else {})}, **kwargs)
 
+    @staticmethod
+    def resolve_field(doc: dict[str, Any], field: str | None = None) -> Any:
+        """Fill in a field as the harness does; plain text is returned as it is, where the harness compiles it anew."""
+        if field and field not in doc and not set(field) & {"{", "\r"}:
+            return field
+        return ConfigurableTask.resolve_field(doc, field)
+
     @functools.cached_property
     def eval_docs(self) -> Any:
         """The evaluated documents; the harness asks for them many times and would convert them anew."""

@@ -2,7 +2,8 @@
 
 A half-million-parameter model that learned the world's facts is well calibrated; DPO made it overconfident; the fits
 of `calibtune fit` mend it more or less. Every number comes from lm_eval, on questions in the domain of the fits
-(mc_calib_world) and out of it (mc_calib_world_ood), and every step prints the command that does it by hand.
+(mc_calib_world) and out of it (mc_calib_world_ood), and every step prints the command that does it by hand. Commands
+that do not need each other run side by side, one a core. Started again with the same --output, a killed demo goes on.
 
   python -m calibtune demo --output demo
   python -m calibtune demo --rebuild --output world    # pre-train and align the two models again, half an hour
@@ -12,13 +13,19 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import importlib.util
 import shlex
+import sys
 import time
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
 from calibtune.errors import UserError, WorkFailed
+
+#: Said after Ctrl-C.
+GO_ON = "the same command goes on where it stopped"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,28 +39,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate and fit everything, or make the checkpoints again."""
+    from calibtune.demo.parallel import DONE, Failed, Journal, run_all
     from calibtune.files import refuse_existing
 
     missing = [name for name in ("accelerate", "peft") if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(f"the demo trains models and {missing[0]} is not installed; pip install 'calibtune[train]'")
-    refuse_existing(args.output, args.overwrite)
     if args.rebuild:
+        refuse_existing(args.output, args.overwrite)
         return _rebuild(args.output)
-    import torch
-
+    if args.overwrite or not (args.output / DONE).is_file():
+        refuse_existing(args.output, args.overwrite)
     from calibtune.demo.story import steps, table
 
-    # Operations on so small a model are over before a second thread has started, and waiting for it takes longer.
-    torch.set_num_threads(1)
     started = time.monotonic()
     commands = steps(args.output)
-    log = args.output / "log.txt"
-    args.output.mkdir(parents=True, exist_ok=True)
-    print(f"{len(commands)} commands; what they print goes to {log}")
-    for number, command in enumerate(commands, start=1):
-        print(f"[{number}/{len(commands)}, {time.monotonic() - started:.0f} s] {_shown(command)}", flush=True)
-        _call(command, log)
+    logs = args.output / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    journal = Journal(args.output)
+    journal.add()
+    before = sum(map(journal.done, commands))
+    print(f"{len(commands)} commands; what they print goes to {logs}" + f"; {before} were done before" * bool(before))
+    try:
+        with contextlib.closing(run_all(commands, journal, functools.partial(_call, logs))) as begun:
+            for place, command in enumerate(begun, before + 1):
+                seconds = time.monotonic() - started
+                print(f"[{place}/{len(commands)}, {seconds:.0f} s] {_shown(command)}", flush=True)
+    except Failed as failed:
+        log = _log(logs, failed.number, commands[failed.number])
+        last = log.read_text(encoding="utf-8").strip().splitlines()[-1]
+        raise WorkFailed(
+            f"`{_shown(commands[failed.number])}` ended with exit code {failed.code}: {last}; all it said is in {log}"
+        ) from None
     print(f"\n{table(args.output)}\n")
     print(f"{time.monotonic() - started:.0f} s; the report: {args.output / 'report' / 'report.html'}")
     return 0
@@ -63,19 +80,27 @@ def _shown(command: Sequence[str]) -> str:
     return shlex.join(["python", "-m", "calibtune", *command])
 
 
-def _call(command: Sequence[str], log: Path) -> None:
-    """Run a command of ours in this process, which saves the half-minute of a new one's imports."""
+def _log(logs: Path, number: int, command: Sequence[str]) -> Path:
+    return logs / f"{number + 1:02d}-{command[0]}.txt"
+
+
+def _call(logs: Path, command: list[str], number: int) -> None:
+    """Run a command of ours and exit with its code; what it prints goes to its log."""
     from calibtune.__main__ import main
 
-    with log.open("a", encoding="utf-8") as file:
-        print(f"\n$ {_shown(command)}", file=file, flush=True)
+    with _log(logs, number, command).open("a", encoding="utf-8") as file:
+        print(f"$ {_shown(command)}", file=file, flush=True)
         with contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
-            code = main(list(command))
-    if code == 130:
-        raise KeyboardInterrupt
-    if code:
-        last = log.read_text(encoding="utf-8").strip().splitlines()[-1]
-        raise WorkFailed(f"`{_shown(command)}` ended with exit code {code}: {last}; all it said is in {log}")
+            try:
+                # Operations on so small a model are over before a second thread has started.
+                import torch
+
+                torch.set_num_threads(1)
+                code = main(command)
+            except Exception:
+                traceback.print_exc()
+                code = 1
+    sys.exit(code)
 
 
 def _rebuild(output: Path) -> int:

@@ -9,6 +9,8 @@ Exit code 0: all is well. 1: something is not, and the line says what to do.
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import json
 
 from calibtune.errors import UserError
 
@@ -26,6 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--device", help="cuda, cpu, mps; found by itself where not given")
     parser.add_argument("--include-path", metavar="DIR", help="folder of further task YAMLs")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of lines")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -40,6 +43,10 @@ def run(args: argparse.Namespace) -> int:
             print(finding.line(), flush=True)
             findings.append(finding)
     bad = sum(not finding.good for finding in findings)
+    if args.json:
+        checks = [dataclasses.asdict(finding) for finding in findings]
+        print(json.dumps({"good": not bad, "checks": checks}), file=args.stdout)
+        return int(bad > 0)
     print(f"{len(findings) - bad} of {len(findings)} checks passed")
     if not args.model:
         print("next: python -m calibtune doctor --model M --tasks mc_calib_arc [--apply-chat-template]")

@@ -13,11 +13,17 @@ from __future__ import annotations
 import argparse
 import inspect
 import json
+import logging
 import shlex
-import sys
 from pathlib import Path
 
 from calibtune.errors import UserError, WorkFailed
+from calibtune.processes import is_first_process
+
+logger = logging.getLogger(__name__)
+
+#: Said after Ctrl-C.
+GO_ON = "run the same command again: an evaluation begins anew"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -68,6 +74,8 @@ def run(args: argparse.Namespace) -> int:
         from calibtune.evaluation.guard import check_base
 
         check_base(args.guard_base, args.margin)
+    if is_first_process():
+        logger.info("eval: %s on %s; starting", args.artifact or args.model, ", ".join(tasks))
     from calibtune.api import evaluate
     from calibtune.results.table import numbers_table
 
@@ -76,7 +84,8 @@ def run(args: argparse.Namespace) -> int:
     if not found.results:
         return 0  # not the first process, which alone writes and compares
     if args.json:
-        print(json.dumps({"folder": str(found.folder), "questions": found.questions, "results": found.results}))
+        values = {"folder": str(found.folder), "questions": found.questions, "results": found.results}
+        print(json.dumps(values), file=args.stdout)
     else:
         for task, numbers in found.results.items():
             print(numbers_table(f"{task}: {found.questions.get(task, 0)} questions", numbers) + "\n")
@@ -92,5 +101,5 @@ def _guard(args: argparse.Namespace, written: Path) -> int:
     verdict = guard(args.guard_base, written, args.margin)
     if not verdict.passed:
         raise WorkFailed(f"--guard winrate: {verdict.sentence()}")
-    print(verdict.sentence(), file=sys.stderr if args.json else sys.stdout)
+    print(verdict.sentence())
     return 0

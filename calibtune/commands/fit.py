@@ -21,11 +21,18 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import logging
 import typing
 from pathlib import Path
 from typing import Any
 
+from calibtune.processes import is_first_process
 from calibtune.recipe import FIELDS, RECIPES, Recipe, flag, load_recipe, make_recipe
+
+logger = logging.getLogger(__name__)
+
+#: Said after Ctrl-C.
+GO_ON = "the same command with --resume goes on from the last checkpoint"
 
 #: Groups of options in ``--help``, in this order.
 GROUPS = {
@@ -95,12 +102,14 @@ def run(args: argparse.Namespace) -> int:
     if output is not None and not isinstance(output, (str, Path)):
         problems = [f"{args.config}: output is {output!r}; give a folder as text"]
     recipe = make_recipe(config, flags, str(args.config or "--config"), problems)
+    if is_first_process():
+        what = recipe.samples or f"{', '.join(recipe.tasks)}, {recipe.model}"
+        logger.info("fit: %s on %s; starting", recipe.method, what)
     from calibtune.api import fit
     from calibtune.artifacts.card import summary
-    from calibtune.processes import is_first_process
 
     artifact = fit(recipe, output, resume=args.resume, overwrite=args.overwrite)
     if is_first_process():
         text = json.dumps(artifact.record()) if args.json else summary(artifact, Path(output))
-        print(text)
+        print(text, file=args.stdout)
     return 0

@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         # JSON has no NaN, which the AUROC of a model that is always right would be.
         finite = {f: {k: None if v != v else v for k, v in numbers.items()} for f, numbers in output.items()}
-        print(json.dumps(finite, indent=2))
+        print(json.dumps(finite, indent=2), file=args.stdout)
     else:
         for file_name, values in output.items():
             numbers = {name: value for name, value in values.items() if name not in ("task", "questions")}

@@ -31,7 +31,24 @@ def installed_tasks() -> dict[str, Path]:
     return found
 
 
-def task_manager(names: Sequence[str], include_path: str | None = None) -> TaskManager:
+class Index(TaskManager):
+    """The harness's index of tasks, which loads the same names once: what is checked is what is evaluated."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._loaded: dict[tuple[str, ...], Any] = {}
+
+    def load(self, task_list: Any) -> Any:
+        """Return tasks and groups by name, as the harness does."""
+        names = tuple(task_list) if isinstance(task_list, (list, tuple)) else (task_list,)
+        if not all(isinstance(name, str) for name in names):
+            return super().load(task_list)
+        if names not in self._loaded:
+            self._loaded[names] = super().load(list(names))
+        return self._loaded[names]
+
+
+def task_manager(names: Sequence[str], include_path: str | None = None) -> Index:
     """Return the harness's index of tasks: of ours alone where that suffices, since the full one takes ten seconds.
 
     Args:
@@ -45,9 +62,9 @@ def task_manager(names: Sequence[str], include_path: str | None = None) -> TaskM
         raise UserError(f"--include-path {include_path} is no folder; give one that holds task YAMLs")
     own = installed_folder()
     paths: list[str | Path] = [*([own] if own.is_dir() else []), *([include_path] if include_path else [])]
-    manager = TaskManager(include_path=paths, include_defaults=False)
+    manager = Index(include_path=paths, include_defaults=False)
     if not set(names) <= set(manager.all_tasks):
-        manager = TaskManager(include_path=include_path)
+        manager = Index(include_path=include_path)
     for name in names:
         if name not in manager.all_tasks:
             close = get_close_matches(name, manager.all_tasks, 3)
@@ -58,17 +75,18 @@ def task_manager(names: Sequence[str], include_path: str | None = None) -> TaskM
     return manager
 
 
-def load_tasks(names: Sequence[str], include_path: str | None = None) -> list[Any]:
+def load_tasks(names: Sequence[str], include_path: str | None = None, index: Index | None = None) -> list[Any]:
     """Load tasks by name as the harness does, groups opened.
 
     Args:
         names: Task or group names.
         include_path: Folder of further YAMLs.
+        index: Where to look them up; None: in a new one.
 
     Raises:
         UserError: A name is unknown, or a task's YAML, code or data set cannot be loaded.
     """
-    manager = task_manager(names, include_path)
+    manager = index or task_manager(names, include_path)
     with explained(", ".join(names)):
         return list(manager.load(list(names))["tasks"].values())
 

@@ -9,17 +9,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lm_eval import simple_evaluate
 from lm_eval.api.registry import get_model
 from lm_eval.loggers import EvaluationTracker
 from safetensors import SafetensorError
 
 from calibtune.artifacts.manifest import Artifact, base_model, own_tokenizer, read_artifact
 from calibtune.artifacts.tasks import SUFFIX, write_scaled_tasks
-from calibtune.data.tasks import load_tasks, task_manager
+from calibtune.data.tasks import Index, load_tasks, task_manager
 from calibtune.errors import UserError, WorkFailed, is_out_of_memory
 from calibtune.evaluation.checks import check_disjoint, check_model, check_output, check_shots, tokenizer_spec
 from calibtune.evaluation.files import save_results
+from calibtune.evaluation.harness import quiet_evaluate
 from calibtune.models.fingerprint import check_fingerprint
 from calibtune.models.loading import found_device, load_base, load_tokenizer, weights_dtype
 from calibtune.spec import ModelSpec, Precision, Quantization
@@ -110,14 +110,16 @@ def evaluate(options: EvaluationOptions) -> Evaluation | None:
     check_model(spec, arguments)
     if artifact is not None:
         check_fingerprint(spec, artifact.fingerprint, str(options.artifact))
-    tasks = load_tasks(options.tasks, options.include_path)
+    index = task_manager(options.tasks, options.include_path)
+    tasks = load_tasks(options.tasks, index=index)
     check_shots(tasks, options.num_fewshot)
     check_disjoint(tasks, artifact)
     with tempfile.TemporaryDirectory() as folder:
-        names, include_path = options.tasks, options.include_path
+        names = options.tasks
         if artifact is not None and artifact.temperature is not None:
             names, include_path = scaled_tasks(options.tasks, artifact.temperature["temperature"], Path(folder))
-        return _run(options, spec, arguments, names, include_path)
+            index = task_manager(names, include_path)
+        return _run(options, spec, arguments, names, index)
 
 
 def _run(
@@ -125,11 +127,11 @@ def _run(
     spec: ModelSpec,
     arguments: dict[str, Any],
     names: tuple[str, ...],
-    include_path: str | None,
+    index: Index,
 ) -> Evaluation | None:
     tracker = EvaluationTracker(output_path=str(options.output))
     try:
-        results = simple_evaluate(
+        results = quiet_evaluate(
             model=_load(options, arguments, spec),
             model_args=arguments,
             tasks=list(names),
@@ -140,7 +142,7 @@ def _run(
             apply_chat_template=spec.apply_chat_template,
             log_samples=True,
             evaluation_tracker=tracker,
-            task_manager=task_manager(names, include_path),
+            task_manager=index,
             bootstrap_iters=0,
         )
     except RuntimeError as error:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from peft.helpers import disable_input_dtype_casting
-from transformers import ProgressCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
 
 from calibtune.data.tokens import collate, parts
 from calibtune.data.training_set import GroupedOrder, Questions
@@ -29,6 +29,7 @@ from calibtune.tuning.graphs import BUCKET, StepGraphs
 from calibtune.tuning.losses import method_loss
 from calibtune.tuning.memory import most_tokens
 from calibtune.tuning.progress import epoch_table
+from calibtune.tuning.steps import Progress
 
 logger = logging.getLogger(__name__)
 
@@ -65,10 +66,10 @@ class CalibrationTrainer(Trainer):
             args=args,
             train_dataset=questions.train,
             data_collator=self._collate,
-            callbacks=[Epochs(self)],
+            callbacks=[Progress(), Epochs(self)],
         )
-        if self.pop_callback(ProgressCallback):
-            self.add_callback(Progress())
+        for theirs in (ProgressCallback, PrinterCallback):
+            self.remove_callback(theirs)
 
     def _collate(self, rows: list[Any]) -> dict[str, Any]:
         batch = collate(rows, self.questions.pad_id, multiple=self._multiple)
@@ -186,6 +187,15 @@ class CalibrationTrainer(Trainer):
         if self.args.should_save:
             seal(folder, self.state.global_step)
 
+    def end_epoch(self) -> None:
+        """Log the held-out questions' numbers after the last epoch, for tensorboard or wandb."""
+        if self.recipe.report_to != "none" and self.state.global_step >= self.state.max_steps:
+            if not self.questions.held_out:
+                return
+            gold = np.array([row.gold for row in self.questions.held_out])
+            numbers = harness_measures(self._score(self.questions.held_out), gold, bins=(self.recipe.bins,))
+            self.log({f"held_out_{name}": value for name, value in numbers.items()})
+
     def _score(self, examples: Any) -> np.ndarray:
         return score(self.model_wrapped, examples, self.questions.pad_id, self.args.per_device_train_batch_size)
 
@@ -198,17 +208,6 @@ class CalibrationTrainer(Trainer):
             self.log({f"held_out_{name}": value for name, value in numbers.items()})
         if self.is_world_process_zero():
             logger.info(epoch_table(epoch, score_bins(scores, gold, self.recipe.bins), numbers, self.recipe.bins))
-
-
-class Progress(ProgressCallback):
-    """Show Trainer's progress bar, and log what it prints: a fit called from Python prints nothing."""
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        """Log losses and rates."""
-        if state.is_world_process_zero:
-            shown = {name: f"{x:.4g}" if isinstance(x, float) else x for name, x in (logs or {}).items()}
-            shown.pop("total_flos", None)
-            logger.info("%s", shown)
 
 
 class Epochs(TrainerCallback):
@@ -226,6 +225,10 @@ class Epochs(TrainerCallback):
             self.trainer.questions.train.set_epoch(epoch)
         else:
             self.trainer.begin_epoch(epoch)
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """See :meth:`CalibrationTrainer.end_epoch`."""
+        self.trainer.end_epoch()
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """See :meth:`CalibrationTrainer.save_e_step`."""

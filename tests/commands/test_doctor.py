@@ -79,3 +79,13 @@ def test_a_low_letter_mass_is_not_ok(mass, good):
 def test_a_device_or_tasks_that_are_none_are_refused(model, capsys, words, message):
     assert main(["doctor", "--model", str(model), *words]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_json_holds_each_check_and_nothing_else_is_printed(model, mirror, capsys):
+    import json
+
+    code = doctor_of(model, "--json")
+    found = json.loads(capsys.readouterr().out)
+    assert code == int(not found["good"])
+    assert {"good", "text"} == set(found["checks"][0])
+    assert any("letter mass" in check["text"] for check in found["checks"])

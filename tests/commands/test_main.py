@@ -1,7 +1,11 @@
 import argparse
+import logging
+import os
 import re
+import signal
 import subprocess
 import sys
+import time
 import types
 
 import pytest
@@ -104,3 +108,54 @@ def test_an_unknown_command_or_flag_is_misuse():
 def test_the_version_is_the_packages():
     found = run("--version")
     assert (found.returncode, found.stdout) == (0, f"calibtune {__version__}\n")
+
+
+def test_sigterm_ends_a_command_like_ctrl_c_with_its_own_code(command, capsys):
+    main = command(lambda args: os.kill(os.getpid(), signal.SIGTERM) or time.sleep(5) or 0)
+    before = signal.getsignal(signal.SIGTERM)
+    assert main(["probe"]) == 143
+    assert capsys.readouterr().err == "calibtune: terminated\n"
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_ctrl_c_says_how_to_go_on_where_a_command_can(command, capsys, monkeypatch):
+    main = command(raising(KeyboardInterrupt()))
+    monkeypatch.setattr(sys.modules["calibtune.commands.probe"], "GO_ON", "do it again", raising=False)
+    assert main(["probe"]) == 130
+    assert capsys.readouterr().err == "calibtune: interrupted; do it again\n"
+    from calibtune.commands import demo, eval, fit
+
+    assert "--resume" in fit.GO_ON
+    assert "goes on" in demo.GO_ON
+    assert "again" in eval.GO_ON
+
+
+def test_with_json_only_json_goes_to_stdout(command, capsys, monkeypatch):
+    def behave(args):
+        print("a library's remark")
+        logging.getLogger("calibtune.probe").info("a line of ours")
+        print("{}", file=args.stdout)
+        return 0
+
+    main = command(behave)
+    module = sys.modules["calibtune.commands.probe"]
+    monkeypatch.setattr(module, "add_arguments", lambda parser: parser.add_argument("--json", action="store_true"))
+    assert main(["probe", "--json"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out == "{}\n"
+    assert "a library's remark" in captured.err
+    assert "a line of ours" in captured.err
+
+
+def test_eval_and_a_temperature_load_neither_peft_nor_bitsandbytes_and_say_a_line_first(model, mirror):
+    common = ["--model", str(model), "--tasks", "mc_calib_arc", "--device", "cpu", "--precision", "fp32"]
+    for words in (["eval", "--limit", "4"], ["fit", "--method", "temperature"]):
+        code = (
+            "import sys; from calibtune.__main__ import main\n"
+            f"code = main({[*words, *common, '--output', 'out-' + words[0]]!r})\n"
+            "print('LOADED', code, sorted({'peft', 'bitsandbytes'} & set(sys.modules)))"
+        )
+        found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+        assert "LOADED 0 []" in found.stdout, found.stderr
+        assert found.stdout.splitlines()[0].endswith("; starting")
+        assert "fatal" not in found.stderr

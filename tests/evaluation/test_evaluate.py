@@ -266,6 +266,6 @@ def test_a_guard_that_could_not_compare_is_refused_before_the_evaluation(model, 
 
 
 def test_processes_that_lm_eval_gives_no_results_say_and_compare_nothing(model, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(evaluation, "simple_evaluate", lambda **_: None)
+    monkeypatch.setattr(evaluation, "quiet_evaluate", lambda **_: None)
     assert evaluate(tmp_path / "out", model=model) == 0
     assert "written to" not in capsys.readouterr().out

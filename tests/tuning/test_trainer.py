@@ -99,7 +99,8 @@ def test_tensorboard_logs_loss_and_held_out_metrics_per_epoch(model, tmp_path):
     events = EventAccumulator(str(folder))
     events.Reload()
     scalars = {name: [event.step for event in events.Scalars(name)] for name in events.Tags()["scalars"]}
-    assert scalars["train/held_out_conf_ece_10"] == [0, 4, 8]
+    assert scalars["train/held_out_conf_ece_10"] == [0, 4, 8, 12]
+    assert scalars["train/held_out_nll"] == [0, 4, 8, 12]
     assert scalars["train/loss"] == [10]
 
 

@@ -1,0 +1,24 @@
+"""Import what the demo's commands need; the processes that run them are forked from one that imported this."""
+
+from __future__ import annotations
+
+import gc
+import importlib
+
+from calibtune.__main__ import GARBAGE, quieten
+
+MODULES = (
+    "calibtune.evaluation.evaluate",
+    "calibtune.tuning.fit",
+    "calibtune.tuning.trainer",
+    "calibtune.artifacts.card",
+    "harness_ext.world.questions",
+    "transformers.models.llama.modeling_llama",
+)
+
+quieten()
+gc.set_threshold(GARBAGE)
+for name in MODULES:
+    importlib.import_module(name)
+# What is imported stays: the processes need not search it for garbage, and share its memory.
+gc.freeze()

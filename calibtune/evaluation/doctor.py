@@ -6,12 +6,17 @@ import contextlib
 import importlib.metadata
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from lm_eval.tasks import TaskManager
 
 from calibtune.data.tasks import installed_folder
+from harness_ext.task import LetterTask
+
+if TYPE_CHECKING:
+    from calibtune.data.encoder import Encoder
+    from calibtune.data.examples import LetterExample
 
 #: Letter mass below which confidence among the letters says little about what the model would write.
 MASS = 0.5
@@ -87,10 +92,27 @@ def check_letters(task: Any, encoder: Any, chat: bool) -> list[Finding]:
     text = f"{task.task_name}: letters are single tokens of their own in {len(docs)} prompts: {shown}"
     findings = [Finding(True, f"{text}; the prompt ends {examples[0].context[-40:]!r}")]
     if shared:
-        findings.append(
-            Finding(True, f"{task.task_name}: the prompt's last blanks are tokens {list(shared)} before each letter")
-        )
-    return findings
+        findings.append(Finding(True, f"{task.task_name}: all letters begin with the tokens {list(shared)}"))
+    return [*findings, *_check_harness(task, examples[0], encoder)]
+
+
+def _check_harness(task: Any, example: LetterExample, encoder: Encoder) -> list[Finding]:
+    """Does the harness feed the tokens of the whole prompt? Nothing is said where it does."""
+    context, letters = encoder.encode(example.context, example.letters[0])
+    their_context, their_letters = encoder.encode_as_harness(example.context, example.letters[0])
+    if context == their_context:
+        return []
+    end = example.context[len(example.context.rstrip()) :]
+    if context + letters == their_context + their_letters:
+        text = f"the harness alone scores the prompt's last {end!r} with each letter, which lowers letter mass"
+        return [Finding(True, f"{task.task_name}: {text}; calibtune and its tasks feed it like the prompt")]
+    shown = encoder.tokenizer.convert_ids_to_tokens(context[-2:])
+    text = f"the harness alone loses {end!r} at the prompt's end, whose last tokens are {shown}"
+    if isinstance(task, LetterTask):
+        return [Finding(True, f"{task.task_name}: {text}; our tasks have it feed the whole prompt")]
+    return [
+        Finding(False, f"{task.task_name}: {text}; evaluate this task with `python -m calibtune eval`, not lm_eval")
+    ]
 
 
 def check_mass(task_name: str, scores: np.ndarray, chat: bool) -> Finding:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from lm_eval import simple_evaluate
-from lm_eval.api.registry import get_model
 from lm_eval.loggers import EvaluationTracker
 from safetensors import SafetensorError
 
@@ -20,8 +19,14 @@ from calibtune.data.tasks import load_tasks, task_manager
 from calibtune.errors import UserError, WorkFailed, is_out_of_memory
 from calibtune.evaluation.checks import check_disjoint, check_model, check_output, check_shots, tokenizer_spec
 from calibtune.evaluation.files import save_results
+from calibtune.evaluation.hf_letters import LetterLM
+from calibtune.evaluation.hf_prefix import PrefixLM
 from calibtune.models.loading import found_device, load_base, load_tokenizer
 from calibtune.models.spec import ModelSpec, Precision, Quantization
+
+#: lm_eval's hf backend with prompts encoded whole and letters read in float32, and one that computes shared beginnings
+#: once.
+BACKENDS = {"hf": LetterLM, "hf-prefix": PrefixLM}
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,7 @@ class EvaluationOptions:
     num_fewshot: int | None = None
     device: str | None = None
     include_path: str | None = None
-    #: "hf", or "hf-prefix"; see :mod:`calibtune.evaluation.hf_prefix`.
+    #: One of ``BACKENDS``.
     backend: str = "hf"
     trust_remote_code: bool = False
 
@@ -98,8 +103,6 @@ def evaluate(options: EvaluationOptions) -> Evaluation | None:
     """
     check_options(options)
     check_output(options.output)
-    if options.backend == "hf-prefix":
-        import calibtune.evaluation.hf_prefix  # noqa: F401  (registers it)
     artifact = read_artifact(options.artifact) if options.artifact else None
     spec = options.spec(artifact)
     arguments = model_arguments(options, spec, artifact)
@@ -224,7 +227,7 @@ def _load(options: EvaluationOptions, arguments: dict[str, Any], spec: ModelSpec
     Raises:
         UserError: It cannot be loaded, or the adapter was made for another.
     """
-    backend = get_model(options.backend)
+    backend = BACKENDS[options.backend]
     if spec.quantization == "nf4":
         # The hf backend's arguments cannot say so.
         model = load_base(spec)

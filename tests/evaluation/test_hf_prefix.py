@@ -7,7 +7,8 @@ from harness import evaluate
 from lm_eval.models.huggingface import HFLM
 from tiny import save_tiny
 
-from calibtune.evaluation.hf_prefix import Cluster, PrefixLM, clusters
+from calibtune.evaluation.hf_letters import Cluster, LetterLM
+from calibtune.evaluation.hf_prefix import PrefixLM, clusters
 from calibtune.models.prefix import prefix_cache
 
 pytestmark = pytest.mark.usefixtures("mirror")
@@ -31,10 +32,11 @@ MULTITURN = {"num_fewshot": 3, "apply_chat_template": True, "fewshot_as_multitur
 
 @pytest.mark.parametrize("options", [{}, {"apply_chat_template": True}, {"num_fewshot": 3}, MULTITURN])
 def test_log_likelihoods_equal_the_stock_backends(model, options):
-    stock, ours = (loglikelihoods(lm(pretrained=model, **OPTIONS), **options) for lm in (HFLM, PrefixLM))
-    np.testing.assert_allclose([v for v, _ in ours], [v for v, _ in stock], atol=1e-4)
-    assert [greedy for _, greedy in ours] == [greedy for _, greedy in stock]
-    assert len(ours) > 80
+    stock, *ours = (loglikelihoods(lm(pretrained=model, **OPTIONS), **options) for lm in (HFLM, LetterLM, PrefixLM))
+    for found in ours:
+        np.testing.assert_allclose([v for v, _ in found], [v for v, _ in stock], atol=1e-4)
+        assert [greedy for _, greedy in found] == [greedy for _, greedy in stock]
+        assert len(found) > 80
 
 
 @pytest.mark.parametrize("name", ["Mistral", "Gemma2", "GPT2", "Mamba", "Lfm2"])
@@ -74,7 +76,7 @@ def test_continuations_of_several_tokens_and_cut_prompts_equal_the_stock_backend
 
 def test_models_of_unknown_code_give_the_same_log_likelihoods(model, monkeypatch):
     known = loglikelihoods(PrefixLM(pretrained=model, **OPTIONS), num_fewshot=2)
-    monkeypatch.setattr("calibtune.evaluation.hf_prefix.output_layer", lambda model: None)
+    monkeypatch.setattr("calibtune.evaluation.hf_letters.output_layer", lambda model: None)
     unknown = loglikelihoods(PrefixLM(pretrained=model, **OPTIONS), num_fewshot=2)
     np.testing.assert_allclose([v for v, _ in unknown], [v for v, _ in known], atol=1e-5)
 
@@ -87,21 +89,26 @@ def test_texts_are_encoded_ahead_as_the_stock_backend_encodes_them(model, monkey
     pairs = [("Which? ", "A"), ("Which? ", "B"), (f"{bos}Which?", " A"), ("", "A B"), ("Why?\n\n", " C")]
     instances = [Instance("loglikelihood", {}, pair, i) for i, pair in enumerate(pairs)]
     seen, encoded = [], []
-    for lm in (HFLM, PrefixLM):
+    for lm in (HFLM, LetterLM):
         made = lm(pretrained=model, **OPTIONS, **options)
         monkeypatch.setattr(made, "_loglikelihood_tokens", lambda requests, **_: seen.append(requests))
         one_by_one = Mock(wraps=made.tokenizer.encode)
         monkeypatch.setattr(made.tokenizer, "encode", one_by_one)
         made.loglikelihood(instances)
         encoded.append(one_by_one.call_count)
-    assert seen[0] == seen[1]
+    assert [(request, context + letter) for request, context, letter in seen[1]] == [
+        (request, context + letter) for request, context, letter in seen[0]
+    ]
+    assert seen[1][:4] == seen[0][:4]
+    # The blank lines before " C" are the context's here.
+    assert len(seen[1][4][2]) < len(seen[0][4][2])
     assert encoded == [9, 1]  # the empty prompt's continuation alone
 
 
 def test_a_batch_has_no_more_to_compute_or_to_keep_than_a_stock_one(model):
     lm = PrefixLM(pretrained=model, **OPTIONS)
     cluster = Cluster(shared=90, prompts=((1,) * 100,) * 200)
-    cache = prefix_cache(lm._forward, (1,) * 90, lm.device)
+    cache = prefix_cache(lm._forward, (1,) * 90, lm.device, keeps_logits=True)
     kept = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers) / 90
     made = lm.model.config.vocab_size * 4
     assert (kept, made) == (256, 1556)  # a token's keys and values take .165 of its log-probabilities, more than .1

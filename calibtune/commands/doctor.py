@@ -50,6 +50,7 @@ def _check_model(args):  # type: ignore[no-untyped-def]
     from calibtune.models.loading import check_spec, context_length, load_base, load_config, load_tokenizer
     from calibtune.models.scores import score
     from calibtune.models.spec import ModelSpec
+    from harness_ext.calibration import letter_mass
 
     spec = ModelSpec(
         args.model, apply_chat_template=args.apply_chat_template, precision=args.precision, device=args.device
@@ -74,4 +75,4 @@ def _check_model(args):  # type: ignore[no-untyped-def]
             model = model or load_base(spec)
             questions = tokenize(examples, encoder, context_length(config, tokenizer))
             scores = score(model, questions, tokenizer.pad_token_id, batch_size=1)
-            yield check_mass(task.task_name, scores, args.apply_chat_template)
+            yield check_mass(task.task_name, letter_mass(scores), len(scores), args.apply_chat_template)

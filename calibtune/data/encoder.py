@@ -14,12 +14,12 @@ from harness_ext.encoding import split_whole
 class Encoder(HFLM):
     """The harness's HF backend without a model: its chat templating and its tokenizer's settings, nothing else."""
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, chat_template_args: dict[str, Any] | None = None) -> None:
         # HFLM's own constructor would load weights; these are all that encoding and templating read.
         self.tokenizer = tokenizer
         self.backend = "causal"
         self.add_bos_token = None
-        self.chat_template_args: dict[str, Any] = {}
+        self.chat_template_args: dict[str, Any] = chat_template_args or {}
         self.custom_prefix_token_id = None
         # Asked for by the checks of tasks that are being evaluated in the same process.
         self._max_length = tokenizer.model_max_length

@@ -82,8 +82,8 @@ def letter_ids(example: LetterExample, encoder: Encoder) -> LetterIds:
         )
     except ScoringError as error:
         raise UserError(
-            f"task {example.prompts.task.task_name}: {error}; fit on tasks whose options are letters, and see "
-            "`python -m calibtune doctor`"
+            f"task {example.prompts.task.task_name}: {error}; give a task whose options are letters, or a model whose "
+            "tokenizer knows them (see `python -m calibtune doctor`)"
         ) from None
 
 

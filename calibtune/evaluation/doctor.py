@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from lm_eval.tasks import TaskManager
 
 from calibtune.data.tasks import installed_folder
@@ -68,20 +68,21 @@ def check_installation() -> list[Finding]:
     return findings
 
 
-def check_letters(task: Any, encoder: Any, chat: bool) -> list[Finding]:
+def check_letters(task: Any, encoder: Any, chat: bool, count: int = LOOKED_AT) -> list[Finding]:
     """Are the letters distinct single tokens in this task's rendered prompts?
 
     Args:
         task: A multiple-choice task of the harness.
         encoder: Of the model's tokenizer.
         chat: Render as chat.
+        count: Questions to look at.
     """
     from calibtune.data.examples import Prompts
     from calibtune.data.tokens import letter_ids
     from calibtune.errors import UserError
 
     prompts = Prompts(task, encoder, chat)
-    docs = list(task.eval_docs)[:LOOKED_AT]
+    docs = list(islice(task.eval_docs, count))
     examples = [prompts.example(doc) for doc in docs]
     try:
         found = {(example.letters, letter_ids(example, encoder)) for example in examples}
@@ -115,21 +116,18 @@ def _check_harness(task: Any, example: LetterExample, encoder: Encoder) -> list[
     ]
 
 
-def check_mass(task_name: str, scores: np.ndarray, chat: bool) -> Finding:
+def check_mass(task_name: str, mass: float, questions: int, chat: bool) -> Finding:
     """How much probability the model gives to the letters at all.
 
     Args:
         task_name: Of the task.
-        scores: Letter log-likelihoods, shape (N, K).
+        mass: See :func:`harness_ext.calibration.letter_mass`.
+        questions: It is a mean over so many.
         chat: Whether prompts were rendered as chat.
     """
-    from harness_ext.calibration import letter_mass
-
-    mass = letter_mass(scores)
-    text = f"{task_name}: letter mass {mass:.3f} on {len(scores)} questions"
+    text = f"{task_name}: letter mass {mass:.3f} on {questions} questions"
     if mass >= MASS:
         return Finding(True, text)
     other = "without --apply-chat-template" if chat else "with --apply-chat-template, if it is a chat model"
-    return Finding(
-        False, f"{text}: the model mostly writes something else; try {other}, or few-shot examples (--num_fewshot 5)"
-    )
+    shots = "few-shot examples (--num-fewshot 5; --num_fewshot 5 in lm_eval)"
+    return Finding(False, f"{text}: the model mostly writes something else; try {other}, or {shots}")

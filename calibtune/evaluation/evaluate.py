@@ -17,7 +17,15 @@ from calibtune.artifacts.manifest import Artifact, base_model, own_tokenizer, re
 from calibtune.artifacts.tasks import SUFFIX, write_scaled_tasks
 from calibtune.data.tasks import load_tasks, task_manager
 from calibtune.errors import UserError, WorkFailed, is_out_of_memory
-from calibtune.evaluation.checks import check_disjoint, check_model, check_output, check_shots, tokenizer_spec
+from calibtune.evaluation.checks import (
+    check_disjoint,
+    check_model,
+    check_output,
+    check_prompts,
+    check_shots,
+    tokenizer_spec,
+    warn_of_low_mass,
+)
 from calibtune.evaluation.files import save_results
 from calibtune.evaluation.hf_letters import LetterLM
 from calibtune.evaluation.hf_prefix import PrefixLM
@@ -106,10 +114,11 @@ def evaluate(options: EvaluationOptions) -> Evaluation | None:
     artifact = read_artifact(options.artifact) if options.artifact else None
     spec = options.spec(artifact)
     arguments = model_arguments(options, spec, artifact)
-    check_model(spec, arguments)
+    tokenizer = check_model(spec, arguments)
     tasks = load_tasks(options.tasks, options.include_path)
     check_shots(tasks, options.num_fewshot)
     check_disjoint(tasks, artifact)
+    check_prompts(tasks, spec, tokenizer, artifact)
     with tempfile.TemporaryDirectory() as folder:
         names, include_path = options.tasks, options.include_path
         if artifact is not None and artifact.temperature is not None:
@@ -153,7 +162,9 @@ def _run(
     results["config"]["model"] = tracker.general_config_tracker.model_source = options.backend
     folder = save_results(tracker, results, results.pop("samples"))
     questions = {task: count["effective"] for task, count in results["n-samples"].items()}
-    return Evaluation(folder, {task: _numbers(found) for task, found in results["results"].items()}, questions, options)
+    numbers = {task: _numbers(found) for task, found in results["results"].items()}
+    warn_of_low_mass(numbers, questions, spec.apply_chat_template)
+    return Evaluation(folder, numbers, questions, options)
 
 
 def _numbers(found: dict[str, Any]) -> dict[str, float]:

@@ -74,7 +74,8 @@ def load_config(spec: ModelSpec) -> Any:
 def context_length(config: Any, tokenizer: Any) -> int:
     """Return the model's context in tokens."""
     text = config.get_text_config()
-    lengths = [getattr(text, name) for name in LENGTHS if getattr(text, name, None)]
+    # XLNet says -1: it takes any length.
+    lengths = [length for name in LENGTHS if (length := getattr(text, name, None)) and length > 0]
     return int(lengths[0] if lengths else min(tokenizer.model_max_length, 2048))
 
 

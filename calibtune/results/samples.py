@@ -18,7 +18,7 @@ from calibtune.files import read_json
 from harness_ext.binning import FloatArray, IntArray
 from harness_ext.calibration import validate_rows
 from harness_ext.errors import ScoringError
-from harness_ext.sanity import check_told_apart
+from harness_ext.sanity import check_scored, check_told_apart, warn_of_ties
 
 #: What lm_eval names such a file: task, then the time of the run.
 FILE_NAME = re.compile(r"samples_(?P<task>.+)_(?P<date>\d{4}-\d{2}-\d{2}T[\d.\-:]+)\.jsonl")
@@ -87,11 +87,17 @@ def read_samples(path: Path) -> Rows:
     for row, letters in zip(loglikelihoods, values, strict=True):
         row[: len(letters)] = letters
     gold = np.array([_gold(path, s, len(letters)) for s, letters in zip(chosen, values, strict=True)])
+    # Win rates' samples hold whole responses, with token counts beside the log-likelihoods.
+    of_letters = all(len(response[0]) <= 2 for s in chosen for response in s["resps"] if isinstance(response[0], list))
     try:
         validate_rows(loglikelihoods, gold)
+        if of_letters:
+            check_scored(loglikelihoods)
         check_told_apart(loglikelihoods)
     except ScoringError as error:
         raise ScoringError(f"{path}: {error}") from None
+    if of_letters:
+        warn_of_ties(loglikelihoods, str(path))
     match = FILE_NAME.fullmatch(path.name)
     return Rows(
         task=match["task"] if match else path.stem,

@@ -81,6 +81,96 @@ def test_models_of_unknown_code_give_the_same_log_likelihoods(model, monkeypatch
     np.testing.assert_allclose([v for v, _ in unknown], [v for v, _ in known], atol=1e-5)
 
 
+REMOTE = """
+from transformers import LlamaConfig, LlamaForCausalLM
+
+class Config(LlamaConfig):
+    model_type = "remote"
+
+class Remote(LlamaForCausalLM):
+    config_class = Config
+
+    def forward(self, input_ids=None, logits_to_keep=0, **kwargs):
+        return super().forward(input_ids=input_ids, logits_to_keep=KEPT, **kwargs)
+"""
+
+
+def remote_code(folder, kept):
+    """A model that comes with code of its own, which ignores what places it is asked for."""
+    import json
+
+    save_tiny(folder, context=2048)
+    (folder / "remote.py").write_text(REMOTE.replace("KEPT", kept))
+    config = json.loads((folder / "config.json").read_text())
+    names = {"AutoConfig": "remote.Config", "AutoModelForCausalLM": "remote.Remote"}
+    config |= {"model_type": "remote", "architectures": ["Remote"], "auto_map": names}
+    (folder / "config.json").write_text(json.dumps(config))
+    return str(folder)
+
+
+@pytest.mark.parametrize("backend", [LetterLM, PrefixLM])
+def test_remote_code_that_ignores_the_places_asked_for_gives_the_stock_backends_numbers(tmp_path, backend):
+    folder = remote_code(tmp_path / "model", "0")
+    stock, ours = (
+        loglikelihoods(lm(pretrained=folder, trust_remote_code=True, **OPTIONS), num_fewshot=2)
+        for lm in (HFLM, backend)
+    )
+    np.testing.assert_allclose([v for v, _ in ours], [v for v, _ in stock], atol=1e-4)
+
+
+@pytest.mark.parametrize("backend", ["hf", "hf-prefix"])
+def test_remote_code_that_gives_other_places_is_refused_by_eval(tmp_path, capsys, backend):
+    from calibtune.__main__ import main
+
+    folder = remote_code(tmp_path / "model", "1")
+    words = ["eval", "--model", folder, "--trust-remote-code", "--tasks", "mc_calib_arc", "--device", "cpu"]
+    assert main([*words, "--backend", backend, "--output", str(tmp_path / "out")]) == 2
+    assert "the model's own code gave logits of shape" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("backend", ["hf", "hf-prefix"])
+def test_eval_reads_the_letters_of_a_bfloat16_model_in_float32(tmp_path, backend, capsys):
+    import json
+
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from calibtune.__main__ import main
+    from calibtune.results.samples import find_samples
+
+    folder = str(save_tiny(tmp_path / "model", context=2048))
+    words = ["eval", "--model", folder, "--tasks", "mc_calib_arc", "--device", "cpu", "--precision", "bf16"]
+    # One prompt at a time, as below: in bfloat16 a batch's states are others.
+    assert main([*words, "--batch-size", "1", "--backend", backend, "--output", str(tmp_path / "out")]) == 0
+    assert "tied for first place" not in capsys.readouterr().err
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+    seen = []
+    model.lm_head.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    (path,) = find_samples(tmp_path / "out")
+    apart = []
+    for sample in map(json.loads, path.read_text().splitlines()[:8]):
+        pairs = [(pair["arg_0"], pair["arg_1"]) for pair in sample["arguments"].values()]
+        with torch.no_grad():
+            rounded = model(**tokenizer(pairs[0][0], return_tensors="pt")).logits[0, -1].float().log_softmax(-1)
+        precise = (seen[-1][0, -1].float() @ model.lm_head.weight.float().T).log_softmax(-1)
+        ids = [tokenizer(letter)["input_ids"][0] for _, letter in pairs]
+        found = torch.tensor([float(response[0][0]) for response in sample["resps"]])
+        if backend == "hf":
+            torch.testing.assert_close(found, precise[ids], rtol=0, atol=1e-4)
+        apart.append([(found - values[ids]).abs().mean().item() for values in (precise, rounded)])
+    precise, rounded = np.mean(apart, axis=0)
+    assert precise < rounded
+
+
+@pytest.mark.parametrize("size", ["auto", "auto:2"])
+def test_the_largest_batch_is_found_for_letters_too(model, size):
+    lm = LetterLM(pretrained=model, **{**OPTIONS, "batch_size": size}, max_batch_size=8)
+    known = loglikelihoods(LetterLM(pretrained=model, **OPTIONS))
+    np.testing.assert_allclose([v for v, _ in loglikelihoods(lm)], [v for v, _ in known], atol=1e-4)
+    assert list(lm.batch_sizes.values()) == [8]
+
+
 @pytest.mark.parametrize("options", [{"add_bos_token": True}, {"add_bos_token": False}])
 def test_texts_are_encoded_ahead_as_the_stock_backend_encodes_them(model, monkeypatch, options):
     from lm_eval.api.instance import Instance

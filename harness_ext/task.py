@@ -84,6 +84,11 @@ class LetterTask(WatchedTask):
 
     def _report_cut(self, cut: dict[str, Any], questions: int) -> None:
         context, worst = max(cut.items(), key=lambda pair: pair[1].context)
+        if worst.limit < 1:
+            raise ScoringError(
+                f"{self.task_name}: the model's configuration gives its context as {worst.limit} tokens, which the "
+                "harness takes for its length; give max_length in --model_args"
+            )
         message = (
             f"{self.task_name}: {len(cut)} of {questions} prompts are longer than the model's {worst.limit} tokens and "
             f"would lose their beginning (the longest has {worst.context} and ends {context[-160:]!r})"

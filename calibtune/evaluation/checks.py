@@ -16,7 +16,7 @@ from calibtune.data.encoder import Encoder
 from calibtune.data.tasks import document_hash, question_text
 from calibtune.errors import UserError
 from calibtune.evaluation.doctor import MASS, check_letters, check_mass
-from calibtune.models.loading import check_spec, load_config, load_tokenizer
+from calibtune.models.loading import check_spec, context_length, load_config, load_tokenizer
 from calibtune.models.spec import ModelSpec
 from harness_ext.task import LetterTask
 
@@ -58,8 +58,9 @@ def check_model(spec: ModelSpec, arguments: Mapping[str, Any]) -> Any:
         UserError: See the functions of :mod:`calibtune.models.loading`; or there is no chat template to apply.
     """
     check_spec(spec)
-    load_config(spec)
+    config = load_config(spec)
     tokenizer = load_tokenizer(tokenizer_spec(spec, arguments))
+    context_length(config, tokenizer)
     if spec.apply_chat_template and not tokenizer.chat_template:
         raise UserError(
             f"the tokenizer of {arguments.get('tokenizer', spec.name)} has no chat template; give "

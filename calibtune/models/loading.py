@@ -72,10 +72,18 @@ def load_config(spec: ModelSpec) -> Any:
 
 
 def context_length(config: Any, tokenizer: Any) -> int:
-    """Return the model's context in tokens."""
+    """Return the model's context in tokens.
+
+    Raises:
+        UserError: The configuration gives less than one, as XLNet's does.
+    """
     text = config.get_text_config()
-    # XLNet says -1: it takes any length.
-    lengths = [length for name in LENGTHS if (length := getattr(text, name, None)) and length > 0]
+    lengths = [getattr(text, name) for name in LENGTHS if getattr(text, name, None)]
+    if lengths and lengths[0] < 1:
+        raise UserError(
+            f"the configuration of this {config.model_type} model gives its context as {lengths[0]} tokens, so "
+            "nobody knows what fits; give a causal language model with a context of its own"
+        )
     return int(lengths[0] if lengths else min(tokenizer.model_max_length, 2048))
 
 

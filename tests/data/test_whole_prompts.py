@@ -164,3 +164,21 @@ def test_a_beginning_of_text_token_is_fed_once():
         assert ids.count(bos) == 1
         assert ids[0] == bos
         assert letter == tokenizer(" A", add_special_tokens=False)["input_ids"]
+
+
+@pytest.mark.parametrize("command", ["eval", "fit", "doctor"])
+def test_a_context_of_minus_one_tokens_is_the_configurations(tmp_path, capsys, command):
+    import transformers
+
+    tokenizer, folder = merging_tokenizer(">\n"), tmp_path / "xlnet"
+    small = {"vocab_size": len(tokenizer), "d_model": 32, "n_layer": 1, "n_head": 4, "d_inner": 64}
+    transformers.XLNetLMHeadModel(transformers.XLNetConfig(**small)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    base = ["--model", str(folder), "--tasks", "mc_calib_arc", "--device", "cpu", "--precision", "fp32"]
+    output = ["--output", str(tmp_path / "out")]
+    given = {"eval": ["eval", *base, *output], "fit": words(folder, tmp_path / "out"), "doctor": ["doctor", *base]}
+    assert main(given[command]) == 2
+    assert "configuration of this xlnet model gives its context as -1 tokens" in capsys.readouterr().err
+    if command == "eval":
+        with pytest.raises(ScoringError, match="gives its context as -1 tokens"):
+            evaluate(["mc_calib_arc"], folder)

@@ -18,7 +18,7 @@ from annotated_types import Ge, Gt
 from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter
 
 from calibtune.errors import UserError
-from calibtune.models.spec import ModelSpec, Precision, Quantization
+from calibtune.spec import ModelSpec, Precision, Quantization
 from harness_ext.binning import MOST_BINS
 
 METHODS = ("temperature", "label-smoothing", "cft", "rcft")
@@ -141,7 +141,11 @@ class Recipe:
     calibration_loss: Literal["mse", "cross-entropy"] = _option("mse", "distance in L_ECE", "RCFT", "rcft")
 
     quantization: Quantization = _option("none", "hold the base model in 4-bit NF4 (QLoRA)", "hardware")
-    precision: Precision = _option("bf16", "precision of the base model and of the forward pass", "hardware")
+    precision: Precision = _option(
+        "auto",
+        "of the base model and forward pass; auto: bf16 on an accelerator that has it, else fp32",
+        "hardware",
+    )
     device: str | None = _option(None, "cuda, cpu, mps; found by itself where not given", "hardware")
     auto_batch: bool = _option(False, "halve the batch and accumulate where memory runs out", "hardware", TRAINED)
     gradient_checkpointing: bool = _option(False, "recompute activations: less memory, more time", "hardware", TRAINED)

@@ -11,6 +11,7 @@ from lm_eval.api.registry import register_filter
 
 from harness_ext.calibration import letter_log_softmax
 from harness_ext.errors import ScoringError
+from harness_ext.ragged import ragged
 from harness_ext.sanity import check_scored, check_told_apart, warn_of_ties
 
 
@@ -58,11 +59,9 @@ class LetterSoftmax(Filter):
             ScoringError: The backend gave no finite log-likelihood, or ones that tell no letters apart.
         """
         sizes = [len(list(group)) for _, group in itertools.groupby(docs, key=id)]
-        rows = np.full((len(sizes), max(sizes)), np.nan)
-        present = np.arange(rows.shape[1]) < np.asarray(sizes)[:, None]
-        rows[present] = [
-            loglikelihood_of(resp, str(doc.get("question"))) for resp, doc in zip(resps, docs, strict=True)
-        ]
+        values = (loglikelihood_of(resp, str(doc.get("question"))) for resp, doc in zip(resps, docs, strict=True))
+        rows = ragged(list(itertools.islice(values, size)) for size in sizes)
+        present = ~np.isnan(rows)
         check_scored(rows)
         check_told_apart(rows)
         if self.temperature == 1.0:

@@ -1,21 +1,21 @@
 """What the harness's table holds of each letter task: items of one question, and their aggregation over all."""
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from harness_ext.calibration import BinGaps, brier_rows, classwise_gaps, confidence_gaps, top
+from harness_ext.calibration import brier_rows, top
 from harness_ext.errors import ScoringError
 from harness_ext.intervals import ece_interval
 from harness_ext.letters import Letter
+from harness_ext.ragged import ragged
+from harness_ext.registry import BINS, ECES
 
 #: What an ECE is made of for one question: its letters' probabilities and the index of the right one.
 Item = tuple[list[float], int]
-ECES: dict[str, Callable[..., BinGaps]] = {"conf_ece": confidence_gaps, "cw_ece": classwise_gaps}
-BINS = (10, 14)
 
 
 def process_results(doc: Mapping[str, Any], results: Sequence[Letter]) -> dict[str, Any]:
@@ -54,10 +54,7 @@ def process_results(doc: Mapping[str, Any], results: Sequence[Letter]) -> dict[s
 
 def as_arrays(items: Sequence[Item]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Probabilities (N, K), NaN where a question lacks the letter, and right answers (N,) of the items."""
-    probs = np.full((len(items), max(len(values) for values, _ in items)), np.nan)
-    for row, (values, _) in zip(probs, items, strict=True):
-        row[: len(values)] = values
-    return probs, np.asarray([gold for _, gold in items], dtype=np.int64)
+    return ragged(values for values, _ in items), np.asarray([gold for _, gold in items], dtype=np.int64)
 
 
 @functools.lru_cache(maxsize=8)

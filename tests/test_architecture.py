@@ -97,6 +97,46 @@ def test_the_pure_maths_imports_numpy_and_itself_alone():
         assert packages(imports(tree_of(ROOT / "harness_ext" / f"{name}.py"))) <= allowed
 
 
+#: The floors of the house: a module may import from its own floor's package and from floors below.
+FLOORS = (
+    {"api", "commands"},
+    {"__main__"},
+    {"demo", "evaluation", "report", "tuning", "winrate"},
+    {"artifacts", "results"},
+    {"models"},
+    {"data"},
+    {"recipe"},
+    {"files", "metrics", "processes", "spec"},
+    {"errors"},
+)
+
+
+def floor_of(module):
+    """The floor of a module of calibtune, 0 at the top."""
+    room = module.split(".")[1]
+    return next(number for number, rooms in enumerate(FLOORS) if room in rooms)
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in sources("calibtune") if p.parent.name != "calibtune" or p.stem != "__init__"], ids=name_of
+)
+def test_imports_go_down_and_never_across(path):
+    module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    for name in imports(tree_of(path)):
+        if name.startswith("calibtune.") and file_of(name):
+            same_room = name.split(".")[1] == module.split(".")[1]
+            assert same_room or floor_of(name) > floor_of(module), f"{module} imports {name}"
+
+
+def test_no_two_modules_import_each_other():
+    found = {}
+    for path in sources("calibtune", "harness_ext"):
+        module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        found[module] = {name for name in imports(tree_of(path)) if file_of(name)}
+    circles = [(a, b) for a, names in found.items() for b in names if a in found.get(b, ()) and a != b]
+    assert circles == []
+
+
 def test_the_task_folder_holds_no_code():
     kinds = {path.suffix for path in (ROOT / "lm_eval_tasks").rglob("*") if path.is_file()}
     assert kinds <= {".yaml", ".md", ""}

@@ -14,6 +14,7 @@ from calibtune.artifacts.whole_models import check_model_output, own_or_base_tok
 from calibtune.errors import UserError, WorkFailed
 from calibtune.files import refuse_existing
 from calibtune.models.adapters import load_adapter
+from calibtune.models.fingerprint import check_fingerprint
 from calibtune.models.loading import load_base
 
 #: How far log-probabilities of a baked model may be from the scaled ones of its origin.
@@ -40,6 +41,7 @@ def bake(folder: Path, output: Path, overwrite: bool, trust_remote_code: bool = 
         raise UserError(f"{folder} is no temperature fitted on a model; give what --method temperature --model wrote")
     check_model_output(output, overwrite, folder, artifact)
     spec = dataclasses.replace(artifact.spec, quantization="none", trust_remote_code=trust_remote_code)
+    check_fingerprint(spec, artifact.fingerprint, folder)
     model = load_base(spec)
     if artifact.adapter:
         model = load_adapter(model, Path(artifact.adapter)).merge_and_unload(safe_merge=True)

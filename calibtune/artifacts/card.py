@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from calibtune.artifacts.manifest import MANIFEST, Artifact, own_tokenizer
+from harness_ext.registry import METRICS
 
 #: What a fit says about itself, under the names that a leaderboard shows.
-SHOWN = {"acc": "accuracy", "conf_ece_10": "conf-ECE, 10 bins", "cw_ece_10": "cw-ECE, 10 bins", "nll": "NLL (nats)"}
+SHOWN = {name: METRICS[name].title for name in ("acc", "conf_ece_10", "cw_ece_10", "nll")}
 
 
 def model_card(artifact: Artifact) -> str:

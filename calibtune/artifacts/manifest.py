@@ -11,7 +11,7 @@ from typing import Any
 from calibtune import __version__
 from calibtune.errors import UserError
 from calibtune.files import read_json, write_json
-from calibtune.models.spec import ModelSpec
+from calibtune.spec import ModelSpec
 
 MANIFEST = "calibtune.json"
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "datasets", "lm_eval", "numpy", "scipy")
@@ -40,6 +40,8 @@ class Artifact:
     peak_memory_gib: float | None
     #: The fitted temperature, None for other methods.
     temperature: dict[str, Any] | None = None
+    #: Of the base model's weights; see :mod:`calibtune.models.fingerprint`. None where they were not at hand.
+    fingerprint: str | None = None
 
     @property
     def spec(self) -> ModelSpec:
@@ -67,12 +69,12 @@ def read_artifact(folder: Path) -> Artifact:
         )
     values = read_json(folder / MANIFEST)
     names = {field.name for field in dataclasses.fields(Artifact)}
-    if missing := names - values.keys():
+    if missing := names - values.keys() - {"fingerprint"}:
         raise UserError(
             f"{folder / MANIFEST} has no {sorted(missing)}; it was not written by this calibtune, fit again"
         )
     values["tasks"] = tuple(values["tasks"])
-    return Artifact(**{name: values[name] for name in names})
+    return Artifact(**{name: values[name] for name in names & values.keys()})
 
 
 def write_manifest(artifact: Artifact, folder: Path) -> None:
@@ -94,14 +96,17 @@ def versions() -> dict[str, str]:
 def base_model(model: str | None, artifact: Artifact | None) -> str:
     """Return the base to load: the one asked for, or the artifact's.
 
+    Whether another folder holds the same model is told by its weights; see
+    :func:`calibtune.models.fingerprint.check_fingerprint`.
+
     Raises:
-        UserError: Neither is given, or the artifact was made for another base.
+        UserError: Neither is given, or the artifact has no fingerprint and was made for a base of another name.
     """
     if artifact is None or not artifact.model:
         if not model:
             raise UserError("--model is missing; give a hub id or a folder")
         return model
-    if model and Path(model).name != Path(artifact.model).name:
+    if model and artifact.fingerprint is None and Path(model).name != Path(artifact.model).name:
         raise UserError(
             f"the artifact was fitted on {artifact.model}, not on {model}; give --model {artifact.model}, or fit one "
             f"for {model}"

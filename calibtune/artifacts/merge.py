@@ -10,6 +10,7 @@ from calibtune.artifacts.whole_models import check_model_output, own_or_base_tok
 from calibtune.errors import UserError
 from calibtune.files import refuse_existing
 from calibtune.models.adapters import load_adapter
+from calibtune.models.fingerprint import check_fingerprint
 from calibtune.models.loading import load_base
 
 
@@ -36,6 +37,7 @@ def merge(folder: Path, output: Path, dequantized: bool, overwrite: bool, trust_
     spec = dataclasses.replace(
         artifact.spec, quantization="nf4" if dequantized else "none", trust_remote_code=trust_remote_code
     )
+    check_fingerprint(spec, artifact.fingerprint, folder)
     model = load_base(spec)
     if dequantized:
         model = model.dequantize()

@@ -7,13 +7,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 
 from calibtune.artifacts.manifest import Artifact
-from calibtune.errors import WorkFailed
+from calibtune.errors import UserError, WorkFailed
 from calibtune.files import keep_inputs, refuse_existing, write_json
-from calibtune.models.loading import load_tokenizer
-from calibtune.models.spec import ModelSpec
+from calibtune.models.loading import load_base, load_tokenizer
+from calibtune.spec import ModelSpec
+
+#: Log-probabilities closer than this are those of one model.
+SAME = 1e-3
 
 
 def check_model_output(output: Path, overwrite: bool, folder: Path, artifact: Artifact) -> None:
@@ -38,16 +42,47 @@ def own_or_base_tokenizer(folder: Path, spec: ModelSpec) -> Any:
 
 
 def save_model(model: Any, tokenizer: Any, output: Path, origin: Mapping[str, Any]) -> None:
-    """Write a model with its tokenizer, and last the file that says what it was made of.
+    """Write a model with its tokenizer, load it again, and last write the file that says what it was made of.
 
     Raises:
-        WorkFailed: The folder cannot be written, or the disk is full; nothing is left there.
+        WorkFailed: The folder cannot be written, the disk is full, or the model that was written gives other logits
+            than the one in memory; nothing is left there.
     """
     try:
         output.mkdir(parents=True, exist_ok=True)
         model.save_pretrained(output)
         tokenizer.save_pretrained(output)
+        check_written(model, output)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(output, ignore_errors=True)
         raise WorkFailed(f"{output} cannot be written ({error}); free space there, or give another folder") from error
+    except UserError:
+        shutil.rmtree(output, ignore_errors=True)
+        raise
     write_json(output / "calibtune-origin.json", origin)
+
+
+def check_written(model: Any, folder: Path) -> None:
+    """Load a model that was just written and compare its log-probabilities with those of the one in memory.
+
+    transformers writes some architectures under names that it does not read again, and says nothing.
+
+    Raises:
+        WorkFailed: They differ, or weights are missing.
+    """
+    parameter = next(model.parameters())
+    spec = ModelSpec(str(folder), device=str(parameter.device), trust_remote_code=True)
+    try:
+        written = load_base(spec, parameter.dtype)
+    except UserError as error:
+        raise WorkFailed(f"the model written to {folder} cannot be loaded again: {error}") from error
+    ids = torch.arange(16, device=parameter.device)[None] % model.config.get_text_config().vocab_size
+    with torch.no_grad():
+        expected, found = (each.eval()(ids).logits.float().log_softmax(-1) for each in (model, written))
+    apart = float((found - expected).abs().max())
+    if not apart <= SAME:
+        raise WorkFailed(
+            f"the {type(model).__name__} written to {folder} gives other answers than the one in memory (log-"
+            f"probabilities are {apart:.3g} apart); transformers does not write this architecture whole, so serve the "
+            "base with the artifact"
+        )

@@ -18,7 +18,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", help="hub id or folder")
     parser.add_argument("--tasks", default="mc_calib_arc", metavar="T[,T]", help="default: mc_calib_arc")
     parser.add_argument("--apply-chat-template", action="store_true", help="render prompts as chat")
-    parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16", help="default: bf16")
+    parser.add_argument(
+        "--precision",
+        choices=("auto", "bf16", "fp32"),
+        default="auto",
+        help="auto: bf16 where it is fast",
+    )
     parser.add_argument("--device", help="cuda, cpu, mps; found by itself where not given")
     parser.add_argument("--include-path", metavar="DIR", help="folder of further task YAMLs")
 
@@ -49,14 +54,15 @@ def _check_model(args):  # type: ignore[no-untyped-def]
     from calibtune.evaluation.doctor import SCORED, check_letters, check_mass
     from calibtune.models.loading import check_spec, context_length, load_base, load_config, load_tokenizer
     from calibtune.models.scores import score
-    from calibtune.models.spec import ModelSpec
+    from calibtune.spec import ModelSpec
     from harness_ext.calibration import letter_mass
 
     spec = ModelSpec(
         args.model, apply_chat_template=args.apply_chat_template, precision=args.precision, device=args.device
     )
     check_spec(spec)
-    config, tokenizer = load_config(spec), load_tokenizer(spec)
+    tokenizer = load_tokenizer(spec)
+    length = context_length(load_config(spec), tokenizer)
     encoder = Encoder(tokenizer)
     names = tuple(task.strip() for task in args.tasks.split(",") if task.strip())
     if not names:
@@ -73,6 +79,6 @@ def _check_model(args):  # type: ignore[no-untyped-def]
             prompts = Prompts(task, encoder, args.apply_chat_template)
             examples = [prompts.example(doc) for doc in list(task.eval_docs)[:SCORED]]
             model = model or load_base(spec)
-            questions = tokenize(examples, encoder, context_length(config, tokenizer))
+            questions = tokenize(examples, encoder, length)
             scores = score(model, questions, tokenizer.pad_token_id, batch_size=1)
             yield check_mass(task.task_name, letter_mass(scores), len(scores), args.apply_chat_template)

@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--chat-template-args", type=json.loads, metavar="JSON", help="further arguments of the chat template"
     )
     parser.add_argument("--quantization", choices=("none", "nf4"), help="default: as the artifact was fitted")
-    parser.add_argument("--precision", choices=("bf16", "fp32"), help="default: as the artifact was fitted, else bf16")
+    parser.add_argument("--precision", choices=("auto", "bf16", "fp32"), help="default: as in the fit, else auto")
     parser.add_argument("--batch-size", default="16", metavar="N|auto", help="default: 16")
     parser.add_argument("--limit", type=int, metavar="N", help="evaluate the first N questions of each task")
     parser.add_argument("--num-fewshot", type=int, metavar="N", help="examples in the prompt")

@@ -13,6 +13,7 @@ from calibtune.data.encoder import Encoder
 from calibtune.data.examples import LetterExample, reorder
 from calibtune.data.tokens import TokenExample, tokenize
 from harness_ext.binning import FloatArray
+from harness_ext.ragged import ragged
 
 #: Batches that are sorted by length together; between such stretches the order stays random.
 STRETCH = 100
@@ -64,13 +65,13 @@ class TrainingSet(Dataset):
         """
         if not self.shuffle_options:
             return scores
-        found = np.full_like(scores, np.nan)
-        for row, example in enumerate(self.examples):
+        found = []
+        for row, example in zip(scores, self.examples, strict=True):
             before, now = (
                 option_order(self.seed, shown, example.doc_hash, len(example.letters)) for shown in (epoch, self.epoch)
             )
-            found[row, : len(now)] = [scores[row, before.index(option)] for option in now]
-        return found
+            found.append([row[before.index(option)] for option in now])
+        return ragged(found)
 
     def __len__(self) -> int:
         """Number of questions."""

@@ -17,7 +17,7 @@ from calibtune.data.tasks import document_hash, question_text
 from calibtune.errors import UserError
 from calibtune.evaluation.doctor import MASS, check_letters, check_mass
 from calibtune.models.loading import check_spec, context_length, load_config, load_tokenizer
-from calibtune.models.spec import ModelSpec
+from calibtune.spec import ModelSpec
 from harness_ext.task import LetterTask
 
 logger = logging.getLogger(__name__)

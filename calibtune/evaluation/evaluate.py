@@ -29,8 +29,9 @@ from calibtune.evaluation.checks import (
 from calibtune.evaluation.files import save_results
 from calibtune.evaluation.hf_letters import LetterLM
 from calibtune.evaluation.hf_prefix import PrefixLM
-from calibtune.models.loading import found_device, load_base, load_tokenizer
-from calibtune.models.spec import ModelSpec, Precision, Quantization
+from calibtune.models.fingerprint import check_fingerprint
+from calibtune.models.loading import found_device, load_base, load_tokenizer, weights_dtype
+from calibtune.spec import ModelSpec, Precision, Quantization
 
 #: lm_eval's hf backend with prompts encoded whole and letters read in float32, and one that computes shared beginnings
 #: once.
@@ -115,6 +116,8 @@ def evaluate(options: EvaluationOptions) -> Evaluation | None:
     spec = options.spec(artifact)
     arguments = model_arguments(options, spec, artifact)
     tokenizer = check_model(spec, arguments)
+    if artifact is not None:
+        check_fingerprint(spec, artifact.fingerprint, str(options.artifact))
     tasks = load_tasks(options.tasks, options.include_path)
     check_shots(tasks, options.num_fewshot)
     check_disjoint(tasks, artifact)
@@ -211,7 +214,7 @@ def model_arguments(options: EvaluationOptions, spec: ModelSpec, artifact: Artif
     """Return the arguments of lm_eval's hf backend, as one would write them in ``--model_args``."""
     arguments: dict[str, Any] = {
         "pretrained": spec.name,
-        "dtype": {"bf16": "bfloat16", "fp32": "float32"}[spec.precision],
+        "dtype": str(weights_dtype(spec)).removeprefix("torch."),
         "softmax_dtype": "float32",
         "trust_remote_code": spec.trust_remote_code,
     }

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from calibtune.errors import UserError
-from calibtune.results.samples import Rows, find_samples, read_samples
+from calibtune.results.pairs import Key, matching_rows, question_keys
+from calibtune.results.samples import find_samples, read_samples
+from harness_ext.binning import FloatArray
 from harness_ext.intervals import paired_difference
 
 TASK = "ultrafeedback_winrate"
@@ -55,7 +55,7 @@ def check_base(base_samples: Path, margin: float) -> None:
         ScoringError: The file is missing, damaged or incomplete.
     """
     check_margin(margin)
-    _pairs(read_samples(_file(base_samples)))
+    _pairs(_file(base_samples))
 
 
 def check_margin(margin: float) -> None:
@@ -86,20 +86,20 @@ def guard(base_samples: Path, tuned_samples: Path, margin: float) -> Verdict:
     """
     check_margin(margin)
     files = _file(base_samples), _file(tuned_samples)
-    base, tuned = (_pairs(read_samples(file)) for file in files)
-    if base.keys() != tuned.keys():
+    base, tuned = (_pairs(file) for file in files)
+    if set(base.keys) != set(tuned.keys):
         raise UserError(
-            f"{files[1]} and {files[0]} differ in {len(base.keys() ^ tuned.keys())} pairs; evaluate base and tuned "
-            "model with the same data and --limit"
+            f"{files[1]} and {files[0]} differ in {len(set(base.keys) ^ set(tuned.keys))} pairs; evaluate base and "
+            "tuned model with the same data and --limit"
         )
-    prompts = [_prompts(file) for file in files]
-    other = sum(prompts[0].get(digest) != prompts[1].get(digest) for digest, _ in base)
+    order = matching_rows(base.keys, tuned.keys)[1]
+    other = sum(a != b for a, b in zip(base.prompts, (tuned.prompts[row] for row in order), strict=True))
     if other:
         raise UserError(
-            f"{files[1]} and {files[0]} gave {other} of {len(base)} pairs another prompt; evaluate both with the same "
-            "chat template"
+            f"{files[1]} and {files[0]} gave {other} of {len(base.keys)} pairs another prompt; evaluate both with the "
+            "same chat template"
         )
-    wins = np.array([base[pair] for pair in base]), np.array([tuned[pair] for pair in base])
+    wins = base.wins, tuned.wins[order]
     interval = paired_difference(lambda values: float(np.mean(values)), (wins[0],), (wins[1],))
     return Verdict(
         base=float(wins[0].mean()),
@@ -108,7 +108,7 @@ def guard(base_samples: Path, tuned_samples: Path, margin: float) -> Verdict:
         low=interval.low,
         high=interval.high,
         margin=margin,
-        n=len(base),
+        n=len(base.keys),
         passed=interval.high >= -margin,
     )
 
@@ -121,24 +121,21 @@ def _file(path: Path) -> Path:
     return files[0]
 
 
-def _pairs(rows: Rows) -> dict[tuple[str, int], float]:
-    """1.0 where the chosen response is likelier, as the task's ``win_rate``; a tie is no win.
+@dataclass(frozen=True)
+class _Pairs:
+    """The preference pairs of one samples file."""
 
-    By document hash and which copy of it this is, since the same pair can be in the data twice.
-    """
+    keys: tuple[Key, ...]
+    #: 1.0 where the chosen response is likelier, as the task's ``win_rate``; a tie is no win. Shape (N,).
+    wins: FloatArray
+    #: lm_eval's hash of each prompt.
+    prompts: tuple[str | None, ...]
+
+
+def _pairs(path: Path) -> _Pairs:
+    rows = read_samples(path)
     answers = rows.loglikelihoods.shape[1]
     if answers != 2:
         raise UserError(f"{rows.path} holds {answers} answers a row, not two; give {TASK}'s samples")
     wins = (rows.loglikelihoods[:, 0] > rows.loglikelihoods[:, 1]).astype(np.float64)
-    copies: Counter[str] = Counter()
-    found = {}
-    for digest, win in zip(rows.doc_hashes, wins.tolist(), strict=True):
-        found[digest, copies[digest]] = win
-        copies[digest] += 1
-    return found
-
-
-def _prompts(path: Path) -> dict[str, str | None]:
-    with path.open(encoding="utf-8") as file:
-        samples = [json.loads(line) for line in file]
-    return {str(sample.get("doc_hash")): sample.get("prompt_hash") for sample in samples}
+    return _Pairs(question_keys(rows), wins, rows.prompt_hashes)

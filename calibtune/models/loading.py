@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from accelerate import PartialState
@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from calibtune.errors import UserError, is_out_of_memory
-from calibtune.models.spec import ModelSpec
+from calibtune.spec import ModelSpec
 
 #: Where configurations keep the context's length, as the harness looks for it.
 LENGTHS = ("n_positions", "max_position_embeddings", "n_ctx")
@@ -97,7 +97,7 @@ def load_base(spec: ModelSpec, dtype: torch.dtype | None = None) -> Any:
     Raises:
         UserError: The model cannot be loaded, or some of its weights are missing.
     """
-    dtype = dtype or {"fp32": torch.float32, "bf16": torch.bfloat16}[spec.precision]
+    dtype = dtype or weights_dtype(spec)
     options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "output_loading_info": True}
     if spec.quantization == "nf4":
         options["quantization_config"] = nf4(dtype)
@@ -117,7 +117,36 @@ def load_base(spec: ModelSpec, dtype: torch.dtype | None = None) -> Any:
             # bitsandbytes 0.50 repacks 4-bit weights at the first scoring on such CPUs, for a kernel without gradients,
             # and goes on using it in training: adapters would get wrong gradients.
             module.support_avx512bf16_for_cpu = False
-    return model if spec.quantization == "nf4" else model.to(device(spec.device))
+    model = model if spec.quantization == "nf4" else model.to(device(spec.device))
+    check_causal(model, spec.name)
+    return model
+
+
+def check_causal(model: Any, name: str) -> None:
+    """Refuse a model whose prediction depends on later tokens, such as BERT loaded with a language model's head.
+
+    Args:
+        model: Loaded, on its device.
+        name: For the message.
+
+    Raises:
+        UserError: The logits after the first tokens change with the last one.
+    """
+    size = model.config.get_text_config().vocab_size
+    ids = torch.arange(8, device=next(model.parameters()).device).remainder(size)[None]
+    other = ids.clone()
+    other[0, -1] = (ids[0, -1] + 1) % size
+    training = model.training
+    with torch.no_grad():
+        first, second = (model.eval()(each, use_cache=False).logits[0, :4].float() for each in (ids, other))
+    model.train(training)
+    # Shares of the logits' own spread: random and tiny models have small logits.
+    apart = (first - second).abs().max() / first.std()
+    if apart > (2e-2 if model.dtype == torch.bfloat16 else 1e-3):
+        raise UserError(
+            f"--model {name} is a {type(model).__name__} that attends to later tokens, not a causal language model; "
+            "give a decoder that generates text, such as a ...ForCausalLM"
+        )
 
 
 def nf4(dtype: torch.dtype) -> BitsAndBytesConfig:
@@ -133,6 +162,23 @@ def nf4(dtype: torch.dtype) -> BitsAndBytesConfig:
 def device(name: str | None) -> torch.device:
     """Return the device of that name, or this process's accelerator, or the CPU."""
     return torch.device(name) if name else PartialState().device
+
+
+def resolved_precision(spec: ModelSpec) -> Literal["bf16", "fp32"]:
+    """Return the precision that "auto" means on the spec's device: bf16 where an accelerator has it, else fp32.
+
+    CPUs compute bfloat16 several times more slowly than float32.
+    """
+    if spec.precision != "auto":
+        return spec.precision
+    kind = device(spec.device).type
+    has_it = torch.cuda.is_bf16_supported() if kind == "cuda" else kind not in ("cpu", "mps")
+    return "bf16" if has_it else "fp32"
+
+
+def weights_dtype(spec: ModelSpec) -> torch.dtype:
+    """Return the type of the model's weights."""
+    return {"fp32": torch.float32, "bf16": torch.bfloat16}[resolved_precision(spec)]
 
 
 def found_device() -> str:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
@@ -16,6 +15,7 @@ from calibtune.data.tokens import TokenExample, collate, even_batches
 from calibtune.models.heads import answer_logits, keeps_logits, letter_log_likelihoods
 from calibtune.models.prefix import SHORTEST_PREFIX, common, prefix_cache, repeated
 from harness_ext.binning import FloatArray
+from harness_ext.ragged import ragged
 
 #: Scoring keeps no activations, so it takes so many times larger batches than training does.
 LARGER = 8
@@ -55,11 +55,7 @@ def score(model: Any, examples: Sequence[TokenExample], pad_id: int, batch_size:
             past = None if cache is None else repeated(cache, len(rows))
             values = letter_log_likelihoods(answer_logits(model, batch, past), batch["letter_ids"]).tolist()
             found += [(i, v[: len(examples[i].letter_ids)]) for i, v in zip(rows, values, strict=True)]
-    width = max(len(example.letter_ids) for example in examples)
-    scores = np.full((len(examples), width), np.nan)
-    for row, values in gather_object(found):
-        scores[row, : len(values)] = values
-    return scores
+    return ragged(values for _, values in sorted(dict(gather_object(found)).items()))
 
 
 def _shared(examples: Sequence[TokenExample]) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from calibtune.report.paired import MEANS, Scored, paired_differences, scored
+from calibtune.report.paired import Scored, paired_differences, scored
 from calibtune.report.questions import Questions, match
 from calibtune.report.runs import Run
 from calibtune.results.measures import further_measures, harness_measures
@@ -18,6 +18,7 @@ from harness_ext.calibration import letter_log_softmax, top
 from harness_ext.estimators import accuracy_at_coverage
 from harness_ext.intervals import Interval, Z, wilson
 from harness_ext.prompts import LETTERS
+from harness_ext.registry import MEANS
 
 BINS = 10
 #: Shares of the questions answered in the accuracy-at-coverage curve.

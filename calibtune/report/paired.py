@@ -13,18 +13,15 @@ from harness_ext.binning import FloatArray, IntArray
 from harness_ext.calibration import (
     BinGaps,
     brier_rows,
-    classwise_gaps,
-    confidence_gaps,
     letter_log_softmax,
     top,
 )
 from harness_ext.intervals import SEED, Interval, basic_interval
+from harness_ext.registry import BINS, ECES, MEANS
 
 DRAWS = 1000
 #: Resamples worked on at a time: enough for the matrix products, few enough that 100,000 questions fit in the cache.
 BATCH = 16
-BINS = (10, 14)
-MEANS = ("acc", "nll", "brier", "letter_mass")
 
 
 @dataclass(frozen=True)
@@ -52,8 +49,7 @@ def scored(questions: Questions, temperature: float = 1.0) -> Scored:
         ],
         axis=1,
     )
-    gaps = {f"conf_ece_{bins}": confidence_gaps(probs, gold, bins) for bins in BINS}
-    gaps |= {f"cw_ece_{bins}": classwise_gaps(probs, gold, bins) for bins in BINS}
+    gaps = {f"{ece}_{bins}": cells(probs, gold, bins) for ece, cells in ECES.items() for bins in BINS}
     return Scored(means, gaps, ~np.isnan(probs))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,8 +11,10 @@ import numpy as np
 
 from calibtune.errors import UserError
 from calibtune.report.runs import WIN_TASK, Run
-from calibtune.results.samples import Rows, read_samples
+from calibtune.results.pairs import Key, matching_rows, question_keys
+from calibtune.results.samples import read_samples
 from harness_ext.binning import FloatArray, IntArray
+from harness_ext.ragged import ragged
 
 #: A group with more tasks than this is pooled into one for the figures (MMLU has 57).
 MANY = 6
@@ -31,8 +32,8 @@ class Questions:
     loglikelihoods: FloatArray
     #: Index of the right letter, shape (N,).
     gold: IntArray
-    #: What makes a question the same in another run: its document's hash, right letter, and how often both came before.
-    keys: tuple[tuple[str, int, int], ...]
+    #: See :func:`calibtune.results.pairs.question_keys`.
+    keys: tuple[Key, ...]
     #: Filter -> its temperature, where the samples tell it.
     temperatures: dict[str, float]
     #: The tasks pooled here; empty for a single task.
@@ -94,18 +95,7 @@ def unsuitable(path: Path, kind: str | None, win_rate: bool = False) -> str | No
 
 def _read(path: Path) -> Questions:
     rows = read_samples(path)
-    return Questions(rows.loglikelihoods, rows.gold, _keys(rows), rows.temperatures)
-
-
-def _keys(rows: Rows) -> tuple[tuple[str, int, int], ...]:
-    before: Counter[tuple[str, int]] = Counter()
-    keys = []
-    for number, (digest, right) in enumerate(zip(rows.doc_hashes, rows.gold.tolist(), strict=True)):
-        # Samples of an lm_eval too old to hash documents match nothing.
-        item = (f"{rows.path} {number}" if digest == "None" else digest, right)
-        keys.append((*item, before[item]))
-        before[item] += 1
-    return tuple(keys)
+    return Questions(rows.loglikelihoods, rows.gold, question_keys(rows), rows.temperatures)
 
 
 def same_tasks(found: Sequence[Mapping[str, Questions]]) -> list[dict[str, Questions]]:
@@ -167,16 +157,12 @@ def _outermost(groups: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
 
 
 def _pool(parts: Sequence[Questions], names: tuple[str, ...]) -> Questions:
-    width = max(part.loglikelihoods.shape[1] for part in parts)
-    rows = [
-        np.pad(part.loglikelihoods, ((0, 0), (0, width - part.loglikelihoods.shape[1])), constant_values=np.nan)
-        for part in parts
-    ]
     # The task's name keeps questions apart that two subjects share.
     keys = tuple((f"{name} {key[0]}", *key[1:]) for name, part in zip(names, parts, strict=True) for key in part.keys)
     temperatures = [part.temperatures for part in parts]
     same = temperatures[0] if all(t.items() == temperatures[0].items() for t in temperatures) else {}
-    return Questions(np.concatenate(rows), np.concatenate([part.gold for part in parts]), keys, same, names)
+    loglikelihoods = ragged(row for part in parts for row in part.loglikelihoods)
+    return Questions(loglikelihoods, np.concatenate([part.gold for part in parts]), keys, same, names)
 
 
 def take(questions: Questions, rows: IntArray) -> Questions:
@@ -190,8 +176,6 @@ def take(questions: Questions, rows: IntArray) -> Questions:
 
 
 def match(a: Questions, b: Questions) -> tuple[Questions, Questions]:
-    """The questions that both have, in the order of ``a``; empty where there are none."""
-    place = {key: row for row, key in enumerate(b.keys)}
-    pairs = [(row, place[key]) for row, key in enumerate(a.keys) if key in place]
-    mine, theirs = (np.array([pair[side] for pair in pairs], dtype=np.int64) for side in (0, 1))
+    """Return the questions that both have, in the order of ``a``; empty where there are none."""
+    mine, theirs = matching_rows(a.keys, b.keys)
     return take(a, mine), take(b, theirs)

@@ -6,17 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-#: Number -> column's head, whether higher is better, digits.
-COLUMNS: dict[str, tuple[str, bool, int]] = {
-    "acc": ("accuracy", True, 4),
-    "conf_ece_10": ("conf-ECE, 10 bins", False, 4),
-    "conf_ece_14": ("conf-ECE, 14 bins", False, 4),
-    "cw_ece_10": ("cw-ECE, 10 bins", False, 4),
-    "cw_ece_14": ("cw-ECE, 14 bins", False, 4),
-    "nll": ("NLL (nats)", False, 4),
-    "brier": ("Brier", False, 4),
-    "letter_mass": ("letter mass", True, 4),
-}
+from harness_ext.registry import METRICS
+
+#: Decimals of every number.
+DIGITS = 4
 #: The columns of the table of all tasks.
 FEW = ("acc", "conf_ece_10", "cw_ece_10", "nll")
 BETTER, WORSE = "▲", "▼"
@@ -43,16 +36,16 @@ class Table:
 
 def measures(task: Mapping[str, Any]) -> Table:
     """The methods' numbers on one task, with their intervals."""
-    table = Table(["method", "N", *(head for head, _, _ in COLUMNS.values()), "T"])
+    table = Table(["method", "N", *(head for head, _ in METRICS.values()), "T"])
     for label, entry in task["methods"].items():
-        cells = [number_cell(entry["numbers"], name) for name in COLUMNS]
+        cells = [number_cell(entry["numbers"], name) for name in METRICS]
         table.rows.append([Cell(label), Cell(f"{entry['questions']:,}"), *cells, Cell(f"{entry['temperature']:.4g}")])
     return table
 
 
 def number_cell(numbers: Mapping[str, Any], name: str) -> Cell:
     """A number with its interval."""
-    digits = COLUMNS[name][2]
+    digits = DIGITS
     low, high = numbers[f"{name}_low"], numbers[f"{name}_high"]
     interval = "" if low is None or high is None else f"{low:.{digits}f}–{high:.{digits}f}"
     return Cell(f"{numbers[name]:.{digits}f}", interval)
@@ -60,10 +53,10 @@ def number_cell(numbers: Mapping[str, Any], name: str) -> Cell:
 
 def differences(task: Mapping[str, Any]) -> Table | None:
     """The methods' paired differences to the base on one task; None where there is no other method."""
-    table = Table(["method", "N paired", *(head for head, _, _ in COLUMNS.values())])
+    table = Table(["method", "N paired", *(head for head, _ in METRICS.values())])
     for label, entry in task["methods"].items():
         if found := entry.get("difference"):
-            cells = [difference_cell(found, name) for name in COLUMNS]
+            cells = [difference_cell(found, name) for name in METRICS]
             table.rows.append([Cell(label), Cell(f"{found['questions']:,}"), *cells])
     return table if table.rows else None
 
@@ -72,8 +65,8 @@ def difference_cell(found: Mapping[str, Any], name: str) -> Cell:
     """A difference, marked better or worse where its interval excludes 0."""
     if name not in found:
         return Cell("–")
-    item, digits = found[name], COLUMNS[name][2]
-    mark, kind = marked(item, COLUMNS[name][1])
+    item, digits = found[name], DIGITS
+    mark, kind = marked(item, METRICS[name].higher_is_better)
     return Cell(signed(item["estimate"], digits), _signed_interval(item, digits), kind, mark)
 
 
@@ -101,14 +94,14 @@ def marked(item: Mapping[str, Any], higher_is_better: bool) -> tuple[str, str]:
 
 def all_tasks(tasks: Mapping[str, Mapping[str, Any]]) -> Table:
     """A row for each task and method, a few columns, with the differences' marks."""
-    table = Table(["task", "method", "N", *(COLUMNS[name][0] for name in FEW)])
+    table = Table(["task", "method", "N", *(METRICS[name].title for name in FEW)])
     for task, entries in tasks.items():
         for label, entry in entries["methods"].items():
             row = [Cell(task), Cell(label, kind="text"), Cell(f"{entry['questions']:,}")]
             found = entry.get("difference", {})
             for name in FEW:
                 cell = number_cell(entry["numbers"], name)
-                mark, kind = marked(found[name], COLUMNS[name][1]) if name in found else ("", "")
+                mark, kind = marked(found[name], METRICS[name].higher_is_better) if name in found else ("", "")
                 row.append(Cell(cell.value, cell.interval, kind, mark))
             table.rows.append(row)
     return table
@@ -117,7 +110,7 @@ def all_tasks(tasks: Mapping[str, Mapping[str, Any]]) -> Table:
 def temperature(task: Mapping[str, Any]) -> Table | None:
     """conf-ECE, cw-ECE and NLL at T = 1 and at T of the methods that have a temperature; None where none has."""
     names = ("conf_ece_10", "cw_ece_10", "nll")
-    heads = [f"{COLUMNS[name][0]}, {when}" for name in names for when in ("T = 1", "at T")]
+    heads = [f"{METRICS[name].title}, {when}" for name in names for when in ("T = 1", "at T")]
     table = Table(["method", "T", *heads])
     for label, entry in task["methods"].items():
         if "unscaled" in entry:

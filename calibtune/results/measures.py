@@ -8,8 +8,6 @@ from harness_ext.binning import Edge, FloatArray, IntArray
 from harness_ext.calibration import (
     accuracy,
     brier,
-    classwise_gaps,
-    confidence_gaps,
     letter_log_softmax,
     letter_mass,
     nll,
@@ -26,13 +24,14 @@ from harness_ext.estimators import (
     smooth_ece,
 )
 from harness_ext.intervals import ece_interval
+from harness_ext.registry import BINS, ECES
 
 
 def harness_measures(
     loglikelihoods: FloatArray,
     gold: IntArray,
     temperature: float = 1.0,
-    bins: tuple[int, ...] = (10, 14),
+    bins: tuple[int, ...] = BINS,
     edge: Edge = "left",
 ) -> dict[str, float]:
     """The metrics of the harness's table, under their names there.
@@ -61,7 +60,7 @@ def harness_measures(
         "letter_mass": letter_mass(loglikelihoods),
     }
     for count in bins:
-        for name, gaps in (("conf_ece", confidence_gaps), ("cw_ece", classwise_gaps)):
+        for name, gaps in ECES.items():
             interval = ece_interval(gaps(probs, gold, count, edge))
             ends = {"": interval.estimate, "_low": interval.low, "_high": interval.high}
             numbers |= {f"{name}_{count}{end}": float(value) for end, value in ends.items()}

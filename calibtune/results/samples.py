@@ -18,6 +18,7 @@ from calibtune.files import read_json
 from harness_ext.binning import FloatArray, IntArray
 from harness_ext.calibration import validate_rows
 from harness_ext.errors import ScoringError
+from harness_ext.ragged import ragged
 from harness_ext.sanity import check_scored, check_told_apart, warn_of_ties
 
 #: What lm_eval names such a file: task, then the time of the run.
@@ -38,6 +39,8 @@ class Rows:
     gold: IntArray
     #: lm_eval's hash of each document: the same question has the same one in another model's file.
     doc_hashes: tuple[str, ...]
+    #: lm_eval's hash of each prompt as the model saw it, None where the file has none.
+    prompt_hashes: tuple[str | None, ...]
     #: The documents themselves.
     docs: tuple[dict[str, Any], ...]
     #: The temperature at which the file's own numbers were taken, by filter, where it can be told.
@@ -83,9 +86,7 @@ def read_samples(path: Path) -> Rows:
     chosen = sorted((s for s in samples if str(s.get("filter", "none")) == first), key=lambda s: s["doc_id"])
     _check_complete(path, [s["doc_id"] for s in chosen], samples)
     values = [_loglikelihoods(path, s) for s in chosen]
-    loglikelihoods = np.full((len(values), max(map(len, values))), np.nan)
-    for row, letters in zip(loglikelihoods, values, strict=True):
-        row[: len(letters)] = letters
+    loglikelihoods = ragged(values)
     gold = np.array([_gold(path, s, len(letters)) for s, letters in zip(chosen, values, strict=True)])
     # Win rates' samples hold whole responses, with token counts beside the log-likelihoods.
     of_letters = all(len(response[0]) <= 2 for s in chosen for response in s["resps"] if isinstance(response[0], list))
@@ -106,6 +107,7 @@ def read_samples(path: Path) -> Rows:
         loglikelihoods=loglikelihoods,
         gold=gold,
         doc_hashes=tuple(str(s.get("doc_hash")) for s in chosen),
+        prompt_hashes=tuple(s.get("prompt_hash") for s in chosen),
         docs=tuple(s["doc"] for s in chosen),
         temperatures=_temperatures(samples),
     )

@@ -19,7 +19,8 @@ from calibtune.data.tasks import document_hash
 from calibtune.errors import UserError, WorkFailed, is_out_of_memory
 from calibtune.files import keep_inputs, read_json, refuse_existing, write_json, write_text
 from calibtune.models.adapters import load_adapter
-from calibtune.models.loading import load_base
+from calibtune.models.fingerprint import fingerprint
+from calibtune.models.loading import check_spec, load_base, resolved_precision
 from calibtune.models.scores import score
 from calibtune.processes import is_first_process
 from calibtune.recipe import Recipe, recipe_values
@@ -56,6 +57,10 @@ def fit(recipe: Recipe, output: Path, resume: bool = False, overwrite: bool = Fa
         UserError: Bad input, before anything is loaded where it can be known.
         WorkFailed: Out of memory, a loss that is not finite, a full disk.
     """
+    if recipe.samples is None:
+        # An evaluation on another machine takes the precision of the fit, not its own.
+        check_spec(recipe.spec)
+        recipe = dataclasses.replace(recipe, precision=resolved_precision(recipe.spec))
     if resume and (output / MANIFEST).is_file():
         artifact = read_artifact(output)
         _refuse_other(recipe, artifact.recipe, output)
@@ -263,6 +268,7 @@ def _finish(
         seconds=round(time.perf_counter() - started, 1),
         peak_memory_gib=round(torch.cuda.max_memory_allocated() / 2**30, 2) if torch.cuda.is_available() else None,
         temperature=temperature,
+        fingerprint=fingerprint(recipe.spec) if recipe.model and is_first_process() else None,
     )
     if is_first_process():
         write_text(output / "README.md", model_card(artifact))

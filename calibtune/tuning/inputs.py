@@ -18,6 +18,7 @@ from calibtune.data.tasks import load_tasks
 from calibtune.data.tokens import TokenExample, tokenize
 from calibtune.data.training_set import Questions, TrainingSet
 from calibtune.errors import UserError
+from calibtune.models.fingerprint import check_fingerprint
 from calibtune.models.loading import context_length, load_config, load_tokenizer
 from calibtune.recipe import Recipe
 from calibtune.tuning.checks import check_kernels, check_machine
@@ -84,6 +85,7 @@ def trained_on(recipe: Recipe) -> frozenset[str]:
     if artifact.kind != "adapter":
         raise UserError(f"--artifact {recipe.artifact} is a {artifact.kind}; give an adapter, or its base as --model")
     base_model(recipe.model, artifact)
+    check_fingerprint(recipe.spec, artifact.fingerprint, recipe.artifact)
     return frozenset(artifact.documents["train"])
 
 

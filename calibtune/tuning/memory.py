@@ -13,6 +13,7 @@ import torch
 from calibtune.data.tokens import TokenExample, collate
 from calibtune.data.training_set import Questions
 from calibtune.errors import WorkFailed, is_out_of_memory
+from calibtune.models.loading import resolved_precision
 from calibtune.models.sharding import is_sharded
 from calibtune.recipe import Recipe
 from calibtune.tuning.losses import method_loss
@@ -77,7 +78,7 @@ def _fits(model: Any, batch: dict[str, torch.Tensor], recipe: Recipe) -> bool:
         # What a step finds taken: AdamW's two moments, and the gradients of the parts before.
         for weight in model.parameters():
             held += [torch.empty_like(weight) for _ in range(3)] if weight.requires_grad else []
-        with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
+        with torch.autocast(device.type, torch.bfloat16, enabled=resolved_precision(recipe.spec) == "bf16"):
             loss, _ = method_loss(model, batch, recipe)
         loss.backward()
     except RuntimeError as error:

@@ -17,6 +17,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from calibtune.data.tokens import collate, parts
 from calibtune.data.training_set import GroupedOrder, Questions
 from calibtune.errors import UserError, WorkFailed
+from calibtune.models.loading import resolved_precision
 from calibtune.models.scores import score
 from calibtune.models.sharding import is_sharded
 from calibtune.recipe import Recipe
@@ -247,7 +248,7 @@ def training_arguments(recipe: Recipe, folder: Path) -> TrainingArguments:
         "warmup_steps": recipe.warmup_ratio,
         "weight_decay": recipe.weight_decay,
         "max_grad_norm": recipe.max_grad_norm,
-        "bf16": recipe.precision == "bf16",
+        "bf16": resolved_precision(recipe.spec) == "bf16",
         "use_cpu": on_cpu(recipe.device),
         "seed": recipe.seed,
         "report_to": recipe.report_to,

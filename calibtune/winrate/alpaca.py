@@ -20,7 +20,7 @@ from typing import Any
 
 from calibtune.errors import UserError
 from calibtune.winrate.rates import Rate, rate
-from calibtune.winrate.results import Result
+from calibtune.winrate.results import LengthControlled, Result
 
 #: What alpaca-eval stores for a pair whose judgment could not be read.
 MISSING = -1
@@ -162,15 +162,12 @@ def published_rate(pairs: Judged) -> Rate:
     return Rate(float(theirs["win_rate"]) / 100, float(theirs["standard_error"]) / 100, ours.low, ours.high, ours.n)
 
 
-def result(pairs: Judged) -> Result:
-    """Everything that judged pairs give: rate, interval, length-controlled rate or why not, what was left out.
+def result(pairs: Judged, controlled: LengthControlled) -> Result:
+    """Return the win rate of judged pairs with its interval, the length-controlled rate and what was left out.
 
     Raises:
         ScoringError: No pair was judged.
     """
-    from calibtune.winrate.length import length_controlled
-
-    controlled = length_controlled(pairs)
     notes = ["interval by bootstrap over instructions", controlled.said]
     if pairs.unjudged:
         notes.append(f"{len(pairs.unjudged)} of {len(pairs.rows)} pairs have no readable verdict and are left out")

@@ -5,26 +5,16 @@ from __future__ import annotations
 import contextlib
 import io
 import warnings
-from dataclasses import dataclass
 
 from calibtune.winrate.alpaca import Judged, package
 from calibtune.winrate.journal import key_of
+from calibtune.winrate.results import LengthControlled
 
 #: The regression's own data: answers gamed in length, and each instruction's difficulty.
 REPOSITORY, FILE = "tatsu-lab/alpaca_eval", "df_gamed.csv"
 #: The regression knows AlpacaEval's 805 instructions by their position alone, so they must be these, in their order:
 #: :func:`instructions_digest` of the evaluation set.
 INSTRUCTIONS = "a9916b1c8ef6a543fbf709dc8cd96f3d8db58f8b618924017482f93194bda3a6"
-
-
-@dataclass(frozen=True)
-class LengthControlled:
-    """The rate, or why there is none."""
-
-    win_rate: float | None
-    standard_error: float | None
-    #: One clause for the result's note.
-    said: str
 
 
 def length_controlled(pairs: Judged) -> LengthControlled:

@@ -13,6 +13,16 @@ from calibtune.winrate.rates import Rate
 
 
 @dataclass(frozen=True)
+class LengthControlled:
+    """The rate, or why there is none."""
+
+    win_rate: float | None
+    standard_error: float | None
+    #: One clause for the result's note.
+    said: str
+
+
+@dataclass(frozen=True)
 class Result:
     """One model's win rate on one benchmark."""
 

@@ -13,6 +13,7 @@ from calibtune.winrate import alpaca, arena, pairs
 from calibtune.winrate.answers import Answers, Model, Settings, generate
 from calibtune.winrate.journal import Journal
 from calibtune.winrate.judge import Endpoint, Judge
+from calibtune.winrate.length import length_controlled
 from calibtune.winrate.rates import compare, rate
 from calibtune.winrate.results import Result
 
@@ -109,7 +110,7 @@ def judge_head_to_head(
 
 def alpaca_result(rows: alpaca.Judged, compared: Path | None) -> Result:
     """The result of judged pairs, with the paired comparison to another run where its annotations are given."""
-    result = alpaca.result(rows)
+    result = alpaca.result(rows, length_controlled(rows))
     bias = pairs.position_bias(rows.rows)
     if bias is not None:
         note = f"{result.note}; judged in both orders, the answer shown first gets {100 * bias:.1f} %"

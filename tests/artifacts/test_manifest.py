@@ -1,5 +1,6 @@
 import json
 import shlex
+import shutil
 
 import pytest
 import torch
@@ -7,7 +8,7 @@ from fitting import small_fit, small_recipe
 from tiny import save_tiny
 
 from calibtune.artifacts.card import summary
-from calibtune.artifacts.manifest import MANIFEST, read_artifact
+from calibtune.artifacts.manifest import MANIFEST, base_model, read_artifact
 from calibtune.errors import UserError
 from calibtune.tuning.fit import fit
 
@@ -70,10 +71,10 @@ def test_a_temperature_needs_questions_that_the_adapter_has_not_seen(model, tmp_
 
 def test_an_adapter_for_another_base_is_refused(model, tmp_path):
     small_fit(model, tmp_path / "adapter", "cft", max_steps=1)
-    # By its name, and under the same name by its weights.
-    for folder, message in ((tmp_path / "other", "was fitted on"), (tmp_path / model.name, "does not fit this model")):
-        other = save_tiny(folder, hidden=48)
-        with pytest.raises(UserError, match=message):
+    # Another model, also under the same folder name.
+    for folder in (tmp_path / "other", tmp_path / model.name):
+        other = save_tiny(folder, seed=1)
+        with pytest.raises(UserError, match="has other weights than the model that"):
             small_fit(other, tmp_path / "t", "temperature", artifact=str(tmp_path / "adapter"))
         assert not (tmp_path / "t").exists()
     with pytest.raises(UserError, match="no finished artifact"):
@@ -86,3 +87,19 @@ def test_the_next_command_can_be_typed_where_paths_have_blanks(model, tmp_path):
     words = shlex.split(line.removeprefix("next: "))
     assert words[words.index("--artifact") + 1] == str(tmp_path / "a b")
     assert words[words.index("--output") + 1] == f"{tmp_path / 'a b'}-eval"
+
+
+def test_a_copy_of_the_base_under_another_name_is_the_base(model, tmp_path):
+    small_fit(model, tmp_path / "adapter", "cft", max_steps=1)
+    shutil.copytree(model, tmp_path / "copy")
+    again = small_fit(tmp_path / "copy", tmp_path / "t", "temperature", artifact=str(tmp_path / "adapter"))
+    assert again.fingerprint == read_artifact(tmp_path / "adapter").fingerprint
+
+
+def test_an_artifact_without_a_fingerprint_knows_its_base_by_name(model, tmp_path):
+    small_fit(model, tmp_path / "adapter", "cft", max_steps=1)
+    manifest = json.loads((tmp_path / "adapter" / MANIFEST).read_text())
+    del manifest["fingerprint"]
+    (tmp_path / "adapter" / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match=r"was fitted on .*, not on"):
+        base_model("other/base", read_artifact(tmp_path / "adapter"))

@@ -190,9 +190,9 @@ def test_a_base_of_another_shape_than_the_adapters_is_one_sentence(model, tmp_pa
     small_fit(model, tmp_path / "adapter", "cft", max_steps=1)
     wide = save_tiny(tmp_path / "other" / model.name, hidden=64)
     assert evaluate(tmp_path / "out", "--artifact", tmp_path / "adapter", model=wide) == 2
-    error = capsys.readouterr().err
-    assert f"the adapter {tmp_path / 'adapter'} cannot be put on {wide}; give the base that it was fitted on" in error
-    assert "size mismatch" in error
+    assert (
+        f"{wide} has other weights than the model that {tmp_path / 'adapter'} was fitted on" in capsys.readouterr().err
+    )
 
 
 @pytest.fixture

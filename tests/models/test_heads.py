@@ -88,7 +88,7 @@ def test_an_adapted_head_is_left_alone():
 def test_a_four_bit_models_head_is_read_in_float32(model):
     pytest.importorskip("bitsandbytes")
     from calibtune.models.loading import load_base
-    from calibtune.models.spec import ModelSpec
+    from calibtune.spec import ModelSpec
 
     loaded = load_base(ModelSpec(str(model), quantization="nf4", device="cpu")).eval()
     expected = states_at_the_answer(loaded).double() @ output_layer(loaded).weight.double().T

@@ -101,7 +101,8 @@ def test_bf16_keeps_adapter_weights_in_float32_and_rotary_frequencies_exact(mode
     assert np.isfinite(artifact.after["nll"])
 
 
-def test_auto_batch_splits_the_step_until_it_fits(model, tmp_path, monkeypatch, capsys):
+def test_auto_batch_splits_the_step_until_it_fits(model, tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO")
     from calibtune.tuning import memory as batch
 
     original = batch.method_loss
@@ -113,7 +114,7 @@ def test_auto_batch_splits_the_step_until_it_fits(model, tmp_path, monkeypatch, 
 
     monkeypatch.setattr(batch, "method_loss", small_memory)
     small_fit(model, tmp_path / "auto", "cft", batch_size=6, auto_batch=True)
-    assert "2 questions in a forward pass, 3 accumulated" in capsys.readouterr().out
+    assert "2 questions in a forward pass, 3 accumulated" in caplog.text
     small_fit(model, tmp_path / "plain", "cft", batch_size=6)
     assert same_weights(tmp_path / "auto", tmp_path / "plain", rtol=1e-3, atol=1e-5)
 

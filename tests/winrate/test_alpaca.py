@@ -66,7 +66,7 @@ def test_a_preference_is_the_model_s_score_plus_one_and_zero_is_a_draw():
 def test_pairs_without_a_readable_verdict_are_left_out_and_said():
     pairs = alpaca.judged(rows(2, None, float("nan"), -1, 1), "here")
     assert len(pairs.unjudged) == 3
-    result = alpaca.result(pairs)
+    result = alpaca.result(pairs, length_controlled(pairs))
     assert (result.rate.n, result.rate.win_rate) == (2, 0.5)
     assert "3 of 5 pairs have no readable verdict" in result.note
 
@@ -104,7 +104,8 @@ def test_using_alpaca_eval_leaves_the_root_logger_s_level_alone():
 
 
 def test_no_length_controlled_rate_of_other_instructions_and_it_is_said():
-    result = alpaca.result(alpaca.judged(rows(1, 2), "here"))
+    pairs = alpaca.judged(rows(1, 2), "here")
+    result = alpaca.result(pairs, length_controlled(pairs))
     assert result.summary()["length_controlled_win_rate"] is None
     assert "no length-controlled rate: needs AlpacaEval's own 805" in result.note
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Quantization = Literal["none", "nf4"]
-Precision = Literal["bf16", "fp32"]
+Precision = Literal["auto", "bf16", "fp32"]
 
 
 @dataclass(frozen=True)
@@ -19,8 +19,8 @@ class ModelSpec:
     revision: str | None = None
     #: "nf4" holds the linear layers in 4-bit NormalFloat (QLoRA).
     quantization: Quantization = "none"
-    #: Of the weights and of the forward pass.
-    precision: Precision = "bf16"
+    #: Of the weights and of the forward pass; "auto": bf16 on an accelerator that has it, else fp32.
+    precision: Precision = "auto"
     #: "cuda", "cpu", "mps"; None: found by itself.
     device: str | None = None
     #: Whether prompts are rendered with the tokenizer's chat template.

@@ -1,0 +1,49 @@
+"""The page on own data is true: its shell blocks run as they stand."""
+
+import json
+import os
+import random
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+ALIGNED = ROOT / "calibtune" / "demo" / "checkpoints" / "aligned"
+
+
+def write_rows(path, count, seed):
+    """Questions with 3 to 5 options."""
+    rng = random.Random(seed)
+    rows = []
+    for number in range(count):
+        gold = rng.randrange(3)
+        choices = [str(number + shift) for shift in range(rng.choice([3, 4, 5]))]
+        rows.append({"question": f"What is {number} plus {gold}, seed {seed}?", "choices": choices, "gold": gold})
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_the_pages_commands_run(tmp_path):
+    blocks = re.findall(
+        r"^```sh\n(.*?)^```", (ROOT / "docs" / "own-data.md").read_text("utf-8"), re.DOTALL | re.MULTILINE
+    )
+    task, run, temperature, _ = blocks
+    (tmp_path / "my_tasks").mkdir()
+    write_rows(tmp_path / "my_tasks" / "train.jsonl", 60, 0)
+    write_rows(tmp_path / "my_tasks" / "test.jsonl", 30, 1)
+    # The model is the reader's own. `doctor` refuses this one, which knows no words of these questions: left out.
+    environment = os.environ | {
+        "M": str(ALIGNED),
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}",
+    }
+    done = subprocess.run(
+        ["bash", "-c", f"set -e\n{task}\n{run.partition(chr(10))[2]}\n{temperature}"],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path / "report" / "report.html").is_file()
+    assert json.loads((tmp_path / "runs" / "t" / "calibtune.json").read_text("utf-8"))["tasks"] == ["my_quiz"]

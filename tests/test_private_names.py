@@ -1,0 +1,54 @@
+"""Private names of other libraries that are used here: a new version without one fails this test, not a user's run."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+#: Where each is used, and the class or module that must have it.
+USED = {
+    "calibtune/__main__.py": {"_actions"},
+    "calibtune/commands/fit.py": {"_ArgumentGroup"},
+    "calibtune/data/encoder.py": {"_encode_pair"},
+    "calibtune/tuning/graphs.py": {"_attn_implementation"},
+    "calibtune/tuning/trainer.py": {"_get_grad_norm"},
+    "harness_ext/encoding.py": {"_encode_pair"},
+}
+
+
+def private_names(path):
+    """Private attributes of anything but ``self`` and our own classes that a file reads."""
+    tree = ast.parse(path.read_text())
+    defined = {node.name for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__"):
+            own = isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
+            if not own and node.attr not in defined | {"_replace", "_asdict", "_fields"}:
+                found.add(node.attr)
+    return found
+
+
+@pytest.mark.parametrize(
+    "path",
+    [p for f in ("calibtune", "harness_ext") for p in sorted((ROOT / f).rglob("*.py"))],
+    ids=lambda path: path.relative_to(ROOT).as_posix(),
+)
+def test_no_other_private_name_is_used(path):
+    assert private_names(path) <= USED.get(path.relative_to(ROOT).as_posix(), set())
+
+
+def test_the_private_names_that_are_used_or_overridden_exist():
+    import argparse
+
+    from lm_eval.models.huggingface import HFLM
+    from transformers import LlamaConfig, Trainer
+
+    for name in ("_get_grad_norm", "_get_train_sampler"):
+        assert callable(getattr(Trainer, name))
+    for name in ("_encode_pair", "_loglikelihood_tokens"):
+        assert callable(getattr(HFLM, name))
+    assert hasattr(LlamaConfig(), "_attn_implementation")
+    assert hasattr(argparse.ArgumentParser(), "_actions")
+    assert hasattr(argparse, "_ArgumentGroup")

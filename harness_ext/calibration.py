@@ -29,6 +29,10 @@ class BinGaps(NamedTuple):
     gap: FloatArray
     #: Shape (C,): 1/N for conf-ECE, 1/(K N_j) for cw-ECE.
     weight: FloatArray
+    #: Shape (C,): how many rows the cell holds.
+    rows: IntArray
+    #: Shape (C,): for how many of them the prediction, or the cell's letter, is right.
+    right: IntArray
 
     def sums(self) -> FloatArray:
         """Sum of the gaps of each cell, shape (C,)."""
@@ -138,8 +142,10 @@ def confidence_gaps(probs: FloatArray, gold: IntArray, n_bins: int | FloatArray 
     """The cells of conf-ECE (paper Eq 19): bins over the confidence; gap = right (0 or 1) minus confidence."""
     conf, predicted = top(probs)
     size = int(n_bins) if isinstance(n_bins, (int, np.integer)) else len(n_bins) - 1
-    cell = bin_index(conf, n_bins, edge)[:, None]
-    return BinGaps(cell, ((predicted == gold) - conf)[:, None], np.full(size, 1.0 / len(conf)))
+    index, correct = bin_index(conf, n_bins, edge), predicted == gold
+    weight = np.full(size, 1.0 / len(conf))
+    rows, right = (np.bincount(each, minlength=size) for each in (index, index[correct]))
+    return BinGaps(index[:, None], (correct - conf)[:, None], weight, rows, right)
 
 
 def classwise_gaps(probs: FloatArray, gold: IntArray, n_bins: int = 10, edge: Edge = "left") -> BinGaps:
@@ -156,7 +162,10 @@ def classwise_gaps(probs: FloatArray, gold: IntArray, n_bins: int = 10, edge: Ed
     questions = present.sum(axis=0)
     seen = questions > 0
     weight = np.divide(1.0, questions * seen.sum(), out=np.zeros(letters), where=seen)
-    return BinGaps(cell, gap, np.repeat(weight, n_bins))
+    rows = np.bincount(cell.T.ravel(), minlength=n_bins * letters)
+    rows[0] -= (~present).sum()
+    right = np.bincount(cell[np.arange(len(gold)), gold], minlength=n_bins * letters)
+    return BinGaps(cell, gap, np.repeat(weight, n_bins), rows, right)
 
 
 def conf_ece(probs: FloatArray, gold: IntArray, n_bins: int | FloatArray = 10, edge: Edge = "left") -> float:

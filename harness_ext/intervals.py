@@ -9,12 +9,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness_ext.calibration import BinGaps
+from harness_ext.debiasing import (
+    debiased_ends,
+    largest_difference,
+    resampling_covariance,
+    standardize,
+    unseen_variance,
+)
 from harness_ext.errors import ScoringError
 
 #: Standard normal quantile of a 95 % interval.
 Z = 1.959963984540054
 DRAWS = 2000
 SEED = 0
+#: Part of ``1 - level`` by which noise alone may lift the lower end of an ECE above its truth; the rest is left for the
+#: debiased lower end.
+NOISE_SHARE = 0.9
 
 
 class Interval(NamedTuple):
@@ -26,57 +36,86 @@ class Interval(NamedTuple):
 
 
 def ece_interval(gaps: BinGaps, level: float = 0.95, draws: int = DRAWS, seed: int = SEED) -> Interval:
-    """Bootstrap interval of an ECE that holds its estimate and still covers where the model is well calibrated.
+    """Compute a bias-aware interval of an ECE.
 
-    An ECE is a sum of absolute bin gaps, so noise only ever adds to it: the usual percentile bootstrap adds that noise
-    a second time and never reaches the error of a calibrated model. This is the bootstrap for such functionals of Fang
-    & Santos (2019, Inference on directionally differentiable functions): the bin gaps are perturbed with exactly the
-    covariance that resampling the questions gives them; a gap clearly away from zero (by more than sqrt(log N) of its
-    standard errors) moves the ECE by the perturbation times its sign, any other by the perturbation's size. The upper
-    end takes all gaps as clearly away from zero, which can only raise it.
+    An ECE is a sum of absolute bin gaps, so noise only adds to it. The interval is of a debiased
+    sum instead (see :func:`harness_ext.debiasing.debiased_ends`), widened by the bias that may be left. The estimate is
+    the plain ECE. It may lie above the debiased interval, which is then extended to hold it.
+
+    Noise cannot raise the ECE by more than the noise's own sum of absolute values. That is a second
+    lower end, the higher one for models near calibration. It takes most of ``1 - level``: there the
+    upper end, never below the plain ECE, is above the truth in all but rare samples.
 
     Args:
         gaps: The cells, from ``confidence_gaps`` or ``classwise_gaps``.
         level: Coverage aimed at, in (0, 1).
-        draws: Bootstrap perturbations.
-        seed: Seed of the perturbations; the same input gives the same interval.
+        draws: Draws of the noise.
+        seed: Seed of the draws; the same input gives the same interval.
 
     Returns:
         The ECE and both ends, within [0, 1]. One question alone gives [0, 1].
     """
     sums, estimate = gaps.sums(), gaps.ece()
-    rows = len(gaps.cell)
-    if rows < 2:
+    if len(gaps.cell) < 2:
         return Interval(estimate, 0.0, 1.0)
-    covariance = _resampling_covariance(gaps, sums)
-    used = np.flatnonzero(np.diag(covariance) > 0)
-    covariance, sums, weight = covariance[np.ix_(used, used)], sums[used], gaps.weight[used]
-    clear = np.abs(sums) > np.sqrt(np.log(rows) * np.diag(covariance))
-    noise = np.random.default_rng(seed).standard_normal((draws, len(used))) @ _root(covariance)
-    signed = noise * np.sign(sums)
-    tail = 1 - (1 - level) / 2
-    down = np.quantile(np.where(clear, signed, np.abs(noise)) @ weight, tail) if len(used) else 0.0
-    up = np.quantile(signed @ weight, tail) if len(used) else 0.0
-    return Interval(estimate, max(0.0, estimate - max(0.0, down)), min(1.0, estimate + max(0.0, up)))
+    covariance = resampling_covariance(gaps, sums) + np.diag(unseen_variance(gaps, sums))
+    cells = standardize(sums, covariance, gaps.weight, draws, seed)
+    low, high = debiased_ends(cells, level)
+    raised = float(np.quantile(np.abs(cells.noise) @ cells.scale, 1 - NOISE_SHARE * (1 - level)))
+    return Interval(estimate, min(estimate, max(0.0, low, estimate - raised)), max(estimate, min(1.0, high)))
 
 
-def _resampling_covariance(gaps: BinGaps, sums: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Covariance of the cells' gap sums when the questions are drawn again with replacement; shape (C, C)."""
-    cells = len(gaps.weight)
-    products = np.zeros((cells, cells))
-    width = gaps.cell.shape[1]
-    for i in range(width):
-        for j in range(i, width):
-            pair = gaps.cell[:, i] * cells + gaps.cell[:, j]
-            block = np.bincount(pair, gaps.gap[:, i] * gaps.gap[:, j], cells * cells).reshape(cells, cells)
-            products += block if i == j else block + block.T
-    return products - np.outer(sums, sums) / len(gaps.cell)
+def ece_difference_interval(
+    a: BinGaps, b: BinGaps, level: float = 0.95, draws: int = DRAWS, seed: int = SEED
+) -> Interval:
+    """Compute a bias-aware interval of the ECE of ``b`` minus that of ``a``, on the same questions.
 
+    The basic bootstrap fails here: the upward biases of two ECEs cancel only where both models are
+    equally miscalibrated. This interval debiases both (see :func:`harness_ext.debiasing.debiased_ends`), with the
+    covariance of all their gap sums. It is conservative for cw-ECE, whose many cells each add
+    bias that may be left.
 
-def _root(covariance: NDArray[np.float64]) -> NDArray[np.float64]:
-    # Bins that always move together make the matrix singular, which Cholesky refuses.
-    values, vectors = np.linalg.eigh(covariance)
-    return np.sqrt(np.clip(values, 0, None))[:, None] * vectors.T
+    The difference is also at most the sum of the gap sums' absolute differences. For models that
+    are almost the same, that bound is the smaller one.
+
+    Args:
+        a: The cells of the first model.
+        b: The cells of the second, rows in the same order, bins as in ``a``.
+        level: Coverage aimed at, in (0, 1).
+        draws: Draws of the noise.
+        seed: Seed of the draws; the same input gives the same interval.
+
+    Returns:
+        The difference b - a of the plain ECEs and both ends. The interval of a - b mirrors it.
+
+    Raises:
+        ScoringError: The two have different numbers of questions or of cells.
+    """
+    if (len(a.cell), len(a.weight)) != (len(b.cell), len(b.weight)):
+        raise ScoringError(
+            f"a paired difference needs the same questions and bins on both sides, got {len(a.cell)} and {len(b.cell)} "
+            f"rows, {len(a.weight)} and {len(b.weight)} cells"
+        )
+    estimate, cells = b.ece() - a.ece(), len(a.weight)
+    if len(a.cell) < 2:
+        return Interval(estimate, -1.0, 1.0)
+    if estimate < 0:
+        # Both orders of the two models then see the same draws.
+        _, low, high = ece_difference_interval(b, a, level, draws, seed)
+        return Interval(estimate, -high, -low)
+    both = BinGaps(
+        np.hstack([a.cell, b.cell + cells]),
+        np.hstack([a.gap, b.gap]),
+        np.concatenate([-a.weight, b.weight]),
+        np.concatenate([a.rows, b.rows]),
+        np.concatenate([a.right, b.right]),
+    )
+    sums = both.sums()
+    covariance = resampling_covariance(both, sums)
+    bound = largest_difference(sums, covariance, b.weight, level, draws, seed)
+    covariance += np.diag(unseen_variance(both, sums))
+    low, high = debiased_ends(standardize(sums, covariance, both.weight, draws, seed), level)
+    return Interval(estimate, min(estimate, max(low, -bound)), max(estimate, min(high, bound)))
 
 
 def paired_difference(

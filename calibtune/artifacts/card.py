@@ -47,8 +47,18 @@ def model_card(artifact: Artifact) -> str:
         f"---\n{data.to_yaml()}\n---\n\n# {data.model_name}\n\n"
         f"Made by `calibtune fit --method {artifact.method}` from `{artifact.model}` on {task}, seed {artifact.seed}.\n"
         f"`{MANIFEST}` holds the recipe, the document hashes and the versions.\n\n"
-        f"Numbers of {len(artifact.documents['held_out'])} held-out questions, with 95 % intervals of the ECEs:\n\n"
-        "| | before | after |\n|---|---|---|\n" + "\n".join(rows) + f"\n\n{usage(artifact)}\n"
+        f"{_numbers(artifact, rows)}{usage(artifact)}\n"
+    )
+
+
+def _numbers(artifact: Artifact, rows: list[str]) -> str:
+    """Return the table of the held-out questions; a fit that held none out has none."""
+    if not rows:
+        return "No question was held out, so nothing was measured; evaluate it on other questions.\n\n"
+    count = len(artifact.documents["held_out"])
+    return (
+        f"Numbers of {count} held-out questions, with 95 % intervals of the ECEs:\n\n"
+        "| | before | after |\n|---|---|---|\n" + "\n".join(rows) + "\n\n"
     )
 
 

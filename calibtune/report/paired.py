@@ -1,22 +1,20 @@
-"""All paired differences of two models at once, from one set of resamples."""
+"""All paired differences of two models at once."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy.sparse import csr_matrix, vstack
 
 from calibtune.report.questions import Questions
-from harness_ext.binning import FloatArray, IntArray
+from harness_ext.binning import FloatArray
 from harness_ext.calibration import (
     BinGaps,
     brier_rows,
     letter_log_softmax,
     top,
 )
-from harness_ext.intervals import SEED, Interval, basic_interval
+from harness_ext.intervals import SEED, Interval, basic_interval, ece_difference_interval
 from harness_ext.registry import BINS, ECES, MEANS
 
 DRAWS = 1000
@@ -32,8 +30,6 @@ class Scored:
     means: FloatArray
     #: The cells of each ECE, by name.
     gaps: dict[str, BinGaps]
-    #: Which letters each question has, shape (N, K).
-    present: NDArray[np.bool_]
 
 
 def scored(questions: Questions, temperature: float = 1.0) -> Scored:
@@ -50,16 +46,16 @@ def scored(questions: Questions, temperature: float = 1.0) -> Scored:
         axis=1,
     )
     gaps = {f"{ece}_{bins}": cells(probs, gold, bins) for ece, cells in ECES.items() for bins in BINS}
-    return Scored(means, gaps, ~np.isnan(probs))
+    return Scored(means, gaps)
 
 
 def paired_differences(a: Scored, b: Scored, draws: int = DRAWS, seed: int = SEED) -> dict[str, Interval]:
-    """Difference b - a of every number, with its 95 % interval, for two models asked the same questions.
+    """Compute the difference b - a of every number with its 95 % interval, on the same questions.
 
-    The same resamples and the same basic bootstrap as :func:`harness_ext.intervals.paired_difference` with the same
-    seed, and so the same intervals; but each resample is drawn once for all eight numbers, as a count of each
-    question, and the sums of bins and means over a batch of resamples are matrix products. For 100,000 questions that
-    is seconds rather than minutes.
+    Means have the basic bootstrap of :func:`harness_ext.intervals.paired_difference`: the same
+    resamples with the same seed, and so the same interval, but drawn once for all means. ECEs have
+    :func:`harness_ext.intervals.ece_difference_interval`, since the bootstrap of a sum of absolute
+    values does not cover.
 
     Args:
         a: The base model's answers.
@@ -71,49 +67,14 @@ def paired_differences(a: Scored, b: Scored, draws: int = DRAWS, seed: int = SEE
         For each of ``MEANS`` and each ECE the difference with its interval.
     """
     rows = len(a.means)
-    point = {name: float(b.means[:, i].mean() - a.means[:, i].mean()) for i, name in enumerate(MEANS)}
-    point |= {name: b.gaps[name].ece() - a.gaps[name].ece() for name in a.gaps}
     difference = (b.means - a.means).T
-    sides = [_cells(side) for side in (a, b)]
     rng = np.random.default_rng(seed)
-    resampled: dict[str, list[FloatArray]] = {name: [] for name in point}
+    resampled = []
     for start in range(0, draws, BATCH):
         count = np.empty((rows, min(BATCH, draws - start)))
         for column in range(count.shape[1]):
             count[:, column] = np.bincount(rng.integers(rows, size=rows), minlength=rows)
-        for name, values in zip(MEANS, difference @ count / rows, strict=True):
-            resampled[name].append(values)
-        errors = [_errors(side, cells, count) for side, cells in zip((a, b), sides, strict=True)]
-        for name in a.gaps:
-            resampled[name].append(errors[1][name] - errors[0][name])
-    return {name: basic_interval(point[name], np.concatenate(resampled[name])) for name in point}
-
-
-def _cells(side: Scored) -> csr_matrix:
-    """Gap of each question (columns) in each cell of each ECE (rows), one ECE below the other."""
-    return vstack([_matrix(gaps.cell, gaps.gap, len(gaps.weight)) for gaps in side.gaps.values()], format="csr")
-
-
-def _matrix(cell: IntArray, gap: FloatArray, cells: int) -> csr_matrix:
-    row = np.repeat(np.arange(len(cell)), cell.shape[1])
-    return csr_matrix((gap.ravel(), (cell.ravel(), row)), shape=(cells, len(cell)))
-
-
-def _errors(side: Scored, cells: csr_matrix, count: FloatArray) -> dict[str, FloatArray]:
-    """Each ECE of each resample."""
-    rows, letters = side.present.shape
-    sums = np.abs(cells @ count)
-    # How many questions of the resample have each letter: all, unless questions differ in their options.
-    having = np.full((letters, count.shape[1]), float(rows)) if side.present.all() else side.present.T @ count
-    seen = having > 0
-    share = np.divide(1.0, having * seen.sum(axis=0), out=np.zeros(having.shape), where=seen)
-    errors, start = {}, 0
-    for name, gaps in side.gaps.items():
-        size = len(gaps.weight)
-        part = sums[start : start + size]
-        start += size
-        if name.startswith("conf"):
-            errors[name] = part.sum(axis=0) / rows
-        else:
-            errors[name] = (part.reshape(letters, -1, count.shape[1]).sum(axis=1) * share).sum(axis=0)
-    return errors
+        resampled.append(difference @ count / rows)
+    point, values = b.means.mean(axis=0) - a.means.mean(axis=0), np.hstack(resampled)
+    found = {name: basic_interval(float(point[i]), values[i]) for i, name in enumerate(MEANS)}
+    return found | {name: ece_difference_interval(a.gaps[name], b.gaps[name]) for name in a.gaps}

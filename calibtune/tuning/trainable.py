@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from calibtune.errors import UserError
@@ -9,6 +10,8 @@ from calibtune.models.adapters import unpack_scales
 from calibtune.models.loading import device
 from calibtune.models.sharding import is_sharded
 from calibtune.recipe import Recipe
+
+logger = logging.getLogger(__name__)
 
 
 def add_adapter(model: Any, recipe: Recipe) -> Any:
@@ -21,7 +24,32 @@ def add_adapter(model: Any, recipe: Recipe) -> Any:
     if device(recipe.device).type == "cuda" and not is_sharded():
         for layer in model.modules():
             unpack_scales(layer)
+    logger.info("%s", weight_shares(model))
     return model
+
+
+def expert_parameters(model: Any) -> list[str]:
+    """Return PEFT's names of a mixture's fused expert weights; empty where there are none."""
+    names = (name.split(".") for name, weight in model.named_parameters() if weight.dim() == 3)
+    return sorted({".".join(parts[-2:]) for parts in names if "experts" in parts})
+
+
+def weight_shares(model: Any) -> str:
+    """Say what share of a model's weights is trained and what share is held in 4 bits.
+
+    Fused experts and layers of a kind that bitsandbytes does not know stay in full precision without a word from it.
+    """
+    trained = four_bit = base = 0
+    for weight in model.parameters():
+        # bitsandbytes packs two weights into a byte.
+        count = 2 * weight.numel() if type(weight).__name__ == "Params4bit" else weight.numel()
+        trained += count if weight.requires_grad else 0
+        four_bit += count if type(weight).__name__ == "Params4bit" else 0
+        base += 0 if weight.requires_grad else count
+    if not base:
+        return f"all {trained:,} weights are trained"
+    held = f"; {100 * four_bit / base:.1f} % of the base's are held in 4 bits" if four_bit else ""
+    return f"{trained:,} adapter weights are trained, {100 * trained / base:.2f} % of the base's {base:,}{held}"
 
 
 def _with_adapter(model: Any, recipe: Recipe) -> Any:
@@ -29,11 +57,19 @@ def _with_adapter(model: Any, recipe: Recipe) -> Any:
 
     if recipe.gradient_checkpointing:
         model.enable_input_require_grads()
+    everywhere = recipe.target_modules == ("all-linear",)
+    experts = expert_parameters(model) if everywhere else []
+    if experts and recipe.lora_dropout > 0:
+        raise UserError(
+            f"--lora-dropout is {recipe.lora_dropout:g}, and PEFT has no dropout for the fused experts of "
+            f"{recipe.model}; give --lora-dropout 0"
+        )
     config = LoraConfig(
         r=recipe.rank,
         lora_alpha=recipe.lora_alpha,
         lora_dropout=recipe.lora_dropout,
-        target_modules="all-linear" if recipe.target_modules == ("all-linear",) else list(recipe.target_modules),
+        target_modules="all-linear" if everywhere else list(recipe.target_modules),
+        target_parameters=experts or None,
         task_type="CAUSAL_LM",
     )
     try:

@@ -126,7 +126,9 @@ def test_the_papers_rcft_departs_from_the_defaults_where_the_paper_does():
         "batch_size": (2, 16),
         "learning_rate": (5e-5, 1e-4),
         "quantization": ("nf4", "none"),
+        "precision": ("bf16", "auto"),
         "lora_dropout": (0.05, 0),
+        "held_out": (0, 500),
     }
 
 

@@ -235,9 +235,8 @@ def truth(gaps, distort):
         (confidence_gaps, 64, 0.93),
         (confidence_gaps, 300, 0.93),
         (confidence_gaps, 2000, 0.93),
-        # With 40 cells and so few questions the normal approximation is short, as ece_interval's users should know.
-        (classwise_gaps, 64, 0.88),
-        (classwise_gaps, 300, 0.90),
+        (classwise_gaps, 64, 0.93),
+        (classwise_gaps, 300, 0.93),
         (classwise_gaps, 2000, 0.93),
     ],
 )

@@ -1,5 +1,3 @@
-import functools
-
 import numpy as np
 import pytest
 from lm_eval_files import answers
@@ -8,7 +6,7 @@ from calibtune.report.numbers import clear, entropy, measure
 from calibtune.report.paired import paired_differences, scored
 from calibtune.report.questions import Questions, match
 from harness_ext import calibration
-from harness_ext.intervals import Interval, paired_difference
+from harness_ext.intervals import Interval, ece_difference_interval, paired_difference
 
 
 def questions(rows=150, letters=4, keys=None, **options):
@@ -26,30 +24,37 @@ def test_all_differences_at_once_are_the_harness_extensions_one_by_one(ragged):
     found = paired_differences(scored(a), scored(b, 2.0), draws=200)
     logs = [calibration.letter_log_softmax(a.loglikelihoods), calibration.letter_log_softmax(b.loglikelihoods, 2.0)]
     probs = [(np.exp(each), a.gold) for each in logs]
-    expected = {
+    means = {
         "acc": (calibration.accuracy, *probs),
         "brier": (calibration.brier, *probs),
         "nll": (calibration.nll, *((each, a.gold) for each in logs)),
         "letter_mass": (calibration.letter_mass, (a.loglikelihoods,), (b.loglikelihoods,)),
     }
-    for bins in (10, 14):
-        expected[f"conf_ece_{bins}"] = (functools.partial(calibration.conf_ece, n_bins=bins), *probs)
-        expected[f"cw_ece_{bins}"] = (functools.partial(calibration.cw_ece, n_bins=bins), *probs)
+    expected = {name: paired_difference(*arguments, draws=200) for name, arguments in means.items()}
+    for name, gaps in (("conf_ece", calibration.confidence_gaps), ("cw_ece", calibration.classwise_gaps)):
+        for bins in (10, 14):
+            expected[f"{name}_{bins}"] = ece_difference_interval(*(gaps(*each, bins) for each in probs))
     assert found.keys() == expected.keys()
-    for name, arguments in expected.items():
-        assert found[name] == pytest.approx(paired_difference(*arguments, draws=200), abs=1e-12), name
+    for name, interval in expected.items():
+        assert tuple(found[name]) == pytest.approx(tuple(interval), abs=1e-12), name
 
 
 def test_questions_with_two_options_among_many_do_not_count_for_absent_letters():
-    # A resample can lack the last letter altogether, and then it must not count in K.
-    a = questions(6, 3, ragged=True)
-    b = questions(6, 3, ragged=True, sharpness=0.5)
+    # The third letter is one question's alone, where both models say the same: only the first two letters differ.
+    a = questions(40, 3, ragged=True)
+    b = questions(40, 3, ragged=True, sharpness=0.5)
     a.loglikelihoods[1:, 2] = b.loglikelihoods[1:, 2] = np.nan
     a.gold[:] = b.gold[:] = 0
     a.loglikelihoods[0] = b.loglikelihoods[0] = [-1.0, -2.0, -1.5]
-    probs = [(np.exp(calibration.letter_log_softmax(each.loglikelihoods)), each.gold) for each in (a, b)]
-    expected = paired_difference(calibration.cw_ece, *probs, draws=100)
-    assert paired_differences(scored(a), scored(b), draws=100)["cw_ece_10"] == pytest.approx(expected, abs=1e-12)
+    gaps = [scored(each).gaps["cw_ece_10"] for each in (a, b)]
+    assert [each.rows.reshape(3, 10).sum(axis=1).tolist() for each in gaps] == [[40, 40, 1]] * 2
+    assert [each.right.reshape(3, 10).sum(axis=1).tolist() for each in gaps] == [[40, 0, 0]] * 2
+    two = [np.exp(calibration.letter_log_softmax(each.loglikelihoods))[:, :2] for each in (a, b)]
+    alone = [calibration.classwise_gaps(probs, a.gold) for probs in two]
+    found = paired_differences(scored(a), scored(b), draws=10)["cw_ece_10"]
+    # Two letters of three, which leaves the difference two thirds of that over two letters.
+    assert found.estimate == pytest.approx((alone[1].ece() - alone[0].ece()) * 2 / 3)
+    assert found.low <= found.estimate <= found.high
 
 
 def test_each_number_lies_in_its_interval():

@@ -1,28 +1,101 @@
-"""What the model's tokenizer makes of a task's requests, read where the harness itself encodes them.
+"""How the model's tokenizer splits a task's requests into context and continuation.
+
+The harness strips blanks from a context's end, encodes what remains, and cuts the whole text's tokens at that length.
+Where a tokenizer has one token for ``>`` and a newline, the model is then fed ``>`` alone and never sees the newline.
+Here the cut is where the tokens of the context and of the whole text part, and the whole text's tokens are fed.
 
 The harness hands a task neither its tokenizer nor token counts, cuts a long prompt from the left with a log line, and
-scores letters that share a token alike. All its tokenizing backends go through ``TemplateLM._encode_pair``, so that is
-where a task may watch its own requests; nothing is encoded twice and no result is changed.
+scores letters that share a token alike. Its tokenizing backends go through ``TemplateLM._encode_pair``, so that is
+where a task of ours watches and splits its own requests. Requests of other tasks are left alone.
 """
 
 import functools
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from lm_eval.api.model import TemplateLM
 
+from harness_ext.errors import ScoringError
+
 Request = tuple[str, str]
+Tokens = tuple[int, ...]
 
 
 class Encoded(NamedTuple):
     """The token ids of a request's continuation, the context's token count and whether the model must cut it."""
 
-    tokens: tuple[int, ...]
+    tokens: Tokens
     context: int
     #: Tokens that the model takes, ``max_length`` of the backend.
     limit: int
     cut: bool
+
+
+def split_whole(context: Sequence[int], whole: Sequence[int]) -> tuple[list[int], list[int]]:
+    r"""Cut the tokens of a whole text where its context ends.
+
+    Args:
+        context: Tokens of the context alone, its last blanks included.
+        whole: Tokens of the context with its continuation.
+
+    Returns:
+        The whole text's tokens, in two parts. Where one token spans the border it belongs to the continuation.
+
+    Example:
+        >>> split_whole([5, 6, 7], [5, 6, 7, 8])  # "<|user|>", "\n", "A"
+        ([5, 6, 7], [8])
+        >>> split_whole([5, 6, 1], [5, 6, 9])  # ":", " " becomes ":", " A"
+        ([5, 6], [9])
+    """
+    pairs = enumerate(zip(context, whole, strict=False))
+    cut = next((i for i, (first, second) in pairs if first != second), min(len(context), len(whole)))
+    return list(whole[:cut]), list(whole[cut:])
+
+
+def letter_tokens(encoded: Mapping[str, tuple[int, Tokens]], tokenizer: Any = None) -> tuple[Tokens, Tokens]:
+    """Find the one token that tells each letter of a question.
+
+    Args:
+        encoded: By letter, the context's token count and the letter's tokens.
+        tokenizer: Asked for the cause of a refusal.
+
+    Returns:
+        Tokens that all letters begin with, and the one token of each letter after them.
+
+    Raises:
+        ScoringError: A letter is several tokens, two share one, or one of them merges with the prompt's end.
+    """
+    tokens = [ids for _, ids in encoded.values()]
+    shared = next((i for i, ids in enumerate(zip(*tokens, strict=False)) if len(set(ids)) > 1), 0)
+    rests = [ids[shared:] for ids in tokens]
+    alike = len({context for context, _ in encoded.values()}) == 1
+    if alike and all(len(ids) == 1 for ids in rests) and len(set(rests)) == len(rests):
+        return tokens[0][:shared], tuple(ids[0] for ids in rests)
+    shown = ", ".join(f"{letter!r}={list(ids)}" for letter, ids in zip(encoded, rests, strict=True))
+    added = appended(tokenizer)
+    if added:
+        cause = f"its tokenizer appends {' '.join(added)} to every text, so no letter is a prompt's next token"
+    elif not alike:
+        cause = "its tokenizer merges some of the letters, and not others, with the prompt's last characters"
+    elif len({len(ids) for ids in rests}) > 1:
+        cause = "its tokenizer splits some of the letters, and not others, into several tokens"
+    elif len(set(rests)) < len(rests):
+        cause = "its tokenizer has one token for several letters"
+    else:
+        cause = "its tokenizer splits the options into several tokens"
+    raise ScoringError(f"the letters have the tokens {shown}, not one of their own each: {cause}")
+
+
+def appended(tokenizer: Any) -> list[str]:
+    """Return the special tokens that a tokenizer puts behind every text; none where there is no such tokenizer."""
+    if not hasattr(tokenizer, "convert_ids_to_tokens"):
+        return []
+    plain, whole = tokenizer.encode("A", add_special_tokens=False), tokenizer.encode("A")
+    for start in range(len(whole)):
+        if plain and whole[start : start + len(plain)] == plain:
+            return list(map(str, tokenizer.convert_ids_to_tokens(whole[start + len(plain) :])))
+    return []
 
 
 class Watch:
@@ -35,24 +108,26 @@ class Watch:
 
     Attributes:
         encoded: Encoding of each request seen so far.
+        requests: All of them; the harness may encode one twice.
+        tokenizer: The backend's, None until the first request is encoded and where the backend has none.
     """
 
     def __init__(self, task: str, requests: Iterable[Request], check: Callable[["Watch"], None]) -> None:
         self.encoded: dict[Request, Encoded] = {}
-        self._waiting = set(requests)
+        self.requests = frozenset(requests)
+        self.tokenizer: Any = None
+        self._waiting = set(self.requests)
         self._check = check
-        self._task = task
         _watches[task] = self
-        _watch_encoder()
+        _watch_encoders()
 
-    def see(self, request: Request, encoded: Encoded) -> None:
-        """Note the encoding of a request if it is one of ours."""
+    def see(self, request: Request, encoded: Encoded, tokenizer: Any) -> None:
+        """Note the encoding of a request of ours."""
         if request not in self._waiting:
             return
         self._waiting.remove(request)
-        self.encoded[request] = encoded
+        self.encoded[request], self.tokenizer = encoded, tokenizer
         if not self._waiting:
-            del _watches[self._task]
             self._check(self)
 
 
@@ -73,18 +148,36 @@ def _is_cut(model: Any, context: int, continuation: int) -> bool:
     return context + continuation > model.max_length + spare
 
 
-def _watch_encoder() -> None:
-    encode = TemplateLM._encode_pair
-    if hasattr(encode, "__wrapped__"):
-        return
+def _watch_encoders() -> None:
+    """Wrap the harness's encoder, and those of backends that bring their own (Megatron's and NeMo's do)."""
+    for kind in (TemplateLM, *_subclasses(TemplateLM)):
+        encode = vars(kind).get("_encode_pair")
+        if encode is not None and not hasattr(encode, "__wrapped__"):
+            kind._encode_pair = _watched(encode)
 
+
+def _subclasses(kind: type) -> Iterator[Any]:
+    children: list[type] = kind.__subclasses__()
+    for child in children:
+        yield child
+        yield from _subclasses(child)
+
+
+def _watched(encode: Callable[[Any, str, str], tuple[list[int], list[int]]]) -> Any:
     @functools.wraps(encode)
     def watched(self: Any, context: str, continuation: str) -> tuple[list[int], list[int]]:
-        context_ids, continuation_ids = encode(self, context, continuation)
-        for watch in list(_watches.values()):
+        request = (context, continuation)
+        ours = [watch for watch in list(_watches.values()) if request in watch.requests]
+        # An encoder-decoder has the two in different places, so nothing can merge.
+        if not ours or self.backend != "causal":
+            context_ids, continuation_ids = encode(self, context, continuation)
+        else:
+            whole = self.tok_encode(context + continuation)
+            context_ids, continuation_ids = split_whole(self.tok_encode(context), whole)
+        for watch in ours:
             cut = _is_cut(self, len(context_ids), len(continuation_ids))
             encoded = Encoded(tuple(continuation_ids), len(context_ids), self.max_length, cut)
-            watch.see((context, continuation), encoded)
+            watch.see(request, encoded, self.tokenizer)
         return context_ids, continuation_ids
 
-    TemplateLM._encode_pair = watched
+    return watched

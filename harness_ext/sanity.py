@@ -1,4 +1,4 @@
-"""What log-likelihoods are like that come from a model that scores the letters: for the filter and samples files."""
+"""Sanity checks on letter log-likelihoods, for the filter and for samples files."""
 
 from __future__ import annotations
 
@@ -16,6 +16,59 @@ logger = logging.getLogger(__name__)
 TIES = 10
 #: Half-precision rounding may lift the sum of the letters' probabilities this far above 1.
 MASS_LIMIT = 1.05
+#: Backends give -9999 or -1e10 for letters that a server did not return. A model's own values do not come near.
+SENTINEL = -1000
+
+
+def check_scored(loglikelihoods: FloatArray) -> None:
+    """Refuse values that stand for letters which the backend did not score.
+
+    Args:
+        loglikelihoods: Of letters, shape (N, K), NaN where a question lacks the letter.
+
+    Raises:
+        ScoringError: With the first such value and the count of questions.
+    """
+    missing = loglikelihoods < SENTINEL
+    if missing.any():
+        row, column = np.argwhere(missing)[0].tolist()
+        raise ScoringError(
+            f"the backend gave letter {chr(65 + column)} of question {row} the log-likelihood "
+            f"{loglikelihoods[row, column].item()!r}, which stands for a letter that it did not score, as in "
+            f"{int(missing.any(axis=1).sum())} of {len(loglikelihoods)} questions; use a backend that scores every "
+            "letter, such as hf"
+        )
+
+
+def count_ties(loglikelihoods: FloatArray) -> int:
+    """Count the questions whose most likely letters have one value.
+
+    Args:
+        loglikelihoods: Shape (N, K), NaN where a question lacks the letter.
+
+    Example:
+        >>> count_ties(np.array([[-1.0, -1.0, -2.0], [-1.0, -2.0, -2.0]]))
+        1
+    """
+    best = np.nanmax(loglikelihoods, axis=1, keepdims=True)
+    return int(((loglikelihoods == best).sum(axis=1) > 1).sum())
+
+
+def warn_of_ties(loglikelihoods: FloatArray, source: str) -> None:
+    """Log how many questions have letters tied for first place, if any.
+
+    Args:
+        loglikelihoods: Shape (N, K), NaN where a question lacks the letter.
+        source: What they are of, for the message.
+    """
+    if ties := count_ties(loglikelihoods):
+        logger.warning(
+            "%s: %d of %d questions have letters tied for first place, and the first of them counts as the answer; "
+            "bfloat16 rounds a model's logits so, `python -m calibtune eval` or float32 does not",
+            source,
+            ties,
+            len(loglikelihoods),
+        )
 
 
 def check_told_apart(loglikelihoods: FloatArray) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from lm_eval.api.task import ConfigurableTask
 
 from harness_ext.documents import mirror_cache
-from harness_ext.encoding import Watch
+from harness_ext.encoding import Watch, letter_tokens
 from harness_ext.errors import ScoringError
 
 logger = logging.getLogger(__name__)
@@ -74,21 +74,28 @@ class LetterTask(WatchedTask):
         Raises:
             ScoringError: With the first such question, or the longest, and the count of cut ones.
         """
-        questions: dict[str, dict[str, tuple[int, ...]]] = {}
+        questions: dict[str, dict[str, tuple[int, tuple[int, ...]]]] = {}
         for (context, letter), encoded in watch.encoded.items():
-            questions.setdefault(context, {})[letter] = encoded.tokens
+            questions.setdefault(context, {})[letter] = (encoded.context, encoded.tokens)
         for context, letters in questions.items():
-            if not all(letters.values()) or len(set(letters.values())) < len(letters):
+            try:
+                letter_tokens(letters, watch.tokenizer)
+            except ScoringError as error:
                 raise ScoringError(
-                    f"{self.task_name}: the letters have the tokens {letters!r}, not one of their own each, after "
-                    f"{context[-160:]!r}; run `python -m calibtune doctor` with this model and task"
-                )
+                    f"{self.task_name}: after {context[-160:]!r} {error}; run `python -m calibtune doctor` with this "
+                    "model and task"
+                ) from None
         cut = {context: encoded for (context, _), encoded in watch.encoded.items() if encoded.cut}
         if cut:
             self._report_cut(cut, len(questions))
 
     def _report_cut(self, cut: dict[str, Any], questions: int) -> None:
         context, worst = max(cut.items(), key=lambda pair: pair[1].context)
+        if worst.limit < 1:
+            raise ScoringError(
+                f"{self.task_name}: the model's configuration gives its context as {worst.limit} tokens, which the "
+                "harness takes for its length; give max_length in --model_args"
+            )
         message = (
             f"{self.task_name}: {len(cut)} of {questions} prompts are longer than the model's {worst.limit} tokens and "
             f"would lose their beginning (the longest has {worst.context} and ends {context[-160:]!r})"

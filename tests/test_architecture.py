@@ -107,14 +107,15 @@ def test_calibration_maths_imports_only_numpy():
 #: Layers from top to bottom: a module may import from its own package and from lower layers.
 LAYERS = (
     {"commands"},
+    {"demo"},
     {"__main__", "api"},
-    {"demo", "evaluation", "reporting", "tuning", "winrate"},
+    {"evaluation", "reporting", "tuning", "winrate"},
     {"metrics"},
     {"artifacts", "results"},
     {"models"},
     {"data"},
     {"recipe"},
-    {"files", "processes", "spec"},
+    {"bar", "files", "processes", "spec"},
     {"errors"},
 )
 

@@ -62,12 +62,14 @@ def _check_model(args):  # type: ignore[no-untyped-def]
     from calibtune.models.loading import check_spec, context_length, load_base, load_config, load_tokenizer
     from calibtune.models.scores import score
     from calibtune.spec import ModelSpec
+    from harness_ext.calibration import letter_mass
 
     spec = ModelSpec(
         args.model, apply_chat_template=args.apply_chat_template, precision=args.precision, device=args.device
     )
     check_spec(spec)
-    config, tokenizer = load_config(spec), load_tokenizer(spec)
+    tokenizer = load_tokenizer(spec)
+    length = context_length(load_config(spec), tokenizer)
     encoder = Encoder(tokenizer)
     names = tuple(task.strip() for task in args.tasks.split(",") if task.strip())
     if not names:
@@ -84,6 +86,6 @@ def _check_model(args):  # type: ignore[no-untyped-def]
             prompts = Prompts(task, encoder, args.apply_chat_template)
             examples = [prompts.example(doc) for doc in list(task.eval_docs)[:SCORED]]
             model = model or load_base(spec)
-            questions = tokenize(examples, encoder, context_length(config, tokenizer))
+            questions = tokenize(examples, encoder, length)
             scores = score(model, questions, tokenizer.pad_token_id, batch_size=1)
-            yield check_mass(task.task_name, scores, args.apply_chat_template)
+            yield check_mass(task.task_name, letter_mass(scores), len(scores), args.apply_chat_template)

@@ -50,7 +50,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--backend",
         choices=("hf", "hf-prefix"),
         default="hf",
-        help="hf-prefix computes once what prompts share; the same numbers, faster with few-shot examples",
+        help="hf: lm_eval's, with prompts encoded whole and letters read in float32; hf-prefix also computes once what "
+        "prompts share: the same numbers, faster with few-shot examples",
     )
     parser.add_argument("--device", help="cuda, cpu, mps; found by itself where not given")
     parser.add_argument("--include-path", metavar="DIR", help="folder of further task YAMLs")

@@ -1,25 +1,36 @@
-"""Encode prompts and letters as the harness encodes them."""
+"""Encode prompts and letters, from the tokens of the whole text."""
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
+from lm_eval.api.model import TemplateLM
 from lm_eval.models.huggingface import HFLM
+
+from harness_ext.encoding import split_whole
 
 
 class Encoder(HFLM):
-    """The harness's HF backend without a model: its chat templating and its encoding, and nothing else."""
+    """The harness's HF backend without a model: its chat templating and its tokenizer's settings, nothing else."""
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, chat_template_args: dict[str, Any] | None = None) -> None:
         # HFLM's own constructor would load weights; these are all that encoding and templating read.
         self.tokenizer = tokenizer
         self.backend = "causal"
         self.add_bos_token = None
-        self.chat_template_args: dict[str, Any] = {}
+        self.chat_template_args: dict[str, Any] = chat_template_args or {}
         self.custom_prefix_token_id = None
         # Asked for by the checks of tasks that are being evaluated in the same process.
         self._max_length = tokenizer.model_max_length
 
     def encode(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-        """Token ids of a context and of its continuation, split as the harness splits them."""
-        return self._encode_pair(context, continuation)
+        """Token ids of a context and of its continuation, as our tasks split them in the harness."""
+        return split_whole(self.tok_encode(context), self.tok_encode(context + continuation))
+
+    def encode_as_harness(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        """Token ids as the harness splits them for tasks that are not ours."""
+        # Unwrapped: requests of our tasks are split otherwise while they are evaluated in the same process.
+        encode = inspect.unwrap(TemplateLM._encode_pair)
+        context_ids, continuation_ids = encode(self, context, continuation)
+        return context_ids, continuation_ids

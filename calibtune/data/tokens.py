@@ -1,4 +1,4 @@
-"""Examples as tensors: encoded as the harness encodes them, padded on either side, the answer's place found."""
+"""Examples as tensors: encoded as our tasks are in the harness, padded on either side, the answer's place found."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 from calibtune.data.encoder import Encoder
 from calibtune.data.examples import LetterExample
 from calibtune.errors import UserError
+from harness_ext.encoding import letter_tokens
+from harness_ext.errors import ScoringError
 
 if TYPE_CHECKING:
     import torch
@@ -68,21 +70,21 @@ LetterIds = tuple[tuple[int, ...], tuple[int, ...]]
 def letter_ids(example: LetterExample, encoder: Encoder) -> LetterIds:
     """The letters' tokens after an example's prompt.
 
-    The harness moves blanks at a prompt's end, such as a chat template's last line break, into each continuation; what
-    the continuations begin with in common is fed like the prompt.
+    What all letters begin with, such as a tokenizer's own token for a blank, is fed like the prompt.
 
     Raises:
-        UserError: A letter is several tokens of its own, or two share one.
+        UserError: A letter is several tokens of its own, or two share one; with the cause.
     """
-    encoded = [encoder.encode(example.context, letter)[1] for letter in example.letters]
-    shared = next((i for i, ids in enumerate(zip(*encoded, strict=False)) if len(set(ids)) > 1), 0)
-    rests = [ids[shared:] for ids in encoded]
-    if any(len(ids) != 1 for ids in rests) or len({ids[0] for ids in rests}) < len(rests):
-        raise UserError(
-            f"task {example.prompts.task.task_name}: the options {example.letters} have the tokens {rests}, not one of "
-            "their own each; fit on tasks whose options are letters, and see `python -m calibtune doctor`"
+    encoded = {letter: encoder.encode(example.context, letter) for letter in example.letters}
+    try:
+        return letter_tokens(
+            {letter: (len(context), tuple(ids)) for letter, (context, ids) in encoded.items()}, encoder.tokenizer
         )
-    return tuple(encoded[0][:shared]), tuple(ids[0] for ids in rests)
+    except ScoringError as error:
+        raise UserError(
+            f"task {example.prompts.task.task_name}: {error}; give a task whose options are letters, or a model whose "
+            "tokenizer knows them (see `python -m calibtune doctor`)"
+        ) from None
 
 
 def collate(batch: Sequence[TokenExample], pad_id: int, side: str = "right", multiple: int = 1) -> dict[str, Any]:

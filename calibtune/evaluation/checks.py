@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,10 +12,18 @@ from typing import Any
 from lm_eval.api.task import ConfigurableTask
 
 from calibtune.artifacts.manifest import Artifact
+from calibtune.data.encoder import Encoder
 from calibtune.data.tasks import document_hash, question_text
 from calibtune.errors import UserError
-from calibtune.models.loading import check_spec, load_config, load_tokenizer
+from calibtune.evaluation.doctor import MASS, check_letters, check_mass
+from calibtune.models.loading import check_spec, context_length, load_config, load_tokenizer
 from calibtune.spec import ModelSpec
+from harness_ext.task import LetterTask
+
+logger = logging.getLogger(__name__)
+
+#: Questions of each task whose letters are looked at before weights are loaded; the task looks at all of them later.
+LOOKED_AT = 8
 
 
 def check_output(output: Path) -> None:
@@ -35,24 +44,71 @@ def check_output(output: Path) -> None:
         raise UserError(f"--output {output} cannot be written: {error.strerror}; give another folder") from error
 
 
-def check_model(spec: ModelSpec, arguments: Mapping[str, Any]) -> None:
+def check_model(spec: ModelSpec, arguments: Mapping[str, Any]) -> Any:
     """Refuse a model that cannot be evaluated, before any task or weights are loaded.
 
     Args:
         spec: The base model.
         arguments: lm_eval's, which may name another tokenizer.
 
+    Returns:
+        The tokenizer.
+
     Raises:
         UserError: See the functions of :mod:`calibtune.models.loading`; or there is no chat template to apply.
     """
     check_spec(spec)
-    load_config(spec)
+    config = load_config(spec)
     tokenizer = load_tokenizer(tokenizer_spec(spec, arguments))
+    context_length(config, tokenizer)
     if spec.apply_chat_template and not tokenizer.chat_template:
         raise UserError(
             f"the tokenizer of {arguments.get('tokenizer', spec.name)} has no chat template; give "
             "--no-apply-chat-template, or put a chat_template.jinja beside it"
         )
+    return tokenizer
+
+
+def check_prompts(tasks: Sequence[Any], spec: ModelSpec, tokenizer: Any, artifact: Artifact | None) -> None:
+    """Refuse letters that the tokenizer cannot tell apart, and warn of prompts unlike those of the fit.
+
+    Raises:
+        UserError: With the task, the letters' tokens and the cause.
+    """
+    encoder = Encoder(tokenizer, spec.chat_template_args)
+    for task in tasks:
+        if isinstance(task, LetterTask):
+            for finding in check_letters(task, encoder, spec.apply_chat_template, LOOKED_AT):
+                if not finding.good:
+                    raise UserError(finding.text)
+    # A temperature that was fitted on a samples file does not know how its prompts were rendered.
+    known = artifact is not None and not artifact.recipe.get("samples")
+    fitted = artifact.spec.apply_chat_template if artifact is not None and known else spec.apply_chat_template
+    if fitted != spec.apply_chat_template:
+        with_, without = "with the chat template", "without a chat template"
+        logger.warning(
+            "the artifact was fitted %s and is evaluated %s; leave out --%sapply-chat-template to evaluate it as it "
+            "was fitted",
+            with_ if fitted else without,
+            without if fitted else with_,
+            "no-" if fitted else "",
+        )
+
+
+def warn_of_low_mass(results: Mapping[str, Mapping[str, float]], questions: Mapping[str, int], chat: bool) -> None:
+    """Log which tasks' letters the model gives little probability.
+
+    Args:
+        results: Numbers by task and metric.
+        questions: By task; groups have none.
+        chat: Whether prompts were rendered as chat.
+    """
+    found = {task: numbers["letter_mass"] for task, numbers in results.items() if "letter_mass" in numbers}
+    low = sorted((mass, task) for task, mass in found.items() if task in questions and mass < MASS)
+    if low:
+        mass, task = low[0]
+        more = f" (and {len(low) - 1} more tasks below {MASS})" if len(low) > 1 else ""
+        logger.warning("%s%s", check_mass(task, mass, questions[task], chat).text, more)
 
 
 def tokenizer_spec(spec: ModelSpec, arguments: Mapping[str, Any]) -> ModelSpec:

@@ -5,13 +5,18 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from lm_eval.tasks import TaskManager
 
 from calibtune.data.tasks import installed_folder
+from harness_ext.task import LetterTask
+
+if TYPE_CHECKING:
+    from calibtune.data.encoder import Encoder
+    from calibtune.data.examples import LetterExample
 
 #: Letter mass below which confidence among the letters says little about what the model would write.
 MASS = 0.5
@@ -63,20 +68,21 @@ def check_installation() -> list[Finding]:
     return findings
 
 
-def check_letters(task: Any, encoder: Any, chat: bool) -> list[Finding]:
+def check_letters(task: Any, encoder: Any, chat: bool, count: int = LOOKED_AT) -> list[Finding]:
     """Are the letters distinct single tokens in this task's rendered prompts?
 
     Args:
         task: A multiple-choice task of the harness.
         encoder: Of the model's tokenizer.
         chat: Render as chat.
+        count: Questions to look at.
     """
     from calibtune.data.examples import Prompts
     from calibtune.data.tokens import letter_ids
     from calibtune.errors import UserError
 
     prompts = Prompts(task, encoder, chat)
-    docs = list(task.eval_docs)[:LOOKED_AT]
+    docs = list(islice(task.eval_docs, count))
     examples = [prompts.example(doc) for doc in docs]
     try:
         found = {(example.letters, letter_ids(example, encoder)) for example in examples}
@@ -87,27 +93,41 @@ def check_letters(task: Any, encoder: Any, chat: bool) -> list[Finding]:
     text = f"{task.task_name}: letters are single tokens of their own in {len(docs)} prompts: {shown}"
     findings = [Finding(True, f"{text}; the prompt ends {examples[0].context[-40:]!r}")]
     if shared:
-        findings.append(
-            Finding(True, f"{task.task_name}: the prompt's last blanks are tokens {list(shared)} before each letter")
-        )
-    return findings
+        findings.append(Finding(True, f"{task.task_name}: all letters begin with the tokens {list(shared)}"))
+    return [*findings, *_check_harness(task, examples[0], encoder)]
 
 
-def check_mass(task_name: str, scores: np.ndarray, chat: bool) -> Finding:
+def _check_harness(task: Any, example: LetterExample, encoder: Encoder) -> list[Finding]:
+    """Does the harness feed the tokens of the whole prompt? Nothing is said where it does."""
+    context, letters = encoder.encode(example.context, example.letters[0])
+    their_context, their_letters = encoder.encode_as_harness(example.context, example.letters[0])
+    if context == their_context:
+        return []
+    end = example.context[len(example.context.rstrip()) :]
+    if context + letters == their_context + their_letters:
+        text = f"the harness alone scores the prompt's last {end!r} with each letter, which lowers letter mass"
+        return [Finding(True, f"{task.task_name}: {text}; calibtune and its tasks feed it like the prompt")]
+    shown = encoder.tokenizer.convert_ids_to_tokens(context[-2:])
+    text = f"the harness alone loses {end!r} at the prompt's end, whose last tokens are {shown}"
+    if isinstance(task, LetterTask):
+        return [Finding(True, f"{task.task_name}: {text}; our tasks have it feed the whole prompt")]
+    return [
+        Finding(False, f"{task.task_name}: {text}; evaluate this task with `python -m calibtune eval`, not lm_eval")
+    ]
+
+
+def check_mass(task_name: str, mass: float, questions: int, chat: bool) -> Finding:
     """How much probability the model gives to the letters at all.
 
     Args:
         task_name: Of the task.
-        scores: Letter log-likelihoods, shape (N, K).
+        mass: See :func:`harness_ext.calibration.letter_mass`.
+        questions: It is a mean over so many.
         chat: Whether prompts were rendered as chat.
     """
-    from harness_ext.calibration import letter_mass
-
-    mass = letter_mass(scores)
-    text = f"{task_name}: letter mass {mass:.3f} on {len(scores)} questions"
+    text = f"{task_name}: letter mass {mass:.3f} on {questions} questions"
     if mass >= MASS:
         return Finding(True, text)
     other = "without --apply-chat-template" if chat else "with --apply-chat-template, if it is a chat model"
-    return Finding(
-        False, f"{text}: the model mostly writes something else; try {other}, or few-shot examples (--num_fewshot 5)"
-    )
+    shots = "few-shot examples (--num-fewshot 5; --num_fewshot 5 in lm_eval)"
+    return Finding(False, f"{text}: the model mostly writes something else; try {other}, or {shots}")

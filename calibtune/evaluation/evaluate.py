@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lm_eval.api.registry import get_model
 from lm_eval.loggers import EvaluationTracker
 from safetensors import SafetensorError
 
@@ -17,12 +16,26 @@ from calibtune.artifacts.manifest import Artifact, base_model, own_tokenizer, re
 from calibtune.artifacts.tasks import SUFFIX, write_scaled_tasks
 from calibtune.data.tasks import Index, load_tasks, task_manager
 from calibtune.errors import UserError, WorkFailed, is_out_of_memory
-from calibtune.evaluation.checks import check_disjoint, check_model, check_output, check_shots, tokenizer_spec
+from calibtune.evaluation.checks import (
+    check_disjoint,
+    check_model,
+    check_output,
+    check_prompts,
+    check_shots,
+    tokenizer_spec,
+    warn_of_low_mass,
+)
 from calibtune.evaluation.files import save_results
 from calibtune.evaluation.harness import quiet_evaluate
+from calibtune.evaluation.hf_letters import LetterLM
+from calibtune.evaluation.hf_prefix import PrefixLM
 from calibtune.models.fingerprint import check_fingerprint
 from calibtune.models.loading import found_device, load_base, load_tokenizer, weights_dtype
 from calibtune.spec import ModelSpec, Precision, Quantization
+
+#: lm_eval's hf backend with prompts encoded whole and letters read in float32, and one that computes shared beginnings
+#: once.
+BACKENDS = {"hf": LetterLM, "hf-prefix": PrefixLM}
 
 
 @dataclass(frozen=True)
@@ -46,7 +59,7 @@ class EvaluationOptions:
     num_fewshot: int | None = None
     device: str | None = None
     include_path: str | None = None
-    #: "hf", or "hf-prefix"; see :mod:`calibtune.evaluation.hf_prefix`.
+    #: One of ``BACKENDS``.
     backend: str = "hf"
     trust_remote_code: bool = False
 
@@ -102,18 +115,17 @@ def evaluate(options: EvaluationOptions) -> Evaluation | None:
     """
     check_options(options)
     check_output(options.output)
-    if options.backend == "hf-prefix":
-        import calibtune.evaluation.hf_prefix  # noqa: F401  (registers it)
     artifact = read_artifact(options.artifact) if options.artifact else None
     spec = options.spec(artifact)
     arguments = model_arguments(options, spec, artifact)
-    check_model(spec, arguments)
+    tokenizer = check_model(spec, arguments)
     if artifact is not None:
         check_fingerprint(spec, artifact.fingerprint, str(options.artifact))
     index = task_manager(options.tasks, options.include_path)
     tasks = load_tasks(options.tasks, index=index)
     check_shots(tasks, options.num_fewshot)
     check_disjoint(tasks, artifact)
+    check_prompts(tasks, spec, tokenizer, artifact)
     with tempfile.TemporaryDirectory() as folder:
         names = options.tasks
         if artifact is not None and artifact.temperature is not None:
@@ -143,7 +155,6 @@ def _run(
             log_samples=True,
             evaluation_tracker=tracker,
             task_manager=index,
-            bootstrap_iters=0,
         )
     except RuntimeError as error:
         if not is_out_of_memory(error):
@@ -158,7 +169,9 @@ def _run(
     results["config"]["model"] = tracker.general_config_tracker.model_source = options.backend
     folder = save_results(tracker, results, results.pop("samples"))
     questions = {task: count["effective"] for task, count in results["n-samples"].items()}
-    return Evaluation(folder, {task: _numbers(found) for task, found in results["results"].items()}, questions, options)
+    numbers = {task: _numbers(found) for task, found in results["results"].items()}
+    warn_of_low_mass(numbers, questions, spec.apply_chat_template)
+    return Evaluation(folder, numbers, questions, options)
 
 
 def _numbers(found: dict[str, Any]) -> dict[str, float]:
@@ -232,7 +245,7 @@ def _load(options: EvaluationOptions, arguments: dict[str, Any], spec: ModelSpec
     Raises:
         UserError: It cannot be loaded, or the adapter was made for another.
     """
-    backend = get_model(options.backend)
+    backend = BACKENDS[options.backend]
     if spec.quantization == "nf4":
         # The hf backend's arguments cannot say so.
         model = load_base(spec)

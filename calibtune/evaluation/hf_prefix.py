@@ -1,7 +1,7 @@
-"""``hf-prefix``: lm_eval's hf backend, with what prompts share computed once and logits only where they are read.
+"""``hf-prefix``: :mod:`calibtune.evaluation.hf_letters`, with what prompts share computed once.
 
-The stock backend runs every prompt from its first token and takes the softmax over the vocabulary at every position.
-Letter tasks ask many questions after the same system prompt and the same few-shot examples, and read one position.
+The stock backend runs every prompt from its first token. Letter tasks ask many questions after the same system prompt
+and the same few-shot examples.
 
 lm_eval 0.4.13 finds backends only in its own list, so `lm_eval --model hf-prefix` does not know this one;
 `calibtune eval --backend hf-prefix` does, and so does Python after ``import calibtune.evaluation.hf_prefix``.
@@ -9,41 +9,15 @@ lm_eval 0.4.13 finds backends only in its own list, so `lm_eval --model hf-prefi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass
-from itertools import islice
-from math import ceil, inf
-from types import MappingProxyType
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
 
-import torch
 from lm_eval.api.registry import register_model
-from lm_eval.models.huggingface import HFLM
-from lm_eval.models.utils import has_bos_prefix
-from tqdm import tqdm
-from transformers import DynamicCache
 
-from calibtune.data.tokens import even_batches
-from calibtune.models.heads import output_layer
-from calibtune.models.prefix import SHORTEST_PREFIX, common, prefix_cache, repeated
+from calibtune.evaluation.hf_letters import Cluster, LetterLM, Tokens
+from calibtune.models.prefix import SHORTEST_PREFIX, common
 
-#: Continuations longer than this are not worth it.
-LONGEST_CONTINUATION = 8
-#: Texts tokenized between two moves of the progress bar.
-TEXTS = 1000
 #: A cluster of prompts takes one more while this share of what they have in common remains.
 KEPT = 0.8
-
-Tokens = tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Cluster:
-    """Prompts that begin alike."""
-
-    #: Tokens that all of them begin with, 0 where none are computed once.
-    shared: int
-    prompts: tuple[Tokens, ...]
 
 
 def clusters(prompts: Sequence[Tokens], spare: int) -> Iterator[Cluster]:
@@ -82,139 +56,8 @@ def clusters(prompts: Sequence[Tokens], spare: int) -> Iterator[Cluster]:
 
 
 @register_model("hf-prefix")
-class PrefixLM(HFLM):
-    """lm_eval's ``hf`` with another way to score short continuations; all arguments are its.
+class PrefixLM(LetterLM):
+    """Computes once what prompts begin with; models that keep another kind of cache compute it for each."""
 
-    Log-likelihoods equal the stock backend's up to the rounding of the model's dtype. Requests with long continuations,
-    and models that are not causal or keep another kind of cache, take the stock way.
-    """
-
-    #: Tokens of each text that is about to be encoded.
-    _ahead: Mapping[str, list[int]] = MappingProxyType({})
-
-    def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        """lm_eval's; each text is tokenized once, all in one call, where it takes each prompt anew for each letter."""
-        pairs = [request.args for request in requests if request.args[0]]
-        texts = {text for pair in pairs for text in (pair[0].rstrip(), "".join(pair))}
-        self._ahead = self._tokens(texts, disable_tqdm)
-        try:
-            return super().loglikelihood(requests, disable_tqdm)
-        finally:
-            self._ahead = MappingProxyType({})
-
-    def tok_encode(self, string: str, *args: Any, **options: Any) -> list[int]:
-        """The stock backend's."""
-        known = None if args or options else self._ahead.get(string)
-        return super().tok_encode(string, *args, **options) if known is None else known
-
-    def _tokens(self, texts: Set[str], disable_tqdm: bool) -> dict[str, list[int]]:
-        """Tokens of each text as the stock backend encodes it."""
-        prefix = self.tokenizer.decode(self.prefix_token_id)
-        found: dict[str, list[int]] = {}
-        with tqdm(total=len(texts), disable=disable_tqdm or self.rank != 0, desc="Tokenizing", delay=2) as bar:
-            for begins in (False, True):
-                group = [text for text in texts if has_bos_prefix(text, prefix) is begins]
-                special = False if begins else self.add_bos_token
-                options = {} if special is None else {"add_special_tokens": special}
-                for start in range(0, len(group), TEXTS):
-                    some = group[start : start + TEXTS]
-                    found |= zip(some, self.tokenizer(some, **options)["input_ids"], strict=True)
-                    bar.update(len(some))
-        return found
-
-    def _loglikelihood_tokens(
-        self, requests: list[Any], disable_tqdm: bool = False, override_bs: int | None = None
-    ) -> list[tuple[float, bool]]:
-        longest = max((len(continuation) for _, _, continuation in requests), default=0)
-        if self.backend != "causal" or longest > LONGEST_CONTINUATION or not str(self.batch_size).isdigit():
-            return super()._loglikelihood_tokens(requests, disable_tqdm, override_bs)
-        waiting: dict[Tokens, list[int]] = {}
-        for i, (_, context, continuation) in enumerate(requests):
-            waiting.setdefault(self._fed(context, continuation), []).append(i)
-        answers: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
-        size = override_bs or int(self.batch_size)
-        with tqdm(total=len(requests), disable=disable_tqdm or self.rank != 0, desc="Scoring, prefixes once") as bar:
-            for cluster in clusters(list(waiting), longest):
-                shared = cluster.prompts[0][: cluster.shared]
-                cache = prefix_cache(self._forward, shared, self.device) if shared else None
-                for numbers in self._batches(cluster, cache, size):
-                    batch = [cluster.prompts[number] for number in numbers]
-                    asked = [(row, i) for row, prompt in enumerate(batch) for i in waiting[prompt]]
-                    wanted = [(row, requests[i][2]) for row, i in asked]
-                    for (_, i), answer in zip(asked, self._answers(batch, cluster, cache, wanted), strict=True):
-                        answers[i] = answer
-                        if (key := requests[i][0]) is not None:
-                            self.cache_hook.add_partial("loglikelihood", key, answer)
-                    bar.update(len(asked))
-        return answers
-
-    def _batches(self, cluster: Cluster, cache: DynamicCache | None, size: int) -> list[list[int]]:
-        """Numbers of the prompts of each batch: as much to compute and to keep as the stock backend's longest batch.
-
-        The stock backend computes every token and keeps log-probabilities of the whole vocabulary for it. Here a token
-        that is shared costs its keys and values alone, once for each prompt, and counts as a whole one at most.
-        """
-        lengths = [len(prompt) for prompt in cluster.prompts]
-        most = size * max(lengths)
-        if cache is None:
-            return even_batches(lengths, most)
-        layers: Any = cache.layers
-        kept = sum(layer.keys.nbytes + layer.values.nbytes for layer in layers) / cluster.shared
-        made = self.model.config.get_text_config().vocab_size * (self.softmax_dtype or self.model.dtype).itemsize
-        own = [length - cluster.shared for length in lengths]
-        costs = [max(n, min(length, ceil(length * kept / made))) for n, length in zip(own, lengths, strict=True)]
-        found = []
-        for batch in even_batches(costs, most):
-            alike = even_batches([own[i] for i in batch], inf, enough=size * max(own[i] for i in batch))
-            found += [[batch[j] for j in part] for part in alike]
-        return found
-
-    def _fed(self, context: list[int], continuation: list[int]) -> Tokens:
-        """What the model is fed: all but the last token, cut from the left as the stock backend cuts it."""
-        return tuple((context + continuation)[-(self.max_length + 1) :][:-1])
-
-    def _answers(
-        self,
-        prompts: Sequence[Tokens],
-        cluster: Cluster,
-        cache: DynamicCache | None,
-        wanted: Sequence[tuple[int, list[int]]],
-    ) -> list[tuple[float, bool]]:
-        """Log-likelihood of each wanted continuation, and whether greedy decoding gives it; with the prompt's row."""
-        skip = cluster.shared if cache is not None else 0
-        own = [prompt[skip:] for prompt in prompts]
-        width = max(map(len, own))
-        # Padded on the right, where causal attention never looks.
-        ids = torch.tensor([[*tokens, *[0] * (width - len(tokens))] for tokens in own], device=self.device)
-        # A prompt ends in its continuation but for the last token.
-        at = [(row, len(own[row]) - len(tokens) + j, token) for row, tokens in wanted for j, token in enumerate(tokens)]
-        read = sorted({(row, place) for row, place, _ in at})
-        past = {} if cache is None else {"past_key_values": repeated(cache, len(own))}
-        logits = self._logits(ids, torch.tensor(read).T, use_cache=cache is not None, **past)
-        logs = torch.log_softmax(logits, dim=-1, dtype=self.softmax_dtype)
-        where = {pair: i for i, pair in enumerate(read)}
-        index = torch.tensor([where[row, place] for row, place, _ in at], device=logs.device)
-        tokens = torch.tensor([token for _, _, token in at], device=logs.device)
-        values = iter(logs[index, tokens].tolist())
-        greedy = iter((logs.argmax(-1)[index] == tokens).tolist())
-        return [(sum(islice(values, len(c))), all(list(islice(greedy, len(c))))) for _, c in wanted]
-
-    def _logits(self, ids: torch.Tensor, read: torch.Tensor, **options: Any) -> torch.Tensor:
-        """Logits at N places alone, shape (N, V); ``read`` holds their rows and their positions, shape (2, N)."""
-        head = output_layer(self.model)
-        if head is None:
-            places, index = read[1].unique(return_inverse=True)
-            logits = self._forward(ids, logits_to_keep=places.to(ids.device), **options).logits
-            return logits[read[0].to(logits.device), index.to(logits.device)]
-
-        def at_places(_: Any, args: tuple[torch.Tensor, ...]) -> torch.Tensor:
-            rows, places = read.to(args[0].device)
-            return args[0][rows, places][:, None]
-
-        with head.register_forward_pre_hook(at_places):
-            return self._forward(ids, **options).logits[:, 0]
-
-    def _forward(self, ids: torch.Tensor, **options: Any) -> Any:
-        mixed = self.mixed_precision_dtype
-        with torch.no_grad(), torch.autocast(self.device.type, dtype=mixed, enabled=mixed is not None):
-            return self.model(ids, **options)
+    def _clusters(self, prompts: Sequence[Tokens], spare: int) -> Iterable[Cluster]:
+        return clusters(prompts, spare)

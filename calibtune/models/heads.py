@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
+from torch.nn import functional
 
+from calibtune.errors import UserError
 from calibtune.models.sharding import is_split
 
 Batch = dict[str, torch.Tensor]
 #: What the model itself is given; the rest of a batch is for the loss.
 MODEL_INPUTS = ("input_ids", "attention_mask", "position_ids")
+#: Weights of the output layer that are held in float32 at a time: 256 MB.
+WIDENED = 2**26
 
 
 def answer_logits(model: Any, batch: Batch, past: Any = None) -> torch.Tensor:
@@ -43,22 +50,125 @@ def forward(
     rows = torch.arange(len(batch["answer"]), device=batch["answer"].device)
     if everywhere or head is None:
         logits = model(**inputs).logits
+        check_places(logits, batch["input_ids"])
         return widen(logits[rows, batch["answer"]]), logits, torch.nn.Identity()
-    states: list[torch.Tensor] = []
-
-    def at_the_answer(_: Any, args: tuple[torch.Tensor, ...]) -> torch.Tensor:
-        states.append(args[0])
-        return args[0][rows, batch["answer"]][:, None]
-
-    with head.register_forward_pre_hook(at_the_answer):
+    with reading(head, rows, batch["answer"], precise=not is_split(model, head)) as states:
         logits = model(**inputs).logits
     return widen(logits[:, 0]), states[0], head
 
 
+def check_places(logits: torch.Tensor, input_ids: torch.Tensor) -> None:
+    """Refuse logits that are not one row for each token, whose places nobody knows.
+
+    Raises:
+        UserError: With both shapes.
+    """
+    if logits.shape[:2] != input_ids.shape:
+        raise UserError(
+            f"the model's own code gave logits of shape {tuple(logits.shape)} for tokens of shape "
+            f"{tuple(input_ids.shape)}, not one row for each token; letters cannot be read from it"
+        )
+
+
+@contextmanager
+def reading(
+    head: torch.nn.Module, rows: torch.Tensor, places: torch.Tensor, precise: bool = True
+) -> Iterator[list[torch.Tensor]]:
+    """Let the output layer read N places alone within the model's own forward pass, in float32.
+
+    bfloat16 has 8 bits: logits near 20 come in steps of 1/8, so that letters tie. What the model makes of the output
+    layer's values, such as a cap or a scale, is then computed in float32 too.
+
+    Args:
+        head: See :func:`output_layer`.
+        rows: Of each place, shape (N,).
+        places: Shape (N,).
+        precise: False: in the model's own precision.
+
+    Yields:
+        A list that gets the states at every token.
+    """
+    states: list[torch.Tensor] = []
+
+    def at_places(_: Any, args: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        states.append(args[0])
+        return args[0][rows.to(args[0].device), places.to(args[0].device)][:, None]
+
+    def in_float32(_: Any, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+        return precise_logits(head, args[0], output) if precise else output
+
+    with head.register_forward_pre_hook(at_places), head.register_forward_hook(in_float32):
+        yield states
+
+
+def precise_logits(head: torch.nn.Module, states: torch.Tensor, plain: torch.Tensor) -> torch.Tensor:
+    """An output layer's values in float32, from the weights that it has.
+
+    Args:
+        head: Quantized, adapted, sharded and offloaded ones are left alone.
+        states: Its input.
+        plain: Its output; returned as it is where it was not rounded, or the layer was left alone.
+    """
+    weight: Any = getattr(head, "weight", None)
+    known = type(head) is torch.nn.Linear and type(weight) is torch.nn.Parameter and weight.is_floating_point()
+    there = known and weight.device == states.device and weight.shape == (plain.shape[-1], states.shape[-1])
+    if not there or plain.dtype not in (torch.bfloat16, torch.float16):
+        return plain
+    found: torch.Tensor = PreciseLinear.apply(states, weight, head.bias)
+    return found
+
+
+class PreciseLinear(torch.autograd.Function):
+    """A linear layer in float32; its weights are widened a part at a time, in the backward pass too."""
+
+    @staticmethod
+    def forward(ctx: Any, states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """Return ``states @ weight.T + bias``."""
+        ctx.save_for_backward(states, weight)
+        ctx.bias_dtype = None if bias is None else bias.dtype
+        with torch.autocast(states.device.type, enabled=False):
+            wide = states.float()
+            values = torch.cat([functional.linear(wide, part.float()) for part in _parts(weight)], dim=-1)
+            return values if bias is None else values + bias.float()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+        """Return the gradients of states, weight and bias, each in its own precision."""
+        states, weight = ctx.saved_tensors
+        of_states = of_weight = of_bias = None
+        with torch.autocast(states.device.type, enabled=False):
+            flat, wide = gradient.flatten(0, -2), states.float().flatten(0, -2)
+            cut = flat.split([len(part) for part in _parts(weight)], dim=1)
+            if ctx.needs_input_grad[0]:
+                of_states = torch.zeros_like(wide)
+                for columns, part in zip(cut, _parts(weight), strict=True):
+                    of_states.addmm_(columns, part.float())
+                of_states = of_states.view_as(states).to(states.dtype)
+            if ctx.needs_input_grad[1]:
+                of_weight = torch.cat([(columns.T @ wide).to(weight.dtype) for columns in cut])
+            if ctx.needs_input_grad[2]:
+                of_bias = flat.sum(0).to(ctx.bias_dtype)
+        return of_states, of_weight, of_bias
+
+
+def _parts(weight: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    return weight.split(max(1, WIDENED // weight.shape[1]))
+
+
+def _inner(model: Any) -> Any:
+    """The model within DataParallel and PEFT."""
+    inner = getattr(model, "module", model)
+    return inner.get_base_model() if hasattr(inner, "get_base_model") else inner
+
+
+def keeps_logits(model: Any) -> bool:
+    """Whether the model's forward pass can be told to make logits at its last token alone."""
+    return "logits_to_keep" in inspect.signature(type(_inner(model)).forward).parameters
+
+
 def output_layer(model: Any) -> torch.nn.Module | None:
     """The layer that makes the logits, None where the model's code is not known to use it so."""
-    inner = getattr(model, "module", model)
-    base = inner.get_base_model() if hasattr(inner, "get_base_model") else inner
+    base = _inner(model)
     known = type(base).__module__.startswith("transformers.models.")
     head: torch.nn.Module | None = base.get_output_embeddings() if known else None
     return head

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -78,9 +78,18 @@ def load_config(spec: ModelSpec) -> Any:
 
 
 def context_length(config: Any, tokenizer: Any) -> int:
-    """Return the model's context in tokens."""
+    """Return the model's context in tokens.
+
+    Raises:
+        UserError: The configuration gives less than one, as XLNet's does.
+    """
     text = config.get_text_config()
     lengths = [getattr(text, name) for name in LENGTHS if getattr(text, name, None)]
+    if lengths and lengths[0] < 1:
+        raise UserError(
+            f"the configuration of this {config.model_type} model gives its context as {lengths[0]} tokens, so "
+            "nobody knows what fits; give a causal language model with a context of its own"
+        )
     return int(lengths[0] if lengths else min(tokenizer.model_max_length, 2048))
 
 
@@ -103,12 +112,7 @@ def load_base(spec: ModelSpec, dtype: torch.dtype | None = None) -> Any:
     # them then, transformers before 5.23 leaves the others without any until then.
     with patch_environment(fsdp_cpu_ram_efficient_loading="false"):
         model, info = _from(AutoModelForCausalLM, spec, **options)
-    if missing := sorted(info["missing_keys"]):
-        # transformers would go on with random values in their place.
-        raise UserError(
-            f"--model {spec.name}: {len(missing)} weights that its config.json asks for are not there, such as "
-            f"{missing[0]}; copy the model again"
-        )
+    check_whole(info, spec.name)
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             # bitsandbytes 0.50 repacks 4-bit weights at the first scoring on such CPUs, for a kernel without gradients,
@@ -117,6 +121,23 @@ def load_base(spec: ModelSpec, dtype: torch.dtype | None = None) -> Any:
     model = model if spec.quantization == "nf4" else model.to(device(spec.device))
     check_causal(model, spec.name)
     return model
+
+
+def check_whole(info: Mapping[str, Any], name: str) -> None:
+    """Refuse a checkpoint without all of the model's weights; transformers goes on with random values in their place.
+
+    Args:
+        info: transformers' loading info.
+        name: For the message.
+
+    Raises:
+        UserError: With the first weight that is missing.
+    """
+    if missing := sorted(info["missing_keys"]):
+        raise UserError(
+            f"--model {name}: {len(missing)} weights that its config.json asks for are not there, such as "
+            f"{missing[0]}; copy the model again"
+        )
 
 
 def check_causal(model: Any, name: str) -> None:

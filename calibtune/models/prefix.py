@@ -27,19 +27,23 @@ def common(first: tuple[int, ...], second: tuple[int, ...], spare: int = 1) -> i
     return next((i for i in range(length) if first[i] != second[i]), length)
 
 
-def prefix_cache(forward: Callable[..., Any], tokens: tuple[int, ...], device: Any) -> DynamicCache | None:
+def prefix_cache(
+    forward: Callable[..., Any], tokens: tuple[int, ...], device: Any, keeps_logits: bool
+) -> DynamicCache | None:
     """Keys and values of a prefix.
 
     Args:
         forward: The model's, taking ids of shape (1, T).
         tokens: The prefix.
         device: Where the model lies.
+        keeps_logits: See :func:`calibtune.models.heads.keeps_logits`.
 
     Returns:
         None where the model keeps another kind of cache, which may not be repeatable.
     """
     with torch.no_grad():
-        output = forward(torch.tensor([tokens], device=device), use_cache=True, logits_to_keep=1)
+        few = {"logits_to_keep": 1} if keeps_logits else {}
+        output = forward(torch.tensor([tokens], device=device), use_cache=True, **few)
     cache: Any = getattr(output, "past_key_values", None)
     # Hybrid models keep other layers, which cannot be repeated, in the same class of cache.
     if type(cache) is not DynamicCache or any(type(layer) not in LAYERS for layer in cache.layers):

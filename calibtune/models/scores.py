@@ -12,7 +12,7 @@ from accelerate.utils import gather_object
 from tqdm import tqdm
 
 from calibtune.data.tokens import TokenExample, collate, even_batches
-from calibtune.models.heads import answer_logits, letter_log_likelihoods
+from calibtune.models.heads import answer_logits, keeps_logits, letter_log_likelihoods
 from calibtune.models.prefix import SHORTEST_PREFIX, common, prefix_cache, repeated
 from harness_ext.binning import FloatArray
 from harness_ext.ragged import ragged
@@ -42,7 +42,7 @@ def score(model: Any, examples: Sequence[TokenExample], pad_id: int, batch_size:
     lengths = [len(example.input_ids) for example in examples]
     batches = even_batches(lengths, LARGER * batch_size * sum(lengths) / len(lengths))
     shared = examples[0].input_ids[: _shared(examples)]
-    cache = prefix_cache(model, shared, device) if shared else None
+    cache = prefix_cache(model, shared, device, keeps_logits(model)) if shared else None
     if cache is not None:
         examples = [replace(example, input_ids=example.input_ids[len(shared) :]) for example in examples]
     # Sharded models need as many forward passes on every process; what is scored twice is written twice.

@@ -19,7 +19,7 @@ from harness_ext.binning import FloatArray, IntArray
 from harness_ext.calibration import validate_rows
 from harness_ext.errors import ScoringError
 from harness_ext.ragged import ragged
-from harness_ext.sanity import check_told_apart
+from harness_ext.sanity import check_scored, check_told_apart, warn_of_ties
 
 #: What lm_eval names such a file: task, then the time of the run.
 FILE_NAME = re.compile(r"samples_(?P<task>.+)_(?P<date>\d{4}-\d{2}-\d{2}T[\d.\-:]+)\.jsonl")
@@ -89,11 +89,17 @@ def read_samples(path: Path) -> Samples:
     values = [_loglikelihoods(path, s) for s in chosen]
     log_probs = ragged(values)
     labels = np.array([_gold(path, s, len(letters)) for s, letters in zip(chosen, values, strict=True)])
+    # Win rates' samples hold whole responses, with token counts beside the log-likelihoods.
+    of_letters = all(len(response[0]) <= 2 for s in chosen for response in s["resps"] if isinstance(response[0], list))
     try:
         validate_rows(log_probs, labels)
+        if of_letters:
+            check_scored(log_probs)
         check_told_apart(log_probs)
     except ScoringError as error:
         raise ScoringError(f"{path}: {error}") from None
+    if of_letters:
+        warn_of_ties(log_probs, str(path))
     match = FILE_NAME.fullmatch(path.name)
     return Samples(
         task=match["task"] if match else path.stem,

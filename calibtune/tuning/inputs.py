@@ -59,7 +59,7 @@ def read_inputs(recipe: Recipe) -> Inputs:
     config = load_config(recipe.spec)
     check_kernels(recipe, config)
     tokenizer = load_tokenizer(recipe.spec)
-    encoder = Encoder(tokenizer)
+    encoder = Encoder(tokenizer, recipe.spec.chat_template_args)
     tasks = load_tasks(recipe.tasks, recipe.include_path)
     examples = load_examples(
         tasks, encoder, recipe.apply_chat_template, recipe.held_out, recipe.seed, recipe.limit, trained_on(recipe)

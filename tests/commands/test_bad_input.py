@@ -97,7 +97,7 @@ def test_a_tokenizer_that_knows_no_letters_is_refused_before_the_first_forward_p
     )
     monkeypatch.setattr(backend.HFLM, "_model_call", lambda *_, **__: pytest.fail("the model was asked"))
     enter_mirror(write_arc_mirror(tmp_path / "hub"), monkeypatch)
-    with pytest.raises(ScoringError, match=r"' A': \(0,\), ' B': \(0,\).*not one of their own each.*doctor"):
+    with pytest.raises(ScoringError, match=r"' A'=\[0\], ' B'=\[0\].*not one of their own each.*doctor"):
         evaluate(["mc_calib_arc"], tmp_path / "model")
 
 

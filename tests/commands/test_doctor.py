@@ -1,6 +1,6 @@
-import numpy as np
 import pytest
 from harness import TASKS
+from merging import save_merging
 from tiny import save_tiny
 
 from calibtune.__main__ import main
@@ -48,9 +48,33 @@ def test_letters_and_their_mass_are_looked_at(tmp_path, mirror, capsys):
     assert "try with --apply-chat-template" in text
 
 
-def test_the_blanks_that_a_chat_template_ends_with_are_shown(tmp_path, mirror, capsys):
+def test_a_newline_of_the_template_that_the_harness_scores_is_named(tmp_path, mirror, capsys):
     doctor_of(save_tiny(tmp_path / "model"), "--apply-chat-template")
-    assert "the prompt's last blanks are tokens" in "\n".join(lines(capsys))
+    assert r"[ok] mc_calib_arc: the harness alone scores the prompt's last '\n' with each letter" in "\n".join(
+        lines(capsys)
+    )
+
+
+STOCK = (
+    "task: stock\ndataset_path: allenai/ai2_arc\ndataset_name: ARC-Challenge\ntest_split: test\n"
+    "output_type: multiple_choice\ndoc_to_text: question\ndoc_to_choice: ['A', 'B']\ndoc_to_target: 0\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("task", "line"),
+    [
+        ("mc_calib_arc", "[ok] mc_calib_arc: {}; our tasks have it feed the whole prompt"),
+        ("stock", "[NOT OK] stock: {}; evaluate this task with `python -m calibtune eval`, not lm_eval"),
+    ],
+)
+def test_a_newline_that_the_harness_loses_is_named(tmp_path, mirror, capsys, task, line):
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "stock.yaml").write_text(STOCK)
+    more = ("--apply-chat-template", "--tasks", task, "--include-path", str(tmp_path / "tasks"))
+    assert doctor_of(save_merging(tmp_path / "model"), *more) == 1
+    lost = r"the harness alone loses '\n' at the prompt's end, whose last tokens are ['|', '>Ċ']"
+    assert line.format(lost) in lines(capsys)
 
 
 def test_a_task_without_letters_is_refused(tmp_path, mirror, capsys):
@@ -66,7 +90,7 @@ def test_a_task_without_letters_is_refused(tmp_path, mirror, capsys):
 
 @pytest.mark.parametrize(("mass", "good"), [(0.9, True), (0.2, False)])
 def test_a_low_letter_mass_is_not_ok(mass, good):
-    finding = doctor.check_mass("t", np.log(np.full((5, 4), mass / 4)), chat=True)
+    finding = doctor.check_mass("t", mass, 5, chat=True)
     assert finding.good == good
     assert f"letter mass {mass:.3f} on 5 questions" in finding.text
     assert ("without --apply-chat-template" in finding.text) != good

@@ -269,3 +269,67 @@ def test_processes_that_lm_eval_gives_no_results_say_and_compare_nothing(model, 
     monkeypatch.setattr(evaluation, "quiet_evaluate", lambda **_: None)
     assert evaluate(tmp_path / "out", model=model) == 0
     assert "written to" not in capsys.readouterr().out
+
+
+def test_a_low_letter_mass_is_said_before_the_table(model, tmp_path, capfd):
+    # On one stream, so that the order shows.
+    import contextlib
+    import sys
+
+    with contextlib.redirect_stderr(sys.stdout):
+        assert evaluate(tmp_path / "out", model=model) == 0
+    said = capfd.readouterr().out
+    warning = said.index("warning: mc_calib_arc: letter mass 0.0")
+    assert "try with --apply-chat-template, if it is a chat model" in said
+    assert warning < said.index("mc_calib_arc: 24 questions")
+
+
+def test_a_high_letter_mass_is_not_mentioned(model, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("calibtune.evaluation.checks.MASS", 0.0)
+    assert evaluate(tmp_path / "out", model=model) == 0
+    assert "letter mass" not in capsys.readouterr().err
+
+
+def test_an_artifact_evaluated_without_the_template_of_its_fit_is_warned_of(model, tmp_path, capsys):
+    small_fit(model, tmp_path / "chat", "cft", max_steps=1, apply_chat_template=True)
+    assert evaluate(tmp_path / "same", "--artifact", tmp_path / "chat") == 0
+    assert "was fitted with the chat template" not in capsys.readouterr().err
+    assert evaluate(tmp_path / "other", "--artifact", tmp_path / "chat", "--no-apply-chat-template") == 0
+    said = capsys.readouterr().err
+    line = "the artifact was fitted with the chat template and is evaluated without a chat template; leave out"
+    assert f"warning: {line} --no-apply-chat-template to evaluate it as it was fitted" in said
+
+
+def test_letters_without_tokens_of_their_own_are_refused_before_weights_are_loaded(tmp_path, refused):
+    folder = save_tiny(tmp_path / "bytes")
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    tokenizer["model"]["merges"] = [m for m in tokenizer["model"]["merges"] if "".join(m) not in ("ĠA", "ĠB")]
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    assert "its tokenizer splits some of the letters, and not others, into several tokens" in refused(model=folder)
+
+
+def test_a_checkpoint_without_all_of_its_weights_is_refused(tmp_path, refused):
+    from safetensors.torch import load_file, save_file
+
+    folder = save_tiny(tmp_path / "model")
+    weights = load_file(folder / "model.safetensors")
+    del weights["lm_head.weight"]
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    assert "1 weights that its config.json asks for are not there, such as lm_head.weight" in refused(model=folder)
+
+
+def test_an_artifact_is_only_read_by_an_evaluation(model, tmp_path, mirror):
+    small_fit(model, tmp_path / "t", "temperature")
+    before = {path: path.read_bytes() for path in (tmp_path / "t").rglob("*") if path.is_file()}
+    assert evaluate(tmp_path / "out", "--artifact", tmp_path / "t", "--limit", "4") == 0
+    assert {path: path.read_bytes() for path in (tmp_path / "t").rglob("*") if path.is_file()} == before
+
+
+def test_a_task_that_the_artifact_brings_is_not_evaluated(model, tmp_path, mirror):
+    small_fit(model, tmp_path / "t", "temperature")
+    (tmp_path / "t" / "evil.py").write_text("def f(doc):\n    open('ran', 'w').close()\n    return 'x'\n")
+    (tmp_path / "t" / "a.yaml").write_text(
+        "include: mc_calib_arc_scaled.yaml\ntask: mc_calib_arc_scaled\ndoc_to_text: !function evil.f\n"
+    )
+    assert evaluate(tmp_path / "out", "--artifact", tmp_path / "t", "--limit", "4") == 0
+    assert not (mirror / "ran").exists()

@@ -7,7 +7,8 @@ from harness import evaluate
 from lm_eval.models.huggingface import HFLM
 from tiny import save_tiny
 
-from calibtune.evaluation.hf_prefix import Cluster, PrefixLM, clusters
+from calibtune.evaluation.hf_letters import Cluster, LetterLM
+from calibtune.evaluation.hf_prefix import PrefixLM, clusters
 from calibtune.models.prefix import prefix_cache
 
 pytestmark = pytest.mark.usefixtures("mirror")
@@ -31,10 +32,11 @@ MULTITURN = {"num_fewshot": 3, "apply_chat_template": True, "fewshot_as_multitur
 
 @pytest.mark.parametrize("options", [{}, {"apply_chat_template": True}, {"num_fewshot": 3}, MULTITURN])
 def test_log_likelihoods_equal_the_stock_backends(model, options):
-    stock, ours = (loglikelihoods(lm(pretrained=model, **OPTIONS), **options) for lm in (HFLM, PrefixLM))
-    np.testing.assert_allclose([v for v, _ in ours], [v for v, _ in stock], atol=1e-4)
-    assert [greedy for _, greedy in ours] == [greedy for _, greedy in stock]
-    assert len(ours) > 80
+    stock, *ours = (loglikelihoods(lm(pretrained=model, **OPTIONS), **options) for lm in (HFLM, LetterLM, PrefixLM))
+    for found in ours:
+        np.testing.assert_allclose([v for v, _ in found], [v for v, _ in stock], atol=1e-4)
+        assert [greedy for _, greedy in found] == [greedy for _, greedy in stock]
+        assert len(found) > 80
 
 
 @pytest.mark.parametrize("name", ["Mistral", "Gemma2", "GPT2", "Mamba", "Lfm2"])
@@ -74,9 +76,99 @@ def test_continuations_of_several_tokens_and_cut_prompts_equal_the_stock_backend
 
 def test_models_of_unknown_code_give_the_same_log_likelihoods(model, monkeypatch):
     known = loglikelihoods(PrefixLM(pretrained=model, **OPTIONS), num_fewshot=2)
-    monkeypatch.setattr("calibtune.evaluation.hf_prefix.output_layer", lambda model: None)
+    monkeypatch.setattr("calibtune.evaluation.hf_letters.output_layer", lambda model: None)
     unknown = loglikelihoods(PrefixLM(pretrained=model, **OPTIONS), num_fewshot=2)
     np.testing.assert_allclose([v for v, _ in unknown], [v for v, _ in known], atol=1e-5)
+
+
+REMOTE = """
+from transformers import LlamaConfig, LlamaForCausalLM
+
+class Config(LlamaConfig):
+    model_type = "remote"
+
+class Remote(LlamaForCausalLM):
+    config_class = Config
+
+    def forward(self, input_ids=None, logits_to_keep=0, **kwargs):
+        return super().forward(input_ids=input_ids, logits_to_keep=KEPT, **kwargs)
+"""
+
+
+def remote_code(folder, kept):
+    """A model that comes with code of its own, which ignores what places it is asked for."""
+    import json
+
+    save_tiny(folder, context=2048)
+    (folder / "remote.py").write_text(REMOTE.replace("KEPT", kept))
+    config = json.loads((folder / "config.json").read_text())
+    names = {"AutoConfig": "remote.Config", "AutoModelForCausalLM": "remote.Remote"}
+    config |= {"model_type": "remote", "architectures": ["Remote"], "auto_map": names}
+    (folder / "config.json").write_text(json.dumps(config))
+    return str(folder)
+
+
+@pytest.mark.parametrize("backend", [LetterLM, PrefixLM])
+def test_remote_code_that_ignores_the_places_asked_for_gives_the_stock_backends_numbers(tmp_path, backend):
+    folder = remote_code(tmp_path / "model", "0")
+    stock, ours = (
+        loglikelihoods(lm(pretrained=folder, trust_remote_code=True, **OPTIONS), num_fewshot=2)
+        for lm in (HFLM, backend)
+    )
+    np.testing.assert_allclose([v for v, _ in ours], [v for v, _ in stock], atol=1e-4)
+
+
+@pytest.mark.parametrize("backend", ["hf", "hf-prefix"])
+def test_remote_code_that_gives_other_places_is_refused_by_eval(tmp_path, capsys, backend):
+    from calibtune.__main__ import main
+
+    folder = remote_code(tmp_path / "model", "1")
+    words = ["eval", "--model", folder, "--trust-remote-code", "--tasks", "mc_calib_arc", "--device", "cpu"]
+    assert main([*words, "--backend", backend, "--output", str(tmp_path / "out")]) == 2
+    assert "the model's own code gave logits of shape" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("backend", ["hf", "hf-prefix"])
+def test_eval_reads_the_letters_of_a_bfloat16_model_in_float32(tmp_path, backend, capsys):
+    import json
+
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from calibtune.__main__ import main
+    from calibtune.results.samples import find_samples
+
+    folder = str(save_tiny(tmp_path / "model", context=2048))
+    words = ["eval", "--model", folder, "--tasks", "mc_calib_arc", "--device", "cpu", "--precision", "bf16"]
+    # One prompt at a time, as below: in bfloat16 a batch's states are others.
+    assert main([*words, "--batch-size", "1", "--backend", backend, "--output", str(tmp_path / "out")]) == 0
+    assert "tied for first place" not in capsys.readouterr().err
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+    seen = []
+    model.lm_head.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    (path,) = find_samples(tmp_path / "out")
+    apart = []
+    for sample in map(json.loads, path.read_text().splitlines()[:8]):
+        pairs = [(pair["arg_0"], pair["arg_1"]) for pair in sample["arguments"].values()]
+        with torch.no_grad():
+            rounded = model(**tokenizer(pairs[0][0], return_tensors="pt")).logits[0, -1].float().log_softmax(-1)
+        precise = (seen[-1][0, -1].float() @ model.lm_head.weight.float().T).log_softmax(-1)
+        ids = [tokenizer(letter)["input_ids"][0] for _, letter in pairs]
+        found = torch.tensor([float(response[0][0]) for response in sample["resps"]])
+        if backend == "hf":
+            torch.testing.assert_close(found, precise[ids], rtol=0, atol=1e-4)
+        apart.append([(found - values[ids]).abs().mean().item() for values in (precise, rounded)])
+    precise, rounded = np.mean(apart, axis=0)
+    assert precise < rounded
+
+
+@pytest.mark.parametrize("size", ["auto", "auto:2"])
+def test_the_largest_batch_is_found_for_letters_too(model, size):
+    lm = LetterLM(pretrained=model, **{**OPTIONS, "batch_size": size}, max_batch_size=8)
+    known = loglikelihoods(LetterLM(pretrained=model, **OPTIONS))
+    np.testing.assert_allclose([v for v, _ in loglikelihoods(lm)], [v for v, _ in known], atol=1e-4)
+    assert list(lm.batch_sizes.values()) == [8]
 
 
 @pytest.mark.parametrize("options", [{"add_bos_token": True}, {"add_bos_token": False}])
@@ -87,21 +179,26 @@ def test_texts_are_encoded_ahead_as_the_stock_backend_encodes_them(model, monkey
     pairs = [("Which? ", "A"), ("Which? ", "B"), (f"{bos}Which?", " A"), ("", "A B"), ("Why?\n\n", " C")]
     instances = [Instance("loglikelihood", {}, pair, i) for i, pair in enumerate(pairs)]
     seen, encoded = [], []
-    for lm in (HFLM, PrefixLM):
+    for lm in (HFLM, LetterLM):
         made = lm(pretrained=model, **OPTIONS, **options)
         monkeypatch.setattr(made, "_loglikelihood_tokens", lambda requests, **_: seen.append(requests))
         one_by_one = Mock(wraps=made.tokenizer.encode)
         monkeypatch.setattr(made.tokenizer, "encode", one_by_one)
         made.loglikelihood(instances)
         encoded.append(one_by_one.call_count)
-    assert seen[0] == seen[1]
+    assert [(request, context + letter) for request, context, letter in seen[1]] == [
+        (request, context + letter) for request, context, letter in seen[0]
+    ]
+    assert seen[1][:4] == seen[0][:4]
+    # The blank lines before " C" are the context's here.
+    assert len(seen[1][4][2]) < len(seen[0][4][2])
     assert encoded == [9, 1]  # the empty prompt's continuation alone
 
 
 def test_a_batch_has_no_more_to_compute_or_to_keep_than_a_stock_one(model):
     lm = PrefixLM(pretrained=model, **OPTIONS)
     cluster = Cluster(shared=90, prompts=((1,) * 100,) * 200)
-    cache = prefix_cache(lm._forward, (1,) * 90, lm.device)
+    cache = prefix_cache(lm._forward, (1,) * 90, lm.device, keeps_logits=True)
     kept = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers) / 90
     made = lm.model.config.vocab_size * 4
     assert (kept, made) == (256, 1556)  # a token's keys and values take .165 of its log-probabilities, more than .1

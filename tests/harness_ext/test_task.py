@@ -152,6 +152,11 @@ def test_a_bad_row_stops_the_task_before_the_model_is_asked(mirror, change, mess
         (lambda context, letter: "A", "no finite log-likelihood"),
         (lambda context, letter: (-1.0, False), "same log-likelihood"),
         (lambda context, letter: (-1.0 if letter in " A B" else -2.0, False), "letters A and B have the same"),
+        (lambda context, letter: (-1e10 if letter == " C" else -1.5, False), "letter C of .* -10000000000.0, which"),
+        (
+            lambda context, letter: (-9999.0 if letter == " B" else -1.5, False),
+            "letter B of question 0 .*did not score",
+        ),
     ],
 )
 def test_a_fake_backend_gets_an_error_and_no_table(mirror, answer, message):

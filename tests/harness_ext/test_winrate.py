@@ -40,8 +40,9 @@ def token_log_probs(folder, chat):
     found = []
     for instruction, *texts in PAIRS:
         prompt = f"<|user|>\n{instruction}<|end|>\n<|assistant|>\n" if chat else instruction + "\n\n"
-        # The harness moves blanks at a prompt's end into the response before it encodes.
-        start = len(tokenizer(prompt.rstrip())["input_ids"])
+        # A template's last newline belongs to the prompt; the blank line without one is the task's delimiter, which the
+        # harness puts before the response.
+        start = len(tokenizer(prompt if chat else instruction)["input_ids"])
         for text in texts:
             ids = torch.tensor([tokenizer(prompt + text)["input_ids"]])
             with torch.no_grad():

@@ -21,6 +21,7 @@ from transformers import (
 )
 
 from calibtune.errors import UserError, is_out_of_memory
+from calibtune.models.heads import check_places
 from calibtune.spec import ModelSpec
 
 #: Where configurations keep the context's length, as the harness looks for it.
@@ -156,8 +157,10 @@ def check_causal(model: Any, name: str) -> None:
     other[0, 4:] = (ids[0, 4:] + 7) % size
     training = model.training
     with torch.no_grad():
-        first, second = (model.eval()(each, use_cache=False).logits[0, :4].float() for each in (ids, other))
+        logits = [model.eval()(each, use_cache=False).logits for each in (ids, other)]
     model.train(training)
+    check_places(logits[0], ids)
+    first, second = (each[0, :4].float() for each in logits)
     # Shares of the logits' own spread: random and tiny models have small logits.
     apart = (first - second).abs().max() / first.std()
     if apart > (1e-2 if model.dtype == torch.bfloat16 else 1e-4):

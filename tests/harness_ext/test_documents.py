@@ -105,5 +105,5 @@ def test_a_bad_row_after_left_out_ones_keeps_its_own_position():
     ],
 )
 def test_a_row_without_a_field_is_named(make, row):
-    with pytest.raises(ScoringError, match=r"row 0 \(id q\) lacks a field .*'Q\?'.*; mend or remove the row"):
+    with pytest.raises(ScoringError, match=r"row 0 \(id q\) lacks a field .*'Q\?'.*; fix or remove the row"):
         make(datasets.Dataset.from_list([row]))

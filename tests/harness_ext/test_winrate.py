@@ -98,7 +98,7 @@ def test_a_missing_response_names_its_row(mirror, model):
     [
         (lambda *_: (-1.0, False), "the same log-likelihood"),
         (lambda _, text: (math.nan, False), "no finite log-likelihood"),
-        (lambda _, text: (-float(len(text)), False), "no token count is known"),
+        (lambda _, text: (-float(len(text)), False), "the token count of a response"),
     ],
 )
 def test_a_backend_without_tokens_or_scores_is_refused(mirror, answer, message):

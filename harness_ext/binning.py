@@ -1,4 +1,4 @@
-"""Where the bins lie: the one definition that the harness, the E-step, the report and every ECE share."""
+"""Define the confidence bins that the harness, the E-step, the report and every ECE share."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from harness_ext.errors import ScoringError
 Edge = Literal["left", "right"]
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
+#: Up to this many inner edges, comparing with each one is faster than a binary search.
 FEW_EDGES = 50
-#: The interval of cw-ECE takes the square of M times the letters in memory, and its cube in time.
+#: With M bins and K letters, the interval of cw-ECE needs memory ~ (M K)^2 and time ~ (M K)^3.
 MOST_BINS = 200
 
 
 @dataclass(frozen=True)
 class BinTable:
-    """What each of M bins holds; all three arrays have shape (M,)."""
+    """Hold count, accuracy and mean confidence of M bins, each an array of shape (M,)."""
 
     #: Number of rows in the bin.
     count: IntArray
@@ -31,7 +32,9 @@ class BinTable:
 
 
 def equal_width_edges(n_bins: int) -> FloatArray:
-    """Edges i/M of M equal-width bins on [0, 1], each the correctly rounded quotient.
+    """Return the edges i/M of M equal-width bins on [0, 1].
+
+    Each edge is the correctly rounded float64 quotient.
 
     Args:
         n_bins: M, from 1 to :data:`MOST_BINS`.
@@ -40,7 +43,7 @@ def equal_width_edges(n_bins: int) -> FloatArray:
         Array of shape (M + 1,) from 0.0 to 1.0.
 
     Raises:
-        ScoringError: ``n_bins`` is another number.
+        ScoringError: ``n_bins`` is outside that range.
     """
     if not 1 <= n_bins <= MOST_BINS:
         raise ScoringError(f"the number of bins is {n_bins}; give a number from 1 to {MOST_BINS}")
@@ -48,36 +51,36 @@ def equal_width_edges(n_bins: int) -> FloatArray:
 
 
 def equal_mass_edges(values: ArrayLike, n_bins: int) -> FloatArray:
-    """Edges that put the same number of ``values`` in each bin, as near as ties allow.
+    """Return edges that put the same number of ``values`` in each bin, as far as ties allow.
 
     Args:
         values: Shape (N,), in [0, 1].
         n_bins: M, at least 1.
 
     Returns:
-        Rising array of at most M + 1 edges, the first 0.0 and the last 1.0; equal quantiles are merged.
+        Increasing array of at most M + 1 edges from 0.0 to 1.0; equal quantiles are merged.
     """
     quantiles = np.quantile(np.asarray(values, dtype=np.float64), equal_width_edges(n_bins)[1:-1])
     return np.unique(np.concatenate([[0.0], quantiles, [1.0]]))
 
 
 def bin_index(values: ArrayLike, n_bins: int | FloatArray, edge: Edge = "left") -> IntArray:
-    """The bin of each value.
+    """Return the index of each value's bin.
 
-    Computed in float64 against the edges themselves: float32, or multiplying by M, puts 0.3, 0.6, 0.7 and 0.9 into
-    other bins.
+    Values are compared with the edges in float64: float32, or multiplying by M, puts 0.3, 0.6,
+    0.7 and 0.9 into other bins.
 
     Args:
         values: Any shape, in [0, 1].
-        n_bins: M equal-width bins, or the M + 1 edges of other ones.
-        edge: "left": ``[a, b)``, the last bin closed at 1 (the paper's released code). "right": ``(a, b]``, the
-            first bin closed at 0 (Guo et al. 2017).
+        n_bins: M for equal-width bins, or an array of M + 1 edges.
+        edge: "left" for ``[a, b)`` with the last bin closed at 1 (released code of arXiv
+            2505.01997), "right" for ``(a, b]`` with the first bin closed at 0 (Guo et al. 2017).
 
     Returns:
-        Integers of the same shape in [0, M).
+        Integers in [0, M), of the same shape as ``values``.
 
     Raises:
-        ScoringError: A value is outside [0, 1] or NaN, or ``edge`` is neither of the two.
+        ScoringError: A value is NaN or outside [0, 1], or ``edge`` is not "left" or "right".
 
     Example:
         >>> bin_index([0.0, 0.3, 0.35, 1.0], 10).tolist()
@@ -93,11 +96,11 @@ def bin_index(values: ArrayLike, n_bins: int | FloatArray, edge: Edge = "left") 
         row = int(np.argmin(inside.ravel()))
         raise ScoringError(f"value {values.ravel()[row]!r} at row {row} is not a probability in [0, 1]")
     edges = equal_width_edges(n_bins) if isinstance(n_bins, (int, np.integer)) else n_bins
-    # The inner edges alone, which closes the first and the last bin.
+    # Comparing with the inner edges alone closes the first bin at 0 and the last one at 1.
     inner = edges[1:-1]
     if len(inner) > FEW_EDGES:
         return np.searchsorted(inner, values, side="right" if edge == "left" else "left").astype(np.int64)
-    # Against so few edges, comparing with each is several times faster than searching.
+    # With few edges, comparing with each one is several times faster than a binary search.
     index = np.zeros_like(values, dtype=np.uint8)
     for border in inner:
         index += values >= border if edge == "left" else values > border
@@ -107,16 +110,20 @@ def bin_index(values: ArrayLike, n_bins: int | FloatArray, edge: Edge = "left") 
 def bin_table(
     confidence: ArrayLike, correct: ArrayLike, n_bins: int | FloatArray = 10, edge: Edge = "left"
 ) -> BinTable:
-    """Count, accuracy and mean confidence of each bin (the B_m of paper Eq 19).
+    """Compute count, accuracy and mean confidence of each bin (B_m in arXiv 2505.01997, Eq 19).
 
     Args:
         confidence: Shape (N,), in [0, 1].
-        correct: Shape (N,), 1 where the prediction is right, else 0; frequencies in [0, 1] are allowed.
-        n_bins: M equal-width bins, or the M + 1 edges of other ones.
+        correct: Shape (N,), 1 where the prediction is right, else 0; frequencies in [0, 1] are
+            allowed.
+        n_bins: M for equal-width bins, or an array of M + 1 edges.
         edge: See :func:`bin_index`.
 
     Returns:
         The table of M bins.
+
+    Raises:
+        ScoringError: As :func:`bin_index`.
 
     Example:
         >>> bin_table([0.25, 0.75, 0.85], [0, 1, 0], 2).accuracy.tolist()

@@ -1,8 +1,9 @@
-"""The numbers of the harness's table, from arrays alone: accuracy, conf-ECE, cw-ECE, NLL, Brier, letter mass.
+"""Compute accuracy, conf-ECE, cw-ECE, NLL, Brier score and letter mass from arrays.
 
-Rows are questions, columns letters A, B, C, ... A question with fewer options than there are columns holds NaN in the
-rest. All of it is float64; there is no I/O, no randomness and no global. ``order="F"`` lays a letter's values side by
-side in memory: reducing along so few letters is several times faster then, and worth the copy.
+Rows are questions and columns are the letters A, B, C, ... Columns beyond a question's options hold
+NaN. Everything is computed in float64, without I/O, randomness or global state. Arrays are stored
+letter by letter (``order="F"``): reducing over the few letters is then several times faster, which
+is worth the copy.
 """
 
 from __future__ import annotations
@@ -17,15 +18,15 @@ from harness_ext.errors import ScoringError
 
 
 class BinGaps(NamedTuple):
-    """An ECE taken apart: ``sum_c weight[c] * |sum of gap over the rows of cell c|``.
+    """Hold the terms of an ECE: ``ECE = sum_c weight[c] * |sum of the gaps in cell c|``.
 
-    conf-ECE has one cell a bin, and each row is in one; cw-ECE has one cell for each letter and bin, and each row is
-    in as many cells as it has letters.
+    A cell of conf-ECE is a bin, and each question is in one cell (J = 1). A cell of cw-ECE is a
+    bin of one letter, and each question is in one cell per letter (J = K).
     """
 
-    #: Shape (N, J): the cell of each row's entry; entries of absent letters point at cell 0 with gap 0.
+    #: Shape (N, J): the cell of each entry; absent letters have cell 0 and gap 0.
     cell: IntArray
-    #: Shape (N, J): what is right minus what was said, in [-1, 1].
+    #: Shape (N, J): 1 if right, else 0, minus the probability; in [-1, 1].
     gap: FloatArray
     #: Shape (C,): 1/N for conf-ECE, 1/(K N_j) for cw-ECE.
     weight: FloatArray
@@ -35,27 +36,28 @@ class BinGaps(NamedTuple):
     right: IntArray
 
     def sums(self) -> FloatArray:
-        """Sum of the gaps of each cell, shape (C,)."""
+        """Return the sum of the gaps in each cell, shape (C,)."""
         return np.bincount(self.cell.T.ravel(), self.gap.T.ravel(), len(self.weight)).astype(np.float64)
 
     def ece(self) -> float:
-        """The error itself, in [0, 1]."""
+        """Return the ECE, in [0, 1]."""
         return float(self.weight @ np.abs(self.sums()))
 
 
 def validate_rows(values: ArrayLike, gold: ArrayLike) -> tuple[FloatArray, IntArray]:
-    """Check that scores and right answers fit together.
+    """Check that scores and right answers belong together.
 
     Args:
         values: Log-likelihoods or probabilities, shape (N, K), NaN where a question lacks the letter.
         gold: Index of the right letter of each question, shape (N,).
 
     Returns:
-        Both as float64 and int64 arrays, the scores letter by letter in memory (Fortran order).
+        The scores as float64 in Fortran order, and the right answers as int64.
 
     Raises:
-        ScoringError: No rows, a NaN inside a question's letters, an infinite value, fewer than two letters, or a
-            right answer that is not one of the question's letters. The message names the row and the value.
+        ScoringError: There are no rows, or a row has a NaN among its letters, an infinite value,
+            fewer than two letters, or a right answer that is not one of its letters. The message
+            names the row and the value.
     """
     values, answers = np.asarray(values, dtype=np.float64, order="F"), np.asarray(gold)
     if values.ndim != 2 or len(values) == 0 or answers.shape != (len(values),):
@@ -80,19 +82,19 @@ def _refuse(bad: NDArray[np.bool_], values: NDArray, complaint: str) -> None:
     if bad.any():
         row = int(np.argmax(bad))
         raise ScoringError(
-            f"row {row} {complaint}: {np.asarray(values[row]).tolist()!r}; mend or remove the row and score again"
+            f"row {row} {complaint}: {np.asarray(values[row]).tolist()!r}; fix or remove the row and score again"
         )
 
 
 def letter_log_softmax(loglikelihoods: ArrayLike, temperature: float = 1.0) -> FloatArray:
-    """Log-probabilities over the question's own letters (paper Eq 1), with a temperature.
+    """Compute log-probabilities over each question's own letters (arXiv 2505.01997, Eq 1).
 
     Args:
         loglikelihoods: Shape (N, K), natural logarithms; NaN where the letter is absent.
-        temperature: T > 0; the log-likelihoods are divided by it first.
+        temperature: T > 0, by which the log-likelihoods are divided first.
 
     Returns:
-        Shape (N, K), at most 0; NaN is kept.
+        Shape (N, K), at most 0; NaN where the input is NaN.
 
     Raises:
         ScoringError: T is not a finite positive number.
@@ -118,7 +120,7 @@ def _is_right(letters: int, gold: IntArray) -> NDArray[np.bool_]:
 
 
 def top(probs: FloatArray) -> tuple[FloatArray, IntArray]:
-    """Confidence and prediction of each question; among equal probabilities the first letter wins.
+    """Return confidence and prediction of each question; among equal probabilities the first letter wins.
 
     Args:
         probs: Shape (N, K), NaN where the letter is absent.
@@ -134,12 +136,12 @@ def top(probs: FloatArray) -> tuple[FloatArray, IntArray]:
 
 
 def accuracy(probs: FloatArray, gold: IntArray) -> float:
-    """Share of questions whose most probable letter is the right one, in [0, 1]."""
+    """Return the share of questions whose most probable letter is the right one, in [0, 1]."""
     return float(np.mean(top(probs)[1] == gold))
 
 
 def confidence_gaps(probs: FloatArray, gold: IntArray, n_bins: int | FloatArray = 10, edge: Edge = "left") -> BinGaps:
-    """The cells of conf-ECE (paper Eq 19): bins over the confidence; gap = right (0 or 1) minus confidence."""
+    """Return the terms of conf-ECE (arXiv 2505.01997, Eq 19): questions binned by confidence."""
     conf, predicted = top(probs)
     size = int(n_bins) if isinstance(n_bins, (int, np.integer)) else len(n_bins) - 1
     index, correct = bin_index(conf, n_bins, edge), predicted == gold
@@ -149,9 +151,10 @@ def confidence_gaps(probs: FloatArray, gold: IntArray, n_bins: int | FloatArray 
 
 
 def classwise_gaps(probs: FloatArray, gold: IntArray, n_bins: int = 10, edge: Edge = "left") -> BinGaps:
-    """The cells of cw-ECE (paper Eq 20): bins over each letter's own probability, letter by letter.
+    """Return the terms of cw-ECE (arXiv 2505.01997, Eq 20): each letter binned by its probability.
 
-    With ragged K, letter j averages over the N_j questions that have it, and K is the number of letters seen.
+    Where questions differ in their number of options, letter j averages over the N_j questions
+    that have it, and K is the number of letters seen.
     """
     probs = np.asarray(probs, order="F")
     present = ~np.isnan(probs)
@@ -169,16 +172,23 @@ def classwise_gaps(probs: FloatArray, gold: IntArray, n_bins: int = 10, edge: Ed
 
 
 def conf_ece(probs: FloatArray, gold: IntArray, n_bins: int | FloatArray = 10, edge: Edge = "left") -> float:
-    """Expected calibration error of the confidence, paper Eq 19: ``sum_m |B_m|/N |acc(B_m) - conf(B_m)|``.
+    """Compute the expected calibration error of the confidence (arXiv 2505.01997, Eq 19).
+
+    ``conf-ECE = sum_m |B_m|/N |acc(B_m) - conf(B_m)|``; empty bins add 0.
 
     Args:
-        probs: Shape (N, K), rows summing to 1 over the question's letters, NaN where the letter is absent.
+        probs: Shape (N, K), rows summing to 1 over the question's letters, NaN where the letter is
+            absent.
         gold: Shape (N,), index of the right letter.
-        n_bins: M equal-width bins (the paper: 10, and 14 as the check), or edges.
+        n_bins: M for equal-width bins (10 in the paper, 14 as its check), or an array of M + 1
+            edges.
         edge: See :func:`harness_ext.binning.bin_index`.
 
     Returns:
-        A number in [0, 1]; empty bins add 0.
+        A number in [0, 1].
+
+    Raises:
+        ScoringError: As :func:`harness_ext.binning.bin_index`.
 
     Example:
         >>> round(conf_ece(np.array([[0.8, 0.2], [0.7, 0.3]]), np.array([0, 1])), 12)
@@ -188,39 +198,51 @@ def conf_ece(probs: FloatArray, gold: IntArray, n_bins: int | FloatArray = 10, e
 
 
 def cw_ece(probs: FloatArray, gold: IntArray, n_bins: int = 10, edge: Edge = "left") -> float:
-    """Class-wise expected calibration error, paper Eq 20; see :func:`classwise_gaps` for ragged K.
+    """Compute the class-wise expected calibration error (arXiv 2505.01997, Eq 20).
+
+    ``cw-ECE = 1/K sum_j sum_m |B_mj|/N |freq_j(B_mj) - mean p_j(B_mj)|``; for questions with
+    different numbers of options see :func:`classwise_gaps`.
 
     Args:
         probs: Shape (N, K), NaN where the letter is absent.
-        gold: Shape (N,).
+        gold: Shape (N,), index of the right letter.
         n_bins: M equal-width bins.
         edge: See :func:`harness_ext.binning.bin_index`.
 
     Returns:
         A number in [0, 1].
+
+    Raises:
+        ScoringError: As :func:`harness_ext.binning.bin_index`.
     """
     return classwise_gaps(probs, gold, n_bins, edge).ece()
 
 
 def nll(log_probs: FloatArray, gold: IntArray) -> float:
-    """Mean negative log-probability of the right letter in nats, from 0 up; chance level is ln K."""
+    """Compute the mean negative log-probability of the right letter in nats, at least 0.
+
+    Equal probabilities give ln K.
+    """
     return float(-np.mean(log_probs[np.arange(len(gold)), gold]))
 
 
 def brier(probs: FloatArray, gold: IntArray) -> float:
-    """Brier score: squared distance to the right answer, summed over the letters, averaged over questions; [0, 2]."""
+    """Compute the Brier score, ``mean_n sum_j (p_nj - 1[j = gold_n])^2``, in [0, 2]."""
     return float(np.mean(brier_rows(probs, gold)))
 
 
 def brier_rows(probs: FloatArray, gold: IntArray) -> FloatArray:
-    """The Brier score of each question, shape (N,), in [0, 2] (Brier 1950)."""
+    """Compute the Brier score of each question, shape (N,), in [0, 2] (Brier 1950)."""
     return _row_sum((probs - _is_right(probs.shape[1], gold)) ** 2)
 
 
 def letter_mass(loglikelihoods: FloatArray) -> float:
-    """Mean probability that the model gave to any of the question's letters, in [0, 1]; low means it says other things.
+    """Compute the mean total probability of a question's letters, in [0, 1].
+
+    A low value means that the model would answer with something other than a letter.
 
     Args:
-        loglikelihoods: The model's own, before any softmax over the letters; shape (N, K), NaN where absent.
+        loglikelihoods: Shape (N, K), before any softmax over the letters; NaN where the letter is
+            absent.
     """
     return float(np.mean(_row_sum(np.exp(loglikelihoods))))

@@ -1,4 +1,4 @@
-"""One row of each data set as a document of ours: ``question``, ``choices``, ``gold`` and where the row came from."""
+"""Convert rows of the data sets to documents with ``question``, ``choices`` and ``gold``."""
 
 import contextlib
 import hashlib
@@ -16,21 +16,22 @@ from harness_ext.prompts import check_choices
 logger = logging.getLogger(__name__)
 
 Row = Mapping[str, Any]
-#: Few-shot examples are drawn from this many first rows: enough for any prompt, and MedMCQA's 182,000 stay unread.
+#: Few-shot examples come from this many first rows: enough for any prompt, without converting all
+#: 182,000 training rows of MedMCQA.
 SHOTS = 1000
 
 
 def mirror_cache(path: str) -> str | None:
-    """Where `datasets` may cache a data set that a folder below the working directory mirrors.
+    """Return a cache folder for a data set that is read from a local folder of the same name.
 
-    Its own cache is keyed by the relative path alone, so another mirror, or the same one with a row mended, would be
-    read from the old cache.
+    The cache of `datasets` is keyed by the relative path alone: without a folder of its own, a
+    different or changed local copy would be served from the old cache.
 
     Args:
         path: The data set's path, such as ``allenai/ai2_arc``.
 
     Returns:
-        A cache folder for the mirror's files as they are now, or None where there is no such folder.
+        A cache folder named after the state of the local files, or None if there is no local folder.
     """
     folder = Path(path)
     if not folder.is_dir():
@@ -41,61 +42,70 @@ def mirror_cache(path: str) -> str | None:
 
 
 def document(question: Any, choices: Any, gold: Any, where: str) -> dict[str, Any]:
-    """A checked document.
+    """Return a checked document.
 
     Args:
-        question: The question's text; outer blanks are removed.
-        choices: The options' texts; outer blanks are removed.
+        question: Text of the question; surrounding whitespace is removed.
+        choices: Texts of the options; surrounding whitespace is removed.
         gold: Index of the right option.
-        where: What to call the row in errors, such as ``ai2_arc test row 3 (id Q7)``.
+        where: Name of the row for errors, such as ``ai2_arc test row 3 (id Q7)``.
+
+    Returns:
+        ``question``, ``choices`` and ``gold``.
 
     Raises:
-        ScoringError: No question, options that letters cannot name apart, or a right answer that is not one of them.
+        ScoringError: The question is missing, the options fail
+            :func:`harness_ext.prompts.check_choices`, or ``gold`` is not an index of an option.
     """
     if not isinstance(question, str) or not question.strip():
-        raise ScoringError(f"{where} has no question ({question!r}); mend or remove the row")
+        raise ScoringError(f"{where} has no question ({question!r}); fix or remove the row")
     if not isinstance(choices, Sequence) or not all(isinstance(choice, str) for choice in choices):
-        raise ScoringError(f"{where} has options that are not texts ({choices!r}); mend or remove the row")
+        raise ScoringError(f"{where} has options that are not texts ({choices!r}); fix or remove the row")
     stripped = [choice.strip() for choice in choices]
     check_choices(stripped, where)
     if isinstance(gold, bool) or not isinstance(gold, int) or not 0 <= gold < len(stripped):
         raise ScoringError(
             f"{where} has no right answer: {gold!r} is not an index of its {len(stripped)} options; "
-            "evaluate a labeled split or mend the row"
+            "evaluate a labeled split or fix the row"
         )
     return {"question": question.strip(), "choices": stripped, "gold": gold}
 
 
 def arc_row(row: Row, where: str) -> dict[str, Any]:
-    """ARC: options under letters or digits, 3 to 5 of them; shown under letters here whatever they were."""
+    """Convert a row of ARC, which has 3 to 5 options labeled with letters or digits."""
     labels, key = row["choices"]["label"], row["answerKey"]
     if labels.count(key) != 1:
-        raise ScoringError(f"{where} has no right answer: answerKey {key!r} is not one of {labels!r}; mend the row")
+        raise ScoringError(f"{where} has no right answer: answerKey {key!r} is not one of {labels!r}; fix the row")
     return document(row["question"], row["choices"]["text"], labels.index(key), where)
 
 
 def openbookqa_row(row: Row, where: str) -> dict[str, Any]:
-    """OpenBookQA: ARC's layout, with the question under another name."""
+    """Convert a row of OpenBookQA, which differs from ARC only in the name of the question field."""
     return arc_row({**row, "question": row["question_stem"]}, where)
 
 
 def medmcqa_row(row: Row, where: str) -> dict[str, Any]:
-    """MedMCQA: four columns of options; ``cop`` is -1 in its unlabeled test split."""
+    """Convert a row of MedMCQA, which has four option columns and ``cop`` -1 in the unlabeled test split."""
     return document(row["question"], [row["opa"], row["opb"], row["opc"], row["opd"]], row["cop"], where)
 
 
 def mmlu_row(row: Row, where: str) -> dict[str, Any]:
-    """MMLU: a list of options and an index."""
+    """Convert a row of MMLU, which has a list of options and the index of the right one."""
     return {**document(row["question"], row["choices"], row["answer"], where), "subject": row["subject"]}
 
 
 def convert(
     dataset: datasets.Dataset, to_document: Callable[[Row, str], dict[str, Any]], left_out: Collection[int] = ()
 ) -> list[dict[str, Any]]:
-    """All rows of a split as documents, but for those at the positions ``left_out``.
+    """Convert all rows of a split, except for the positions ``left_out``.
+
+    Args:
+        dataset: The split.
+        to_document: Converter of a row, which takes the row and its name for errors.
+        left_out: Positions of the rows to skip.
 
     Raises:
-        ScoringError: The first row that cannot be scored, by split, position and id.
+        ScoringError: A row cannot be scored; the message names split, position and id.
     """
     documents = []
     for position, row in enumerate(dataset.to_list()):
@@ -108,32 +118,32 @@ def convert(
 
 @contextlib.contextmanager
 def whole_row(row: Row, where: str) -> Iterator[None]:
-    """Name the row that a field is read from, where it has none such or one of another shape.
+    """Raise an error that names the row if the block fails to read one of its fields.
 
     Raises:
-        ScoringError: With the row.
+        ScoringError: A field is missing or has an unexpected type.
     """
     try:
         yield
     except (AttributeError, KeyError, TypeError) as error:
         raise ScoringError(
-            f"{where} lacks a field or holds another kind of value there ({error!r} in {str(row)[:200]}); "
-            "mend or remove the row"
+            f"{where} lacks a field or has an unexpected type in one ({error!r} in {str(row)[:200]}); "
+            "fix or remove the row"
         ) from error
 
 
 def name_of(dataset: datasets.Dataset, position: int, row: Row) -> str:
-    """What errors call a row: data set, split, position from 0, id where it has one."""
+    """Return a row's name for errors: data set, split, position from 0, and id if it has one."""
     name = dataset.info.dataset_name or "data set"
     ident = f" (id {row['id']})" if "id" in row else ""
     return f"{name} {dataset.split} row {position}{ident}"
 
 
 def repeats(dataset: datasets.Dataset, choices_of: Callable[[Row], Sequence[str]]) -> set[int]:
-    """Positions of the rows that have the same option twice, which are to be left out; named in a warning.
+    """Return the positions of rows that have the same option twice, and log a warning.
 
-    MMLU's test split, OpenBookQA's training split and others hold a few questions with the same option twice, one of
-    them perhaps the right one. No letter is the answer to those, and refusing them would refuse the whole set.
+    MMLU's test split, OpenBookQA's training split and others have a few such questions. They have
+    no unique right letter. An error would make the whole data set unusable, so they are left out.
     """
     repeated = set()
     for position, row in enumerate(dataset.to_list()):
@@ -154,40 +164,40 @@ def repeats(dataset: datasets.Dataset, choices_of: Callable[[Row], Sequence[str]
 
 
 def arc(dataset: datasets.Dataset) -> datasets.Dataset:
-    """``process_docs`` of ARC-Challenge."""
+    """Convert ARC-Challenge; this is the task's ``process_docs``."""
     return datasets.Dataset.from_list(convert(dataset, arc_row))
 
 
 def openbookqa(dataset: datasets.Dataset) -> datasets.Dataset:
-    """``process_docs`` of OpenBookQA."""
+    """Convert OpenBookQA; this is the task's ``process_docs``."""
     return datasets.Dataset.from_list(convert(dataset, openbookqa_row, repeats(dataset, arc_choices)))
 
 
 def medmcqa(dataset: datasets.Dataset) -> datasets.Dataset:
-    """``process_docs`` of MedMCQA."""
+    """Convert MedMCQA; this is the task's ``process_docs``."""
     return datasets.Dataset.from_list(convert(dataset, medmcqa_row, repeats(dataset, medmcqa_choices)))
 
 
 def medmcqa_shots(dataset: datasets.Dataset) -> datasets.Dataset:
-    """Few-shot documents of MedMCQA, from its first training rows."""
+    """Convert MedMCQA's first :data:`SHOTS` training rows for few-shot examples."""
     return medmcqa(dataset.select(range(min(SHOTS, len(dataset)))))
 
 
 def mmlu(dataset: datasets.Dataset) -> datasets.Dataset:
-    """``process_docs`` of MMLU, of one subject or of all."""
+    """Convert one or all subjects of MMLU; this is the task's ``process_docs``."""
     return datasets.Dataset.from_list(convert(dataset, mmlu_row, repeats(dataset, mmlu_choices)))
 
 
 def arc_choices(row: Row) -> Sequence[str]:
-    """The options of an ARC or OpenBookQA row."""
+    """Return the options of an ARC or OpenBookQA row."""
     return row["choices"]["text"]
 
 
 def medmcqa_choices(row: Row) -> Sequence[str]:
-    """The options of a MedMCQA row."""
+    """Return the options of a MedMCQA row."""
     return [row["opa"], row["opb"], row["opc"], row["opd"]]
 
 
 def mmlu_choices(row: Row) -> Sequence[str]:
-    """The options of an MMLU row."""
+    """Return the options of an MMLU row."""
     return row["choices"]

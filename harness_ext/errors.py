@@ -1,8 +1,9 @@
-"""The error that every check of the scoring code raises."""
+"""Define the error that every check of the scoring code raises."""
 
 
 class ScoringError(ValueError):
-    """A question, a backend's answer or a samples file that cannot be scored honestly.
+    """Report a question, a model's scores or a samples file that cannot be scored.
 
-    The message names the row, the bad value and what to do; nothing is skipped, wrapped or guessed instead.
+    The message names the row, the bad value and what to do. Bad input is never skipped or repaired
+    by guessing.
     """

@@ -1,4 +1,4 @@
-"""Calibration beyond the harness's table: other bins, no bins, and what confidence is good for."""
+"""Compute the calibration measures that ``rescore`` and ``report`` add to the harness's table."""
 
 from __future__ import annotations
 
@@ -15,25 +15,35 @@ BoolArray = NDArray[np.bool_]
 
 
 def equal_mass_ece(confidence: FloatArray, correct: BoolArray, n_bins: int = 10) -> float:
-    """conf-ECE over bins that hold the same number of questions (Nixon et al. 2019), in [0, 1].
+    """Compute conf-ECE over bins with equal numbers of questions (Nixon et al. 2019).
 
     Args:
         confidence: Shape (N,), in [0, 1].
         correct: Shape (N,), whether the prediction is right.
-        n_bins: Bins wanted; tied confidences merge some.
+        n_bins: Number of bins; ties among the confidences can merge some.
+
+    Returns:
+        A number in [0, 1].
     """
     table = bin_table(confidence, correct, equal_mass_edges(confidence, n_bins))
     return float(np.nansum(table.count * np.abs(table.accuracy - table.confidence)) / len(confidence))
 
 
 def debiased_ece(confidence: FloatArray, correct: BoolArray, n_bins: int = 10) -> float:
-    """Root of the debiased squared calibration error with equal-mass bins (Kumar, Liang & Ma 2019, section 5).
+    """Compute the root of the debiased squared calibration error (Kumar, Liang & Ma 2019, section 5).
 
-    From each bin's squared gap the variance of its accuracy, a(1 - a)/(n - 1), is taken off; a negative total gives 0.
-    Bins of fewer than two questions are left out, since they have no variance.
+    The variance of a bin's accuracy, a(1 - a)/(n - 1), is subtracted from its squared gap; a
+    negative total gives 0. Bins are equal-mass; those with fewer than two questions are left out,
+    because they have no variance.
+
+    Args:
+        confidence: Shape (N,), in [0, 1].
+        correct: Shape (N,), whether the prediction is right.
+        n_bins: Number of bins; ties among the confidences can merge some.
 
     Returns:
-        A number in [0, 1]; it is an L2 error, at least the L1 error of :func:`equal_mass_ece` without noise.
+        A number in [0, 1]. This is an L2 error: without noise it is at least the L1 error of
+        :func:`equal_mass_ece`.
     """
     table = bin_table(confidence, correct, equal_mass_edges(confidence, n_bins))
     used = table.count > 1
@@ -43,22 +53,26 @@ def debiased_ece(confidence: FloatArray, correct: BoolArray, n_bins: int = 10) -
 
 
 def maximum_calibration_error(confidence: FloatArray, correct: BoolArray, n_bins: int = 10) -> float:
-    """Largest gap of accuracy and confidence in any bin that is not empty (Guo et al. 2017), in [0, 1]."""
+    """Compute the largest gap between accuracy and confidence of any bin (Guo et al. 2017), in [0, 1]."""
     table = bin_table(confidence, correct, n_bins)
     return float(np.nanmax(np.abs(table.accuracy - table.confidence)))
 
 
-#: Points, at least, of the grid on which the kernel is applied.
+#: Smallest number of grid points on which the kernel is applied.
 GRID = 2000
-#: Width below which the search for the kernel's width stops.
+#: Precision of the search for the kernel's width.
 NARROWEST = 1e-3
 
 
 def smooth_ece(confidence: FloatArray, correct: BoolArray) -> float:
-    """Smooth ECE (Blasiok & Nakkiran 2023): the gap smoothed by a reflected Gaussian kernel, without bins.
+    """Compute smooth ECE, which has no bins (Blasiok & Nakkiran 2023).
 
-    The kernel's width sigma is the one at which the error equals the width, found by bisection; so the result has no
-    parameter of ours.
+    A reflected Gaussian kernel smooths the gap between accuracy and confidence. Its width sigma is
+    the one at which the error equals sigma, found by bisection; there is no parameter to choose.
+
+    Args:
+        confidence: Shape (N,), in [0, 1].
+        correct: Shape (N,), whether the prediction is right.
 
     Returns:
         A number in [0, 1].
@@ -81,7 +95,7 @@ def smooth_ece(confidence: FloatArray, correct: BoolArray) -> float:
 
 
 def smooth_ece_at(confidence: FloatArray, correct: BoolArray, sigma: float) -> float:
-    """Smooth ECE at one kernel width sigma > 0: the integral over [0, 1] of the smoothed gap's size."""
+    """Compute smooth ECE at a kernel width sigma > 0: the integral of the absolute smoothed gap."""
     return _smoothed_size(_gaps_on(confidence, correct, _points(sigma)), sigma) / len(confidence)
 
 
@@ -90,7 +104,7 @@ def _points(sigma: float) -> int:
 
 
 def _gaps_on(confidence: FloatArray, correct: BoolArray, points: int) -> FloatArray:
-    """Sum of the gaps at each of ``points + 1`` places of [0, 1]."""
+    """Return the sum of the gaps at each of ``points + 1`` grid points on [0, 1]."""
     grid = np.round(confidence * points).astype(np.int64)
     gap = np.asarray(correct, dtype=np.float64) - confidence
     return np.bincount(grid, gap, points + 1).astype(np.float64)
@@ -98,7 +112,7 @@ def _gaps_on(confidence: FloatArray, correct: BoolArray, points: int) -> FloatAr
 
 def _smoothed_size(gaps: FloatArray, sigma: float) -> float:
     points = len(gaps) - 1
-    # Reflecting at 0 and 1 for ever is the same as going round a circle of twice the length.
+    # Reflecting at both 0 and 1 equals a circular convolution over twice the length.
     circle = np.concatenate([gaps, gaps[-2:0:-1]])
     circle[[0, points]] *= 2
     turns = np.arange(-np.ceil(3 * sigma), np.ceil(3 * sigma) + 1)
@@ -111,19 +125,19 @@ def _smoothed_size(gaps: FloatArray, sigma: float) -> float:
 
 
 class BrierParts(NamedTuple):
-    """Brier score of the confidence, taken apart by bins (Murphy 1973; Stephenson et al. 2008).
+    """Hold the decomposition of the confidence's Brier score (Murphy 1973; Stephenson et al. 2008).
 
-    ``reliability - resolution + uncertainty + within`` is the score, exactly.
+    ``score = reliability - resolution + uncertainty + within``, exactly.
     """
 
     score: float
-    #: Mean squared gap of accuracy and confidence over the bins; 0 is calibrated.
+    #: Mean squared gap between accuracy and confidence over the bins; 0 if calibrated.
     reliability: float
-    #: How far the bins' accuracies lie from the overall one; higher is better.
+    #: Mean squared distance of the bins' accuracies from the overall accuracy; higher is better.
     resolution: float
-    #: Variance of being right, a(1 - a).
+    #: Variance of the outcome, a(1 - a), for the overall accuracy a.
     uncertainty: float
-    #: What is lost by taking each bin's confidences as one.
+    #: Correction for the spread of confidences within a bin.
     within: float
 
 
@@ -142,10 +156,16 @@ def brier_parts(confidence: FloatArray, correct: BoolArray, n_bins: int = 10) ->
 
 
 def auroc(confidence: FloatArray, correct: BoolArray) -> float:
-    """Chance that a right answer is more confident than a wrong one, ties half (Hanley & McNeil 1982), in [0, 1].
+    """Compute the probability that a right answer has a higher confidence than a wrong one.
+
+    This is the area under the ROC curve; a tie counts one half (Hanley & McNeil 1982).
+
+    Args:
+        confidence: Shape (N,).
+        correct: Shape (N,), whether the prediction is right.
 
     Returns:
-        NaN where all answers are right, or all wrong.
+        A number in [0, 1], or NaN if all answers are right or all are wrong.
     """
     correct = np.asarray(correct, dtype=bool)
     right, wrong = np.sort(confidence[correct]), np.sort(confidence[~correct])
@@ -156,12 +176,17 @@ def auroc(confidence: FloatArray, correct: BoolArray) -> float:
 
 
 def accuracy_at_coverage(confidence: FloatArray, correct: BoolArray, coverage: float) -> float:
-    """Accuracy on the most confident share of the questions; tied questions at the border count by their mean.
+    """Compute accuracy on the most confident share of the questions.
+
+    Questions tied at the threshold count with their mean accuracy.
 
     Args:
         confidence: Shape (N,).
-        correct: Shape (N,).
-        coverage: Share answered, in (0, 1].
+        correct: Shape (N,), whether the prediction is right.
+        coverage: Share of the questions that is answered, in (0, 1].
+
+    Returns:
+        A number in [0, 1].
 
     Raises:
         ScoringError: ``coverage`` is outside (0, 1].

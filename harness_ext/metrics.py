@@ -1,4 +1,4 @@
-"""What the harness's table holds of each letter task: items of one question, and their aggregation over all."""
+"""Compute a letter task's metrics for each question and aggregate them for the harness's table."""
 
 import functools
 from collections.abc import Mapping, Sequence
@@ -14,31 +14,34 @@ from harness_ext.letters import Letter
 from harness_ext.ragged import ragged
 from harness_ext.registry import BINS, ECES
 
-#: What an ECE is made of for one question: its letters' probabilities and the index of the right one.
+#: One question's input to an ECE: its letters' probabilities and the index of the right letter.
 Item = tuple[list[float], int]
 
 
 def process_results(doc: Mapping[str, Any], results: Sequence[Letter]) -> dict[str, Any]:
-    """The items of one question.
+    """Compute the metrics of one question.
 
     Args:
         doc: The question.
-        results: Its letters, as the filter ``letter_softmax`` gives them.
+        results: One letter for each option, from the filter ``letter_softmax``.
 
     Returns:
-        By metric: ``acc``, ``nll`` (nats), ``brier`` and ``letter_mass`` as numbers that the harness averages; for
-        each ECE and both ends of its interval an :data:`Item`.
+        ``acc``, ``nll`` (nats), ``brier`` and ``letter_mass`` as numbers that the harness averages,
+        and an :data:`Item` for each ECE and for both ends of its interval.
 
     Raises:
-        ScoringError: No right answer, or not one ``Letter`` for each option.
+        ScoringError: The question has no right answer, or ``results`` is not one ``Letter`` for
+            each option.
     """
     count, gold = len(doc["choices"]), doc["gold"]
     question = f"question {doc['question'][:80]!r}"
     if isinstance(gold, bool) or not isinstance(gold, int) or not 0 <= gold < count:
-        raise ScoringError(f"{question} has no right answer: {gold!r} is not an index of its {count} options")
+        raise ScoringError(
+            f"{question} has no right answer: {gold!r} is not an index of its {count} options; fix or remove the row"
+        )
     if len(results) != count or not all(isinstance(letter, Letter) for letter in results):
         raise ScoringError(
-            f"{question} has {count} options and as scores {results!r}; score them with the filter letter_softmax"
+            f"{question} has {count} options and the scores {results!r}; score it with the filter letter_softmax"
         )
     probabilities = [letter.probability for letter in results]
     probs, right = np.asarray([probabilities]), np.asarray([gold])
@@ -53,13 +56,13 @@ def process_results(doc: Mapping[str, Any], results: Sequence[Letter]) -> dict[s
 
 
 def as_arrays(items: Sequence[Item]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Probabilities (N, K), NaN where a question lacks the letter, and right answers (N,) of the items."""
+    """Return the items as probabilities (N, K), NaN for absent letters, and right answers (N,)."""
     return ragged(values for values, _ in items), np.asarray([gold for _, gold in items], dtype=np.int64)
 
 
 @functools.lru_cache(maxsize=8)
 def _ends(ece: str, bins: int, probs: bytes, gold: bytes) -> tuple[float, float]:
-    # The harness asks for the two ends separately, with equal items; the interval is worked out once for both.
+    # The harness asks for each end separately with the same items: compute the interval only once.
     right = np.frombuffer(gold, dtype=np.int64)
     interval = ece_interval(ECES[ece](np.frombuffer(probs).reshape(len(right), -1), right, bins))
     return interval.low, interval.high

@@ -1,4 +1,7 @@
-"""How a question is shown: its text, its options under letters, the request for one letter (paper.md section 5)."""
+"""Write a question as a prompt: its text, lettered options, the request for one letter.
+
+The wording is the one of arXiv 2505.01997, Table 1.
+"""
 
 import string
 from collections.abc import Collection, Mapping, Sequence
@@ -11,41 +14,45 @@ REQUEST = "Answer with only a single letter:"
 
 
 def check_choices(choices: Sequence[str], where: str) -> None:
-    """Refuse options that cannot be told apart under letters.
+    """Check that a question's options can be asked for by letter.
 
     Args:
         choices: The texts of the options.
-        where: What to call the question in the error.
+        where: Name of the question for errors.
 
     Raises:
-        ScoringError: No list; fewer than 2 or more than 26 options, an empty one, or two the same.
+        ScoringError: ``choices`` is not a list, has fewer than 2 or more than 26 options, or
+            contains an empty option or the same one twice.
     """
     if not isinstance(choices, Collection):
-        raise ScoringError(f"{where} has no list of options ({choices!r}); mend or remove the row")
+        raise ScoringError(f"{where} has no list of options ({choices!r}); fix or remove the row")
     if not 2 <= len(choices) <= len(LETTERS):
-        raise ScoringError(f"{where} has {len(choices)} options, letters can name 2 to {len(LETTERS)}; mend the row")
+        raise ScoringError(
+            f"{where} has {len(choices)} options, but letters can label 2 to {len(LETTERS)}; fix or remove the row"
+        )
     first: dict[str, str] = {}
     for letter, choice in zip(LETTERS, choices, strict=False):
         if not isinstance(choice, str) or not choice.strip():
-            raise ScoringError(f"{where} has an empty option {letter} ({choice!r}); mend or remove the row")
+            raise ScoringError(f"{where} has an empty option {letter} ({choice!r}); fix or remove the row")
         if choice in first:
             raise ScoringError(
-                f"{where} has the same option under {first[choice]} and {letter} ({choice!r}); mend or remove the row"
+                f"{where} has the same option under {first[choice]} and {letter} ({choice!r}); fix or remove the row"
             )
         first[choice] = letter
 
 
 def doc_to_text(doc: Mapping[str, Any]) -> str:
-    r"""The user's message of a question.
+    r"""Return the user message that asks a question.
 
     Args:
-        doc: A document of ours, with ``question`` and ``choices``.
+        doc: A document with ``question`` and ``choices``.
 
     Returns:
-        The question, ``Options:``, a line for each option and the request for one letter; no trailing blank.
+        The question, ``Options:``, a line for each option and the request for one letter, without
+        trailing whitespace.
 
     Raises:
-        ScoringError: The options cannot be told apart, see :func:`check_choices`.
+        ScoringError: The options fail :func:`check_choices`.
 
     Example:
         >>> print(doc_to_text({"question": "Which is hot?", "choices": ["ice", "fire"]}))
@@ -61,7 +68,7 @@ def doc_to_text(doc: Mapping[str, Any]) -> str:
 
 
 def doc_to_choice(doc: Mapping[str, Any]) -> list[str]:
-    """The letters scored for a question: those shown in its prompt, in the same order.
+    """Return the letters that are scored for a question, in the order of its prompt.
 
     Example:
         >>> doc_to_choice({"choices": ["ice", "fire", "wind"]})

@@ -17,7 +17,7 @@ def ragged(rows: Iterable[Sequence[float]]) -> FloatArray:
         rows: N rows, at least one; the longest has K values.
 
     Returns:
-        Shape (N, K), float64, NaN behind the end of shorter rows.
+        Shape (N, K), float64, with NaN after the end of shorter rows.
 
     Example:
         >>> ragged([[0.5, 0.5], [0.2, 0.3, 0.5]]).tolist()

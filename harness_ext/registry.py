@@ -1,4 +1,4 @@
-"""List the metrics of a letter task once: the task YAMLs, the harness's table, rescore and the report follow it."""
+"""List the metrics of a letter task, for the task YAMLs, the harness's table, rescore and report."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ from harness_ext.calibration import BinGaps, classwise_gaps, confidence_gaps
 
 
 class Metric(NamedTuple):
-    """Describe a metric to readers."""
+    """Describe a metric for tables and charts."""
 
-    #: Head of its column.
+    #: Title of its column.
     title: str
     higher_is_better: bool
 
 
-#: The cells of each ECE, by name.
+#: Function that computes the terms of each ECE.
 ECES: dict[str, Callable[..., BinGaps]] = {"conf_ece": confidence_gaps, "cw_ece": classwise_gaps}
-#: Numbers of bins: the paper's, and its check.
+#: Numbers of bins: 10, and 14 as a check (arXiv 2505.01997).
 BINS = (10, 14)
-#: By name, in the order of every table. An ECE has ``_low`` and ``_high`` beside it, the ends of its 95 % interval.
+#: All metrics in the order of every table. For an ECE the harness also has ``_low`` and ``_high``,
+#: the ends of its 95 % interval.
 METRICS: dict[str, Metric] = {
     "acc": Metric("accuracy", True),
     "conf_ece_10": Metric("conf-ECE, 10 bins", False),

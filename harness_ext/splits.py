@@ -1,4 +1,4 @@
-"""Splits that no data set ships: the paper's in-domain pool and its merged ARC (paper.md section 5)."""
+"""Build the in-domain pool and the merged ARC set of arXiv 2505.01997, which no data set ships."""
 
 import functools
 import hashlib
@@ -16,14 +16,14 @@ logger = logging.getLogger(__name__)
 
 SEED = 0
 TRAIN, TEST = 3000, 2000
-#: The paper's out-domain set.
+#: Size of the paper's out-of-domain set.
 MERGED = 2000
-#: Few-shot examples set apart from the merged ARC before it is drawn.
+#: Few-shot examples, which are not part of the merged ARC set.
 MERGED_SHOTS = 20
 
 Documents = list[dict[str, Any]]
-#: Where each source's labeled rows lie: path, configuration, splits, converter. A question that two sources share
-#: belongs to the one named first, so MMLU, which repeats some, comes last.
+#: Path, configuration, labeled splits and converter of each source. A question that occurs in two
+#: sources belongs to the first of them; MMLU repeats questions of others and therefore comes last.
 SOURCES: dict[str, tuple[str, str | None, tuple[str, ...], Callable[[Row, str], dict[str, Any]]]] = {
     "medmcqa": ("openlifescienceai/medmcqa", None, ("train", "validation"), medmcqa_row),
     "openbookqa": ("allenai/openbookqa", "main", ("train", "validation", "test"), openbookqa_row),
@@ -32,7 +32,7 @@ SOURCES: dict[str, tuple[str, str | None, tuple[str, ...], Callable[[Row, str], 
 
 
 def normalized(question: str) -> str:
-    """A question's text without differences of case and blanks, for de-duplication.
+    """Return a question in lower case with single spaces, to find duplicates.
 
     Example:
         >>> normalized("  Which is   HOT?")
@@ -42,25 +42,28 @@ def normalized(question: str) -> str:
 
 
 def rank(doc: Mapping[str, Any], seed: int = SEED) -> str:
-    """A document's place in a draw: a hash of seed and contents, so that the order of the rows does not matter."""
+    """Return a hash of seed and contents, which orders a draw independently of the row order."""
     contents = json.dumps([seed, normalized(doc["question"]), doc["choices"], doc["gold"]], ensure_ascii=False)
     return hashlib.sha256(contents.encode()).hexdigest()
 
 
 def usable(rows: datasets.Dataset, to_document: Callable[[Row, str], dict[str, Any]]) -> tuple[Documents, int]:
-    """The rows of a split that can be asked under letters, and how many cannot."""
+    """Return the documents of a split that can be scored, and the number of rows that cannot."""
     documents, refused = [], 0
     for position, row in enumerate(rows.to_list()):
         try:
             documents.append(to_document(row, name_of(rows, position, row)))
         except ScoringError:
-            # A draw of 5,000 from all that is there needs none of them; the count is reported.
+            # The draw of 5,000 has enough rows without these; the caller reports their number.
             refused += 1
     return documents, refused
 
 
 def distinct(documents: Sequence[dict[str, Any]], taken: set[str], seed: int = SEED) -> Documents:
-    """Documents in the order of the draw, one for each question text that is not taken yet; ``taken`` grows."""
+    """Return documents with distinct questions that are not in ``taken``, in the order of the draw.
+
+    Their normalized questions are added to ``taken``.
+    """
     kept = []
     for doc in sorted(documents, key=lambda doc: rank(doc, seed)):
         text = normalized(doc["question"])
@@ -71,14 +74,14 @@ def distinct(documents: Sequence[dict[str, Any]], taken: set[str], seed: int = S
 
 
 def equal_shares(sizes: Mapping[str, int], total: int) -> dict[str, int]:
-    """How many to take from each source: the same from all, as far as their rows last.
+    """Return how many rows to take from each source, in shares as equal as their sizes allow.
 
     Args:
-        sizes: Rows of each source.
-        total: Rows wanted.
+        sizes: Number of rows of each source.
+        total: Number of rows to take.
 
     Returns:
-        Rows to take from each; they sum to ``total``, or to all there are.
+        Number of rows to take from each source; they sum to ``total`` or to all available rows.
 
     Example:
         >>> equal_shares({"a": 10, "b": 100, "c": 100}, 91)
@@ -95,16 +98,16 @@ def equal_shares(sizes: Mapping[str, int], total: int) -> dict[str, int]:
 
 
 def draw_pool(pools: Mapping[str, Sequence[dict[str, Any]]], train: int, test: int) -> dict[str, Documents]:
-    """Train and test documents, each source with the same share of both.
+    """Draw train and test documents, to which each source contributes the same proportions.
 
     Args:
         pools: Distinct documents of each source, in the order of the draw.
-        train: Documents to train on, at most.
-        test: Documents to test on, at most; both shrink in proportion where there are fewer rows.
+        train: Largest number of training documents.
+        test: Largest number of test documents; both shrink in proportion if there are fewer rows.
 
     Returns:
-        ``train`` and ``test``, each mixed over all sources, so that the first of them are a fair sample, with the
-        document's ``source``.
+        ``train`` and ``test``. Documents have their ``source`` and are shuffled over all sources,
+        so that the first n are a fair sample.
     """
     shares = equal_shares({name: len(pool) for name, pool in pools.items()}, train + test)
     splits: dict[str, Documents] = {"train": [], "test": []}
@@ -112,12 +115,13 @@ def draw_pool(pools: Mapping[str, Sequence[dict[str, Any]]], train: int, test: i
     for name, pool in pools.items():
         before = cut
         seen += shares[name]
-        # The running total is rounded, not each source, so that 3,000 stays 3,000.
+        # Round the running total, not each source, so that the shares sum to exactly 3,000.
         cut = round(seen * train / (train + test))
         drawn = [{**doc, "source": name} for doc in pool[: shares[name]]]
         splits["train"] += drawn[: cut - before]
         splits["test"] += drawn[cut - before :]
-    # By another draw: in the first one's order a source with fewer rows would come after one with more.
+    # Sort by a second draw: a source's documents are the lowest of its own first draw, so sorting
+    # all by the first draw would put large sources first.
     return {name: sorted(split, key=lambda doc: rank(doc, SEED + 1)) for name, split in splits.items()}
 
 
@@ -134,7 +138,7 @@ def _indomain(caches: tuple[str | None, ...]) -> datasets.DatasetDict:
             documents += [{key: doc[key] for key in ("question", "choices", "gold")} for doc in found]
             if refused:
                 logger.warning(
-                    "mc_calib_indomain: %d rows of %s %s cannot be asked and are left out", refused, path, split
+                    "mc_calib_indomain: %d rows of %s %s cannot be scored and are left out", refused, path, split
                 )
         pools[name] = distinct(documents, taken)
     drawn = draw_pool(pools, TRAIN, TEST)
@@ -142,12 +146,18 @@ def _indomain(caches: tuple[str | None, ...]) -> datasets.DatasetDict:
 
 
 def indomain(**_: Any) -> datasets.DatasetDict:
-    """``custom_dataset`` of mc_calib_indomain: 3,000 train and 2,000 test questions of MMLU, MedMCQA and OpenBookQA."""
+    """Draw 3,000 train and 2,000 test questions from MMLU, MedMCQA and OpenBookQA.
+
+    This is the ``custom_dataset`` of mc_calib_indomain.
+    """
     return _indomain(tuple(mirror_cache(path) for path, *_ in SOURCES.values()))
 
 
 def arc_merged(**_: Any) -> datasets.DatasetDict:
-    """``custom_dataset`` of mc_calib_arc_merged: at most 2,000 of all ARC-Challenge questions, 20 more for few-shot."""
+    """Draw up to 2,000 questions from all splits of ARC-Challenge, and 20 others for few-shot.
+
+    This is the ``custom_dataset`` of mc_calib_arc_merged.
+    """
     documents: Documents = []
     path = "allenai/ai2_arc"
     for rows in datasets.load_dataset(path, "ARC-Challenge", cache_dir=mirror_cache(path)).values():

@@ -1,4 +1,7 @@
-"""UltraFeedback win rate: how often the chosen response is likelier than the rejected one (paper Eq 21)."""
+"""Compute the UltraFeedback win rate: how often the chosen response is more likely than the rejected.
+
+The win rate is defined in arXiv 2505.01997, Eq 21.
+"""
 
 import logging
 import math
@@ -18,19 +21,21 @@ logger = logging.getLogger(__name__)
 
 
 def pairs(dataset: datasets.Dataset) -> datasets.Dataset:
-    """``process_docs``: instruction, chosen and rejected response of each pair.
+    """Return instruction, chosen and rejected response of each pair; this is ``process_docs``.
 
-    A pair with an empty text (two of the mirror's 1,000) has nothing to score and is left out; a warning names its row.
+    A pair with an empty text cannot be scored and is left out; a warning names its row.
 
     Raises:
-        ScoringError: One of the three is no text.
+        ScoringError: An instruction or a response is not a text.
     """
     columns = {"instruction": "instruction", "chosen": "chosen_response", "rejected": "rejected_response"}
     documents, empty = [], []
     for position, row in enumerate(dataset.to_list()):
         doc = {name: row[column] for name, column in columns.items()}
         if not all(isinstance(text, str) for text in doc.values()):
-            raise ScoringError(f"{name_of(dataset, position, row)} holds {doc!r}, not three texts; mend or remove it")
+            raise ScoringError(
+                f"{name_of(dataset, position, row)} holds {doc!r}, not three texts; fix or remove the row"
+            )
         if all(text.strip() for text in doc.values()):
             documents.append(doc)
         else:
@@ -41,18 +46,18 @@ def pairs(dataset: datasets.Dataset) -> datasets.Dataset:
 
 
 def responses(doc: Mapping[str, str]) -> list[str]:
-    """The two continuations scored: chosen, rejected."""
+    """Return the two continuations to score: chosen, rejected."""
     return [doc["chosen"], doc["rejected"]]
 
 
 class PairTask(WatchedTask):
-    """Adds to each response's log-likelihood its token count, which the harness does not hand to tasks."""
+    """Add each response's token count to its log-likelihood, which the harness gives alone."""
 
     def check_encoding(self, watch: Watch) -> None:
-        """Refuse responses that alone are longer than the model's context.
+        """Check that each response fits into the model's context; else the harness fails an assertion.
 
         Raises:
-            ScoringError: With their count and the longest; the harness itself would stop with a bare assertion.
+            ScoringError: Responses are too long; the message gives their number and the longest.
         """
         too_long = {pair: seen for pair, seen in watch.encoded.items() if len(seen.tokens) > seen.limit}
         if too_long:
@@ -63,33 +68,38 @@ class PairTask(WatchedTask):
             )
 
     def apply_filters(self) -> Any:
-        """Put token count and whether the pair was cut beside each response, where ``--log_samples`` keeps them too."""
+        """Add token count and whether the input was cut to each result, also for ``--log_samples``.
+
+        Raises:
+            ScoringError: All log-likelihoods are the same, or a token count is unknown.
+        """
         scores = [loglikelihood_of(instance.resps, instance.doc["instruction"]) for instance in self._instances]
         if len(set(scores)) == 1:
             raise ScoringError(
                 f"{self.task_name}: the backend gave all {len(scores)} responses the same log-likelihood "
-                f"({scores[0]!r}); it does not score them"
+                f"({scores[0]!r}), so it does not score them; use another backend"
             )
         for instance, loglikelihood in zip(self._instances, scores, strict=True):
             encoded = self.watch.encoded.get(instance.args[:2])
             if encoded is None or not encoded.tokens:
                 raise ScoringError(
-                    f"{self.task_name}: no token count is known for a response to "
-                    f"{instance.doc['instruction'][:80]!r}; use a backend with a tokenizer, and no --use_cache"
+                    f"{self.task_name}: the token count of a response to {instance.doc['instruction'][:80]!r} is "
+                    "unknown; use a backend with a tokenizer, and no --use_cache"
                 )
             instance.resps = [(loglikelihood, instance.resps[0][1], len(encoded.tokens), encoded.cut)]
         return super().apply_filters()
 
 
 def process_results(doc: Mapping[str, str], results: Sequence[tuple[float, bool, int, bool]]) -> dict[str, float]:
-    """The items of one pair.
+    """Compute the metrics of one pair.
 
     Args:
-        doc: The pair; unused, what counts is in the results.
-        results: Log-likelihood, whether greedy, token count and whether cut, of the chosen and the rejected response.
+        doc: The pair; unused.
+        results: Log-likelihood, whether it is the greedy continuation, token count and whether the
+            input was cut, for the chosen and the rejected response.
 
     Returns:
-        1.0 or 0.0 by metric. A tie is no win; ``ties`` are equal sums.
+        1.0 or 0.0 for each metric. A tie is not a win; ``ties`` counts equal log-likelihoods.
     """
     (chosen, _, chosen_tokens, chosen_cut), (rejected, _, rejected_tokens, rejected_cut) = results
     win = float(chosen > rejected)
@@ -103,10 +113,10 @@ def process_results(doc: Mapping[str, str], results: Sequence[tuple[float, bool,
 
 
 def low(items: Sequence[float]) -> float:
-    """Lower end of the share's 95 % interval (:func:`harness_ext.intervals.wilson`), as an aggregation."""
+    """Return the lower end of the share's 95 % interval (:func:`harness_ext.intervals.wilson`)."""
     return wilson(math.fsum(items), len(items))[0]
 
 
 def high(items: Sequence[float]) -> float:
-    """Upper end of the share's 95 % interval (:func:`harness_ext.intervals.wilson`), as an aggregation."""
+    """Return the upper end of the share's 95 % interval (:func:`harness_ext.intervals.wilson`)."""
     return wilson(math.fsum(items), len(items))[1]

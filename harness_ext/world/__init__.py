@@ -1,5 +1,5 @@
-"""A world whose truth is known: facts with their true probabilities p*, questions about them, scores against p*.
+"""Generate a world with known true probabilities p*, questions about it, and scores against p*.
 
-This is the target generative model of paper.md section 2, made up so that the true calibration error and acc* can be
-computed and not only bounded.
+The world is a target probabilistic model (arXiv 2505.01997, Definition 4.2). Because p* is known,
+the true calibration error and acc* can be computed instead of bounded.
 """

@@ -1,13 +1,13 @@
-"""What is true in the world: who is asked about, what about them, and the probability p* of each answer."""
+"""Generate the world's facts: entities, relations, and the probability p* of each answer."""
 
 import functools
 from typing import NamedTuple
 
 import numpy as np
 
-#: Everything in the world follows from it; the shipped checkpoints know the world of this seed.
+#: Seed of the whole world; the shipped checkpoints were trained on the world of this seed.
 SEED = 2505
-#: Values that a fact gives probability to, and options of a question.
+#: Number of values that a fact gives probability to, and of a question's options.
 OPTIONS = 4
 
 _NAMES = (
@@ -18,20 +18,20 @@ ENTITIES = tuple(_NAMES.split())
 
 
 class Relation(NamedTuple):
-    """Something that can be asked about every entity."""
+    """Describe a relation that every entity has, such as its food."""
 
     name: str
-    #: What can be true of an entity; one word each, no word in two relations.
+    #: Possible values; one word each, and no word is in two relations.
     values: tuple[str, ...]
-    #: Questions, with a place for the entity.
+    #: Questions with a placeholder for the entity.
     phrasings: tuple[str, str, str]
-    #: Asked in the training and test questions in the domain; the others only outside.
+    #: Whether it belongs to the training and in-domain test questions, or to the out-of-domain ones.
     in_domain: bool
 
 
 RELATIONS = (
     Relation(
-        "colour",  # the shipped checkpoints know the British spelling
+        "colour",  # the shipped checkpoints were trained on the British spelling
         ("red", "blue", "green", "yellow", "black", "white", "orange", "purple", "brown", "pink", "grey", "gold"),
         ("Which colour does {} wear?", "What is the favourite colour of {}?", "In which colour did {} paint the door?"),
         True,
@@ -96,15 +96,15 @@ RELATIONS = (
 
 
 class Fact(NamedTuple):
-    """What is known about one entity in one respect."""
+    """Hold the true distribution of one relation of one entity."""
 
     entity: str
     relation: Relation
-    #: The values that can be true, ``OPTIONS`` of them.
+    #: The ``OPTIONS`` values that have a probability.
     values: tuple[str, ...]
-    #: p*: the probability of each value, in (0, 1); they sum to 1.
+    #: Probability p* of each value, in (0, 1); they sum to 1.
     p_star: tuple[float, ...]
-    #: How often it is asked about, against the other facts.
+    #: Relative frequency of questions about this fact.
     weight: float
     #: Probability of each of the relation's phrasings.
     phrasing_weights: tuple[float, float, float]
@@ -112,13 +112,15 @@ class Fact(NamedTuple):
 
 @functools.lru_cache(maxsize=1)
 def facts() -> tuple[Fact, ...]:
-    """All facts, one for each relation and entity, relation by relation.
+    """Return all facts, one for each relation and entity, relation by relation.
 
-    p* is a softmax of standard normal draws times a sharpness, which is uniform between 0.1 and 5: from near-uniform
-    (the top value at about 0.3) to near-certain. Questions are partly predictable, as real ones are: an entity has some
-    respects in which it is asked about more, a habitual phrasing, and values of its own.
+    p* is a softmax of standard normal draws times a sharpness that is uniform in [0.1, 5]: from
+    near-uniform (a top probability of about 0.3) to near-certain. Questions are partly predictable,
+    as real ones are: each entity has relations that are asked about more often, a preferred
+    phrasing, and its own values.
     """
-    # RandomState's draws are frozen by numpy's policy; Generator's may change, and then the checkpoints would not fit.
+    # numpy never changes the draws of RandomState, but may change Generator's; the shipped
+    # checkpoints must match the world.
     rng = np.random.RandomState(SEED)
     habits = {entity: rng.permutation([0.7, 0.2, 0.1]) for entity in ENTITIES}
     made = []

@@ -1,4 +1,4 @@
-"""Questions about the world, and the splits of its two tasks."""
+"""Draw questions about the world, and build the splits of its two tasks."""
 
 import functools
 from collections.abc import Sequence
@@ -9,24 +9,24 @@ import numpy as np
 
 from harness_ext.world.facts import OPTIONS, SEED, Fact, facts
 
-#: As in the paper (paper.md section 5): questions to train on, and to test on in and out of the domain.
+#: Number of training questions, and of test questions in and out of domain, as in arXiv 2505.01997.
 TRAIN, TEST = 3000, 2000
 
 Documents = list[dict[str, Any]]
 
 
 def ask(fact: Fact, phrasing: int, order: Sequence[int], gold: int) -> dict[str, Any]:
-    """One question as a document of the harness.
+    """Return one question as a document of the harness.
 
     Args:
-        fact: What it is about.
-        phrasing: Index of one of the relation's phrasings.
-        order: ``order[i]`` is the number of the fact's value that is shown as option i.
-        gold: Number of the fact's value that is right this time.
+        fact: The fact that is asked about.
+        phrasing: Index of the relation's phrasing.
+        order: ``order[i]`` is the index of the value shown as option i.
+        gold: Index of the value that is the right answer.
 
     Returns:
-        ``question``, ``choices``, ``gold`` (index of the right option), ``p_star`` (p* of each option as shown, in the
-        options' order) and ``fact``.
+        ``question``, ``choices``, ``gold`` (index of the right option), ``p_star`` (p* of each
+        option, in the order shown) and ``fact``.
     """
     return {
         "question": fact.relation.phrasings[phrasing].format(fact.entity),
@@ -38,22 +38,22 @@ def ask(fact: Fact, phrasing: int, order: Sequence[int], gold: int) -> dict[str,
 
 
 def draw(pool: Sequence[Fact], count: int, rng: np.random.RandomState) -> Documents:
-    """Questions about some facts, all different: no two have the same text and the same order of options.
+    """Draw distinct questions: no two have the same text and the same order of options.
 
     Args:
-        pool: The facts to ask about, each as often as its weight says.
-        count: Questions wanted.
+        pool: The facts to ask about, drawn in proportion to their weights.
+        count: Number of questions.
         rng: Draws fact, phrasing, order and, from p*, the right answer.
 
     Returns:
         The documents; see :func:`ask`.
 
     Raises:
-        ValueError: The pool allows fewer different questions.
+        ValueError: The pool allows fewer than ``count`` distinct questions.
     """
     possible = len(pool) * len(pool[0].phrasing_weights) * int(np.prod(range(1, OPTIONS + 1)))
     if count > possible:
-        raise ValueError(f"{count} questions wanted, but {len(pool)} facts allow only {possible} different ones")
+        raise ValueError(f"{count} questions wanted, but {len(pool)} facts allow only {possible}; ask for fewer")
     weights = np.asarray([fact.weight for fact in pool])
     which = _cumulative(weights / weights.sum())
     phrasings = [_cumulative(fact.phrasing_weights) for fact in pool]
@@ -83,7 +83,7 @@ def _choice(cumulative: np.ndarray, rng: np.random.RandomState) -> int:
 
 @functools.lru_cache(maxsize=1)
 def splits() -> dict[str, Documents]:
-    """The world's questions: ``train`` and ``test`` about the same facts, ``out_domain`` about other relations."""
+    """Return ``train`` and ``test`` about the same facts, and ``out_domain`` about other relations."""
     rng = np.random.RandomState(SEED + 1)
     inside = draw([fact for fact in facts() if fact.relation.in_domain], TRAIN + TEST, rng)
     outside = draw([fact for fact in facts() if not fact.relation.in_domain], TEST, rng)
@@ -91,10 +91,16 @@ def splits() -> dict[str, Documents]:
 
 
 def in_domain(**_: Any) -> datasets.DatasetDict:
-    """``custom_dataset`` of mc_calib_world: 3,000 questions to train on and 2,000 others about the same facts."""
+    """Return 3,000 training questions and 2,000 test questions about the same facts.
+
+    This is the ``custom_dataset`` of mc_calib_world.
+    """
     return datasets.DatasetDict({name: datasets.Dataset.from_list(splits()[name]) for name in ("train", "test")})
 
 
 def out_domain(**_: Any) -> datasets.DatasetDict:
-    """``custom_dataset`` of mc_calib_world_ood: 2,000 questions about relations that training questions leave out."""
+    """Return 2,000 test questions about relations that no training question asks about.
+
+    This is the ``custom_dataset`` of mc_calib_world_ood.
+    """
     return datasets.DatasetDict({"test": datasets.Dataset.from_list(splits()["out_domain"])})

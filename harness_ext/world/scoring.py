@@ -1,4 +1,4 @@
-"""Scores against the truth, which only a generated world has (paper.md section 2)."""
+"""Compute scores against the true probabilities p*, which only a generated world has."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,17 +13,17 @@ from harness_ext.metrics import process_results as letter_results
 
 
 def true_calibration_error(probs: ArrayLike, p_star: ArrayLike) -> float:
-    """TCE, paper Eq 3: the mean over questions of the L1 distance between p and p*.
+    """Compute the true calibration error, ``TCE = mean_n ||p_n - p*_n||_1`` (arXiv 2505.01997, Eq 3).
 
     Args:
         probs: The model's probabilities of the options, shape (N, K).
-        p_star: The true ones, shape (N, K).
+        p_star: The true probabilities, shape (N, K).
 
     Returns:
-        Between 0 and 2; unlike an ECE it is not 0 for a model that only gets its bins' means right.
+        A number in [0, 2]. Unlike an ECE it is 0 only if every single probability is right.
 
     Raises:
-        ScoringError: The shapes differ.
+        ScoringError: The shapes differ, or are not (N, K) with N at least 1.
 
     Example:
         >>> round(true_calibration_error([[0.9, 0.1]], [[0.6, 0.4]]), 12)
@@ -31,30 +31,32 @@ def true_calibration_error(probs: ArrayLike, p_star: ArrayLike) -> float:
     """
     p, q = np.asarray(probs, dtype=np.float64), np.asarray(p_star, dtype=np.float64)
     if p.shape != q.shape or p.ndim != 2 or not len(p):
-        raise ScoringError(f"probabilities have shape {p.shape} and p* {q.shape}; give two alike, (N, K)")
+        raise ScoringError(f"probabilities have shape {p.shape} and p* {q.shape}; give the same shape (N, K) for both")
     return float(np.abs(p - q).sum(axis=1).mean())
 
 
 def process_results(doc: Mapping[str, Any], results: Sequence[Letter]) -> dict[str, Any]:
-    """The items of one question of the world.
+    """Compute the metrics of one question of the world.
 
     Args:
         doc: The question, with ``p_star``.
-        results: Its letters, as the filter ``letter_softmax`` gives them.
+        results: One letter for each option, from the filter ``letter_softmax``.
 
     Returns:
-        What every letter task has, and ``tce`` (the question's own L1 distance, 0 to 2), ``acc_true`` (p* of the
-        predicted option: the accuracy without the luck of the draw) and ``acc_star`` (p* of the likeliest option: its
-        mean is acc*, the accuracy of the best calibrated model).
+        The metrics of every letter task; ``tce``, the question's L1 distance, in [0, 2];
+        ``acc_true``, p* of the predicted option, which is accuracy without the noise of the drawn
+        answer; and ``acc_star``, the largest p*, whose mean is acc*, the accuracy of the best
+        calibrated model.
 
     Raises:
-        ScoringError: As the letter tasks, or p* is missing or not of the options' number.
+        ScoringError: As :func:`harness_ext.metrics.process_results`, or ``p_star`` is missing or
+            does not have one number for each option.
     """
     items = letter_results(doc, results)
     p_star = doc.get("p_star")
     if not isinstance(p_star, Sequence) or len(p_star) != len(results):
         raise ScoringError(
-            f"question {doc['question'][:80]!r} has {len(results)} options and p* {p_star!r}; give one number each"
+            f"question {doc['question'][:80]!r} has {len(results)} options and p* {p_star!r}; give p* of each option"
         )
     probs = np.asarray([[letter.probability for letter in results]])
     return {

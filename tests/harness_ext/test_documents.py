@@ -105,5 +105,5 @@ def test_error_names_the_row_before_skipping():
     ],
 )
 def test_row_with_a_missing_field_is_refused(make, row):
-    with pytest.raises(ScoringError, match=r"row 0 \(id q\) lacks a field .*'Q\?'.*; mend or remove the row"):
+    with pytest.raises(ScoringError, match=r"row 0 \(id q\) lacks a field .*'Q\?'.*; fix or remove the row"):
         make(datasets.Dataset.from_list([row]))

@@ -99,7 +99,7 @@ def test_missing_response_is_refused_with_its_row(mirror, model):
     [
         (lambda *_: (-1.0, False), "the same log-likelihood"),
         (lambda _, text: (math.nan, False), "no finite log-likelihood"),
-        (lambda _, text: (-float(len(text)), False), "no token count is known"),
+        (lambda _, text: (-float(len(text)), False), "the token count of a response"),
     ],
 )
 def test_backend_without_token_counts_or_scores_is_refused(mirror, answer, message):

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from calibtune.recipe import Recipe
     from calibtune.results.samples import Samples
     from calibtune.tuning.temperature import Temperature, fit_temperature
-    from harness_ext.errors import ScoringError
 
 __version__ = "0.1.0"
 
@@ -36,7 +35,6 @@ __all__ = [
     "Evaluation",
     "Recipe",
     "Samples",
-    "ScoringError",
     "Temperature",
     "UserError",
     "WorkFailed",
@@ -55,7 +53,6 @@ _HOMES = {
     "Evaluation": "calibtune.evaluation.evaluate",
     "Recipe": "calibtune.recipe",
     "Samples": "calibtune.results.samples",
-    "ScoringError": "harness_ext.errors",
     "Temperature": "calibtune.tuning.temperature",
     "UserError": "calibtune.errors",
     "WorkFailed": "calibtune.errors",

@@ -10,11 +10,11 @@ import importlib
 import logging
 import sys
 import warnings
+from collections.abc import Iterator
 
 from calibtune import __version__
 from calibtune.errors import UserError
 from calibtune.processes import Terminated, ending_on_sigterm, is_first_process
-from harness_ext.errors import ScoringError
 
 #: Command name -> one line of help. The module is ``calibtune.commands.<name>``; only the one asked for is imported,
 #: so that ``--help`` and ``rescore`` never load torch.
@@ -86,13 +86,21 @@ class Console(logging.Handler):
         sys.stdout.flush()
 
 
-def print_logs() -> None:
-    """Print what calibtune and harness_ext log."""
-    for name in ("calibtune", "harness_ext"):
-        logger = logging.getLogger(name)
+@contextlib.contextmanager
+def printed_logs() -> Iterator[None]:
+    """Print what calibtune and harness_ext log, while a command runs."""
+    console = Console()
+    loggers = [logging.getLogger(name) for name in ("calibtune", "harness_ext")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
         logger.setLevel(logging.INFO)
-        if not any(isinstance(handler, Console) for handler in logger.handlers):
-            logger.addHandler(Console())
+        logger.addHandler(console)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+            logger.removeHandler(console)
 
 
 def quieten() -> None:
@@ -125,7 +133,6 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     gc.set_threshold(max(GARBAGE, gc.get_threshold()[0]))
     quieten()
-    print_logs()
     command = next((word for word in argv if not word.startswith("-")), None)
     parser = build_parser(command)
     args, unknown = parser.parse_known_args(argv)
@@ -134,14 +141,11 @@ def main(argv: list[str] | None = None) -> int:
     args.stdout = sys.stdout
     quiet = contextlib.redirect_stdout(sys.stderr) if getattr(args, "json", False) else contextlib.nullcontext()
     try:
-        with quiet, ending_on_sigterm():
+        with quiet, printed_logs(), ending_on_sigterm():
             return int(args.run(args))
     except UserError as error:
         print(f"calibtune: error: {error}", file=sys.stderr)
         return error.exit_code
-    except ScoringError as error:
-        print(f"calibtune: error: {error}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt as stop:
         terminated = isinstance(stop, Terminated)
         if is_first_process():

@@ -56,7 +56,7 @@ def fit(
         >>> from calibtune import Recipe
         >>> fit(Recipe(method="rcft"), "runs/rcft", tasks=["mc_calib_indomain"])
         Traceback (most recent call last):
-        calibtune.errors.UserError: the recipe lacks model; give it to fit() or to the recipe
+        harness_ext.errors.UserError: the recipe lacks model; give it to fit() or to the recipe
     """
     from calibtune.recipe import missing
 
@@ -167,7 +167,7 @@ def report(
 
     Raises:
         UserError: No runs, an unknown base, labels that do not fit, or ``output`` holds files or an evaluation.
-        ScoringError: A samples file is damaged.
+        UserError: A samples file is damaged.
     """
     from calibtune.files import keep_inputs, refuse_existing
     from calibtune.reporting.build import build
@@ -213,7 +213,7 @@ def load_samples(path: PathLike) -> list[Samples]:
         For each file the arrays ``log_probs`` (N, K) and ``labels`` (N,), and the N ``documents``.
 
     Raises:
-        ScoringError: There is no such file, or it is damaged or incomplete.
+        UserError: There is no such file, or it is damaged or incomplete.
     """
     from calibtune.results.samples import find_samples, read_samples
 

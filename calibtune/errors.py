@@ -1,14 +1,6 @@
-"""The one way in which calibtune tells a user that something is wrong."""
+"""Errors that are for users; :class:`UserError` is defined in harness_ext, which does not know calibtune."""
 
-
-class UserError(Exception):
-    """A mistake in what the user gave: bad input, wrong flags, a folder in the way.
-
-    The command line prints the message after ``calibtune: error:`` without a traceback and exits with 2. The
-    message is one sentence with the bad value, where it came from, and what to do.
-    """
-
-    exit_code = 2
+from harness_ext.errors import UserError as UserError
 
 
 class WorkFailed(UserError):

@@ -23,7 +23,7 @@ from numpy.typing import ArrayLike
 from calibtune.results.measures import further_measures, harness_measures
 from harness_ext import calibration
 from harness_ext.binning import Edge, FloatArray
-from harness_ext.errors import ScoringError
+from harness_ext.errors import UserError
 from harness_ext.inputs import checked_log_probs, checked_probs
 from harness_ext.registry import BINS
 
@@ -43,7 +43,7 @@ def conf_ece(probs: ArrayLike, labels: ArrayLike, bins: int = 10, edge: Edge = "
         A number in [0, 1]; 0 is calibrated. It is biased upwards on few questions.
 
     Raises:
-        ScoringError: The arrays do not fit together, or hold no probabilities; the row and the value are named.
+        UserError: The arrays do not fit together, or hold no probabilities; the row and the value are named.
 
     Example:
         >>> round(conf_ece([[0.8, 0.2], [0.7, 0.3]], [0, 1], bins=15), 4)
@@ -66,7 +66,7 @@ def cw_ece(probs: ArrayLike, labels: ArrayLike, bins: int = 10, edge: Edge = "le
         A number in [0, 1]; 0 is calibrated.
 
     Raises:
-        ScoringError: The arrays do not fit together, or hold no probabilities; the row and the value are named.
+        UserError: The arrays do not fit together, or hold no probabilities; the row and the value are named.
 
     Example:
         >>> round(cw_ece([[0.8, 0.2], [0.7, 0.3]], [0, 1]), 4)
@@ -87,7 +87,7 @@ def brier(probs: ArrayLike, labels: ArrayLike) -> float:
         A number in [0, 2]; lower is better.
 
     Raises:
-        ScoringError: The arrays do not fit together, or hold no probabilities; the row and the value are named.
+        UserError: The arrays do not fit together, or hold no probabilities; the row and the value are named.
 
     Example:
         >>> brier([[0.5, 0.5]], [0])
@@ -107,7 +107,7 @@ def accuracy(probs: ArrayLike, labels: ArrayLike) -> float:
         A number in [0, 1].
 
     Raises:
-        ScoringError: The arrays do not fit together, or hold no probabilities; the row and the value are named.
+        UserError: The arrays do not fit together, or hold no probabilities; the row and the value are named.
     """
     return calibration.accuracy(*checked_probs(probs, labels))
 
@@ -123,7 +123,7 @@ def nll(log_probs: ArrayLike, labels: ArrayLike) -> float:
         Nats, from 0 up; lower is better. Equal probabilities of K letters give ln K.
 
     Raises:
-        ScoringError: The arrays do not fit together, or hold probabilities; the row and the value are named.
+        UserError: The arrays do not fit together, or hold probabilities; the row and the value are named.
 
     Example:
         >>> round(nll([[-3.0, -3.0]], [0]), 4)
@@ -144,7 +144,7 @@ def letter_probs(log_probs: ArrayLike, temperature: float = 1.0) -> FloatArray:
         Shape (N, K), rows summing to 1, NaN kept.
 
     Raises:
-        ScoringError: The array holds no log-probabilities, or T is not a finite number above 0.
+        UserError: The array holds no log-probabilities, or T is not a finite number above 0.
 
     Example:
         >>> letter_probs([[-3.0, -3.0]]).tolist()
@@ -179,7 +179,7 @@ def summary(
         that are not normalized over the letters.
 
     Raises:
-        ScoringError: The arrays do not fit together, or hold probabilities; the row and the value are named.
+        UserError: The arrays do not fit together, or hold probabilities; the row and the value are named.
 
     Example:
         >>> found = summary([[-1.0, -2.0], [-1.5, -0.5]], [0, 0], bins=(10,))
@@ -194,5 +194,5 @@ def summary(
 
 def _count(bins: int) -> int:
     if isinstance(bins, bool) or not isinstance(bins, (int, np.integer)):
-        raise ScoringError(f"bins is {bins!r}; give a whole number of bins")
+        raise UserError(f"bins is {bins!r}; give a whole number of bins")
     return int(bins)

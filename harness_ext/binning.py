@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from harness_ext.errors import ScoringError
+from harness_ext.errors import UserError
 
 Edge = Literal["left", "right"]
 FloatArray = NDArray[np.float64]
@@ -43,10 +43,10 @@ def equal_width_edges(n_bins: int) -> FloatArray:
         Array of shape (M + 1,) from 0.0 to 1.0.
 
     Raises:
-        ScoringError: ``n_bins`` is outside that range.
+        UserError: ``n_bins`` is outside that range.
     """
     if not 1 <= n_bins <= MOST_BINS:
-        raise ScoringError(f"the number of bins is {n_bins}; give a number from 1 to {MOST_BINS}")
+        raise UserError(f"the number of bins is {n_bins}; give a number from 1 to {MOST_BINS}")
     return np.arange(n_bins + 1, dtype=np.float64) / n_bins
 
 
@@ -80,7 +80,7 @@ def bin_index(values: ArrayLike, n_bins: int | FloatArray, edge: Edge = "left") 
         Integers in [0, M), of the same shape as ``values``.
 
     Raises:
-        ScoringError: A value is NaN or outside [0, 1], or ``edge`` is not "left" or "right".
+        UserError: A value is NaN or outside [0, 1], or ``edge`` is not "left" or "right".
 
     Example:
         >>> bin_index([0.0, 0.3, 0.35, 1.0], 10).tolist()
@@ -90,11 +90,11 @@ def bin_index(values: ArrayLike, n_bins: int | FloatArray, edge: Edge = "left") 
     """
     values = np.asarray(values, dtype=np.float64)
     if edge not in ("left", "right"):
-        raise ScoringError(f"edge is {edge!r}; give 'left' for [a, b) or 'right' for (a, b]")
+        raise UserError(f"edge is {edge!r}; give 'left' for [a, b) or 'right' for (a, b]")
     inside = (values >= 0) & (values <= 1)
     if not inside.all():
         row = int(np.argmin(inside.ravel()))
-        raise ScoringError(f"value {values.ravel()[row]!r} at row {row} is not a probability in [0, 1]")
+        raise UserError(f"value {values.ravel()[row]!r} at row {row} is not a probability in [0, 1]")
     edges = equal_width_edges(n_bins) if isinstance(n_bins, (int, np.integer)) else n_bins
     # Comparing with the inner edges alone closes the first bin at 0 and the last one at 1.
     inner = edges[1:-1]
@@ -123,7 +123,7 @@ def bin_table(
         The table of M bins.
 
     Raises:
-        ScoringError: As :func:`bin_index`.
+        UserError: As :func:`bin_index`.
 
     Example:
         >>> bin_table([0.25, 0.75, 0.85], [0, 1, 0], 2).accuracy.tolist()

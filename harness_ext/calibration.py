@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from harness_ext.binning import Edge, FloatArray, IntArray, bin_index
-from harness_ext.errors import ScoringError
+from harness_ext.errors import UserError
 
 
 class BinGaps(NamedTuple):
@@ -55,13 +55,13 @@ def validate_rows(values: ArrayLike, gold: ArrayLike) -> tuple[FloatArray, IntAr
         The scores as float64 in Fortran order, and the right answers as int64.
 
     Raises:
-        ScoringError: There are no rows, or a row has a NaN among its letters, an infinite value,
+        UserError: There are no rows, or a row has a NaN among its letters, an infinite value,
             fewer than two letters, or a right answer that is not one of its letters. The message
             names the row and the value.
     """
     values, answers = np.asarray(values, dtype=np.float64, order="F"), np.asarray(gold)
     if values.ndim != 2 or len(values) == 0 or answers.shape != (len(values),):
-        raise ScoringError(
+        raise UserError(
             f"scores have shape {values.shape} and right answers {answers.shape}; give (questions, letters) and "
             "(questions,), with at least one question"
         )
@@ -81,7 +81,7 @@ def validate_rows(values: ArrayLike, gold: ArrayLike) -> tuple[FloatArray, IntAr
 def _refuse(bad: NDArray[np.bool_], values: NDArray, complaint: str) -> None:
     if bad.any():
         row = int(np.argmax(bad))
-        raise ScoringError(
+        raise UserError(
             f"row {row} {complaint}: {np.asarray(values[row]).tolist()!r}; fix or remove the row and score again"
         )
 
@@ -97,14 +97,14 @@ def letter_log_softmax(loglikelihoods: ArrayLike, temperature: float = 1.0) -> F
         Shape (N, K), at most 0; NaN where the input is NaN.
 
     Raises:
-        ScoringError: T is not a finite positive number.
+        UserError: T is not a finite positive number.
 
     Example:
         >>> np.exp(letter_log_softmax([[0.0, 0.0]])).tolist()
         [[0.5, 0.5]]
     """
     if not (np.isfinite(temperature) and temperature > 0):
-        raise ScoringError(f"temperature is {temperature!r}; give a finite number above 0")
+        raise UserError(f"temperature is {temperature!r}; give a finite number above 0")
     scaled = np.asarray(loglikelihoods, dtype=np.float64, order="F") / temperature
     shifted = scaled - np.fmax.reduce(scaled, axis=1, keepdims=True)
     return shifted - np.log(_row_sum(np.exp(shifted)))[:, None]
@@ -188,7 +188,7 @@ def conf_ece(probs: FloatArray, gold: IntArray, n_bins: int | FloatArray = 10, e
         A number in [0, 1].
 
     Raises:
-        ScoringError: As :func:`harness_ext.binning.bin_index`.
+        UserError: As :func:`harness_ext.binning.bin_index`.
 
     Example:
         >>> round(conf_ece(np.array([[0.8, 0.2], [0.7, 0.3]]), np.array([0, 1])), 12)
@@ -213,7 +213,7 @@ def cw_ece(probs: FloatArray, gold: IntArray, n_bins: int = 10, edge: Edge = "le
         A number in [0, 1].
 
     Raises:
-        ScoringError: As :func:`harness_ext.binning.bin_index`.
+        UserError: As :func:`harness_ext.binning.bin_index`.
     """
     return classwise_gaps(probs, gold, n_bins, edge).ece()
 

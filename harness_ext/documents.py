@@ -10,7 +10,7 @@ from typing import Any
 import datasets
 import datasets.config
 
-from harness_ext.errors import ScoringError
+from harness_ext.errors import UserError
 from harness_ext.prompts import check_choices
 
 logger = logging.getLogger(__name__)
@@ -54,17 +54,17 @@ def document(question: Any, choices: Any, gold: Any, where: str) -> dict[str, An
         ``question``, ``choices`` and ``gold``.
 
     Raises:
-        ScoringError: The question is missing, the options fail
+        UserError: The question is missing, the options fail
             :func:`harness_ext.prompts.check_choices`, or ``gold`` is not an index of an option.
     """
     if not isinstance(question, str) or not question.strip():
-        raise ScoringError(f"{where} has no question ({question!r}); fix or remove the row")
+        raise UserError(f"{where} has no question ({question!r}); fix or remove the row")
     if not isinstance(choices, Sequence) or not all(isinstance(choice, str) for choice in choices):
-        raise ScoringError(f"{where} has options that are not texts ({choices!r}); fix or remove the row")
+        raise UserError(f"{where} has options that are not texts ({choices!r}); fix or remove the row")
     stripped = [choice.strip() for choice in choices]
     check_choices(stripped, where)
     if isinstance(gold, bool) or not isinstance(gold, int) or not 0 <= gold < len(stripped):
-        raise ScoringError(
+        raise UserError(
             f"{where} has no right answer: {gold!r} is not an index of its {len(stripped)} options; "
             "evaluate a labeled split or fix the row"
         )
@@ -75,7 +75,7 @@ def arc_row(row: Row, where: str) -> dict[str, Any]:
     """Convert a row of ARC, which has 3 to 5 options labeled with letters or digits."""
     labels, key = row["choices"]["label"], row["answerKey"]
     if labels.count(key) != 1:
-        raise ScoringError(f"{where} has no right answer: answerKey {key!r} is not one of {labels!r}; fix the row")
+        raise UserError(f"{where} has no right answer: answerKey {key!r} is not one of {labels!r}; fix the row")
     return document(row["question"], row["choices"]["text"], labels.index(key), where)
 
 
@@ -105,7 +105,7 @@ def convert(
         left_out: Positions of the rows to skip.
 
     Raises:
-        ScoringError: A row cannot be scored; the message names split, position and id.
+        UserError: A row cannot be scored; the message names split, position and id.
     """
     documents = []
     for position, row in enumerate(dataset.to_list()):
@@ -121,12 +121,12 @@ def whole_row(row: Row, where: str) -> Iterator[None]:
     """Raise an error that names the row if the block fails to read one of its fields.
 
     Raises:
-        ScoringError: A field is missing or has an unexpected type.
+        UserError: A field is missing or has an unexpected type.
     """
     try:
         yield
     except (AttributeError, KeyError, TypeError) as error:
-        raise ScoringError(
+        raise UserError(
             f"{where} lacks a field or has an unexpected type in one ({error!r} in {str(row)[:200]}); "
             "fix or remove the row"
         ) from error

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from lm_eval.api.model import TemplateLM
 
-from harness_ext.errors import ScoringError
+from harness_ext.errors import UserError
 
 Request = tuple[str, str]
 Tokens = tuple[int, ...]
@@ -64,7 +64,7 @@ def letter_tokens(encoded: Mapping[str, tuple[int, Tokens]], tokenizer: Any = No
         Tokens that all letters begin with, and the one token of each letter after them.
 
     Raises:
-        ScoringError: A letter is several tokens, two share one, or one of them merges with the prompt's end.
+        UserError: A letter is several tokens, two share one, or one of them merges with the prompt's end.
     """
     tokens = [ids for _, ids in encoded.values()]
     shared = next((i for i, ids in enumerate(zip(*tokens, strict=False)) if len(set(ids)) > 1), 0)
@@ -84,7 +84,7 @@ def letter_tokens(encoded: Mapping[str, tuple[int, Tokens]], tokenizer: Any = No
         cause = "its tokenizer has one token for several letters"
     else:
         cause = "its tokenizer splits the options into several tokens"
-    raise ScoringError(f"the letters have the tokens {shown}, not one of their own each: {cause}")
+    raise UserError(f"the letters have the tokens {shown}, not one of their own each: {cause}")
 
 
 def appended(tokenizer: Any) -> list[str]:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness_ext.binning import FloatArray, bin_index, bin_table, equal_mass_edges
-from harness_ext.errors import ScoringError
+from harness_ext.errors import UserError
 
 BoolArray = NDArray[np.bool_]
 
@@ -189,14 +189,14 @@ def accuracy_at_coverage(confidence: FloatArray, correct: BoolArray, coverage: f
         A number in [0, 1].
 
     Raises:
-        ScoringError: ``coverage`` is outside (0, 1].
+        UserError: ``coverage`` is outside (0, 1].
 
     Example:
         >>> accuracy_at_coverage(np.array([0.9, 0.8, 0.3, 0.2]), np.array([True, True, False, False]), 0.5)
         1.0
     """
     if not 0 < coverage <= 1:
-        raise ScoringError(f"coverage is {coverage!r}; give a share above 0 and at most 1")
+        raise UserError(f"coverage is {coverage!r}; give a share above 0 and at most 1")
     answered = max(1, round(coverage * len(confidence)))
     border = np.partition(confidence, -answered)[-answered]
     above, tied = confidence > border, confidence == border

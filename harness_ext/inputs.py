@@ -7,7 +7,7 @@ from numpy.typing import ArrayLike
 
 from harness_ext.binning import FloatArray, IntArray
 from harness_ext.calibration import validate_rows
-from harness_ext.errors import ScoringError
+from harness_ext.errors import UserError
 
 #: How far a row of probabilities may be from summing to 1: that of rounded numbers, and of half precision.
 SUM, HALF_SUM = 1e-3, 1e-2
@@ -27,19 +27,19 @@ def checked_probs(probs: ArrayLike, labels: ArrayLike) -> tuple[FloatArray, IntA
         Both, float64 and int64.
 
     Raises:
-        ScoringError: See :func:`harness_ext.calibration.validate_rows`; or a value is outside [0, 1], or a row does
+        UserError: See :func:`harness_ext.calibration.validate_rows`; or a value is outside [0, 1], or a row does
             not sum to 1.
 
     Example:
         >>> checked_probs([[0.5, 0.6]], [0])
         Traceback (most recent call last):
-        harness_ext.errors.ScoringError: row 0 of probs sums to 1.1, not to 1; give probabilities over the letters
+        harness_ext.errors.UserError: row 0 of probs sums to 1.1, not to 1; give probabilities over the letters
     """
     values, answers = _checked(probs, labels, "probs")
     outside = (values < 0) | (values > 1 + ABOVE_ONE)
     if outside.any():
         row, letter = np.argwhere(outside)[0]
-        raise ScoringError(
+        raise UserError(
             f"row {row} of probs holds {values[row, letter]:.6g}, which is outside [0, 1]; give probabilities: "
             "letter_probs makes them from log-probabilities"
         )
@@ -47,7 +47,7 @@ def checked_probs(probs: ArrayLike, labels: ArrayLike) -> tuple[FloatArray, IntA
     off = np.abs(sums - 1) > (HALF_SUM if getattr(probs, "dtype", None) == np.float16 else SUM)
     if off.any():
         row = int(np.argmax(off))
-        raise ScoringError(f"row {row} of probs sums to {sums[row]:.6g}, not to 1; give probabilities over the letters")
+        raise UserError(f"row {row} of probs sums to {sums[row]:.6g}, not to 1; give probabilities over the letters")
     return np.minimum(values, 1.0), answers
 
 
@@ -63,19 +63,19 @@ def checked_log_probs(log_probs: ArrayLike, labels: ArrayLike | None = None) -> 
         Both, float64 and int64; zeros for labels that were not given.
 
     Raises:
-        ScoringError: See :func:`harness_ext.calibration.validate_rows`; or the values are probabilities.
+        UserError: See :func:`harness_ext.calibration.validate_rows`; or the values are probabilities.
 
     Example:
         >>> checked_log_probs([[0.25, 0.75]], [0])
         Traceback (most recent call last):
-        harness_ext.errors.ScoringError: log_probs holds probabilities (rows within [0, 1] that sum to 1); give their \
+        harness_ext.errors.UserError: log_probs holds probabilities (rows within [0, 1] that sum to 1); give their \
 logarithms, np.log(probs)
     """
     if labels is None:
         labels = np.zeros(len(_array(log_probs, "log_probs")), dtype=np.int64)
     values, answers = _checked(log_probs, labels, "log_probs")
     if np.nanmin(values) >= 0 and (np.abs(np.nansum(values, axis=1) - 1) <= HALF_SUM).all():
-        raise ScoringError(
+        raise UserError(
             "log_probs holds probabilities (rows within [0, 1] that sum to 1); give their logarithms, np.log(probs)"
         )
     return values, answers
@@ -84,17 +84,17 @@ logarithms, np.log(probs)
 def _checked(values: ArrayLike, labels: ArrayLike, name: str) -> tuple[FloatArray, IntArray]:
     try:
         return validate_rows(_array(values, name), labels)
-    except ScoringError as error:
-        raise ScoringError(f"{name}: {error}") from None
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from None
 
 
 def _array(values: ArrayLike, name: str) -> FloatArray:
     try:
         array = np.asarray(values, dtype=np.float64)
     except (TypeError, ValueError) as error:
-        raise ScoringError(
+        raise UserError(
             f"{name} is no array of numbers with one row a question ({error}); fill rows of fewer letters up with NaN"
         ) from None
     if array.ndim != 2:
-        raise ScoringError(f"{name} has shape {array.shape}; give (questions, letters)")
+        raise UserError(f"{name} has shape {array.shape}; give (questions, letters)")
     return array

@@ -16,7 +16,7 @@ from harness_ext.debiasing import (
     standardize,
     unseen_variance,
 )
-from harness_ext.errors import ScoringError
+from harness_ext.errors import UserError
 
 #: Standard normal quantile of a 95 % interval.
 Z = 1.959963984540054
@@ -89,10 +89,10 @@ def ece_difference_interval(
         The difference b - a of the plain ECEs and both ends. The interval of a - b mirrors it.
 
     Raises:
-        ScoringError: The two have different numbers of questions or of cells.
+        UserError: The two have different numbers of questions or of cells.
     """
     if (len(a.cell), len(a.weight)) != (len(b.cell), len(b.weight)):
-        raise ScoringError(
+        raise UserError(
             f"a paired difference needs the same questions and bins on both sides, got {len(a.cell)} and {len(b.cell)} "
             f"rows, {len(a.weight)} and {len(b.weight)} cells"
         )
@@ -141,7 +141,7 @@ def paired_difference(
         Difference b - a with its 95 % interval.
 
     Raises:
-        ScoringError: The two have different numbers of questions.
+        UserError: The two have different numbers of questions.
 
     Example:
         >>> right = np.ones(50)
@@ -151,7 +151,7 @@ def paired_difference(
     rows = len(a[0])
     lengths = {len(array) for array in (*a, *b)}
     if lengths != {rows}:
-        raise ScoringError(f"a paired difference needs the same questions on both sides, got {sorted(lengths)} rows")
+        raise UserError(f"a paired difference needs the same questions on both sides, got {sorted(lengths)} rows")
     difference = float(statistic(*b) - statistic(*a))
     rng = np.random.default_rng(seed)
     resampled = np.empty(draws)

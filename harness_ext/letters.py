@@ -10,7 +10,7 @@ from lm_eval.api.filter import Filter
 from lm_eval.api.registry import register_filter
 
 from harness_ext.calibration import letter_log_softmax
-from harness_ext.errors import ScoringError
+from harness_ext.errors import UserError
 from harness_ext.ragged import ragged
 from harness_ext.sanity import check_scored, check_told_apart, warn_of_ties
 
@@ -34,13 +34,13 @@ class LetterSoftmax(Filter):
         temperature: The log-likelihoods are divided by it; finite and above 0.
 
     Raises:
-        ScoringError: Another temperature.
+        UserError: Another temperature.
     """
 
     def __init__(self, temperature: float = 1.0) -> None:
         usable = isinstance(temperature, (int, float)) and not isinstance(temperature, bool)
         if not usable or not math.isfinite(temperature) or temperature <= 0:
-            raise ScoringError(
+            raise UserError(
                 f"letter_softmax has temperature {temperature!r}; the task's YAML must give a finite number above 0"
             )
         self.temperature = float(temperature)
@@ -56,7 +56,7 @@ class LetterSoftmax(Filter):
             A ``Letter`` for each entry, in the same order.
 
         Raises:
-            ScoringError: The backend gave no finite log-likelihood, or ones that tell no letters apart.
+            UserError: The backend gave no finite log-likelihood, or ones that tell no letters apart.
         """
         sizes = [len(list(group)) for _, group in itertools.groupby(docs, key=id)]
         values = (loglikelihood_of(resp, str(doc.get("question"))) for resp, doc in zip(resps, docs, strict=True))
@@ -76,13 +76,13 @@ def loglikelihood_of(resp: Any, question: str) -> float:
     """The log-likelihood in a backend's response to a request of ``question``.
 
     Raises:
-        ScoringError: There is none, or it is NaN or infinite; the message quotes the question.
+        UserError: There is none, or it is NaN or infinite; the message quotes the question.
     """
     answer = resp[0] if isinstance(resp, (list, tuple)) and resp else None
     value = answer[0] if isinstance(answer, (list, tuple)) and answer else None
     if isinstance(value, (int, float)) and math.isfinite(value):
         return float(value)
-    raise ScoringError(
+    raise UserError(
         f"the backend gave {resp!r} and no finite log-likelihood for question "
         f"{question[:80]!r}; use a backend that returns log-likelihoods, or another dtype"
     )

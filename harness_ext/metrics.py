@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness_ext.calibration import brier_rows, top
-from harness_ext.errors import ScoringError
+from harness_ext.errors import UserError
 from harness_ext.intervals import ece_interval
 from harness_ext.letters import Letter
 from harness_ext.ragged import ragged
@@ -30,17 +30,17 @@ def process_results(doc: Mapping[str, Any], results: Sequence[Letter]) -> dict[s
         and an :data:`Item` for each ECE and for both ends of its interval.
 
     Raises:
-        ScoringError: The question has no right answer, or ``results`` is not one ``Letter`` for
+        UserError: The question has no right answer, or ``results`` is not one ``Letter`` for
             each option.
     """
     count, gold = len(doc["choices"]), doc["gold"]
     question = f"question {doc['question'][:80]!r}"
     if isinstance(gold, bool) or not isinstance(gold, int) or not 0 <= gold < count:
-        raise ScoringError(
+        raise UserError(
             f"{question} has no right answer: {gold!r} is not an index of its {count} options; fix or remove the row"
         )
     if len(results) != count or not all(isinstance(letter, Letter) for letter in results):
-        raise ScoringError(
+        raise UserError(
             f"{question} has {count} options and the scores {results!r}; score it with the filter letter_softmax"
         )
     probabilities = [letter.probability for letter in results]

@@ -7,7 +7,7 @@ import string
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from harness_ext.errors import ScoringError
+from harness_ext.errors import UserError
 
 LETTERS = string.ascii_uppercase
 REQUEST = "Answer with only a single letter:"
@@ -21,21 +21,21 @@ def check_choices(choices: Sequence[str], where: str) -> None:
         where: Name of the question for errors.
 
     Raises:
-        ScoringError: ``choices`` is not a list, has fewer than 2 or more than 26 options, or
+        UserError: ``choices`` is not a list, has fewer than 2 or more than 26 options, or
             contains an empty option or the same one twice.
     """
     if not isinstance(choices, Collection):
-        raise ScoringError(f"{where} has no list of options ({choices!r}); fix or remove the row")
+        raise UserError(f"{where} has no list of options ({choices!r}); fix or remove the row")
     if not 2 <= len(choices) <= len(LETTERS):
-        raise ScoringError(
+        raise UserError(
             f"{where} has {len(choices)} options, but letters can label 2 to {len(LETTERS)}; fix or remove the row"
         )
     first: dict[str, str] = {}
     for letter, choice in zip(LETTERS, choices, strict=False):
         if not isinstance(choice, str) or not choice.strip():
-            raise ScoringError(f"{where} has an empty option {letter} ({choice!r}); fix or remove the row")
+            raise UserError(f"{where} has an empty option {letter} ({choice!r}); fix or remove the row")
         if choice in first:
-            raise ScoringError(
+            raise UserError(
                 f"{where} has the same option under {first[choice]} and {letter} ({choice!r}); fix or remove the row"
             )
         first[choice] = letter
@@ -52,7 +52,7 @@ def doc_to_text(doc: Mapping[str, Any]) -> str:
         trailing whitespace.
 
     Raises:
-        ScoringError: The options fail :func:`check_choices`.
+        UserError: The options fail :func:`check_choices`.
 
     Example:
         >>> print(doc_to_text({"question": "Which is hot?", "choices": ["ice", "fire"]}))

@@ -8,7 +8,7 @@ import logging
 import numpy as np
 
 from harness_ext.binning import FloatArray
-from harness_ext.errors import ScoringError
+from harness_ext.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -27,12 +27,12 @@ def check_scored(loglikelihoods: FloatArray) -> None:
         loglikelihoods: Of letters, shape (N, K), NaN where a question lacks the letter.
 
     Raises:
-        ScoringError: With the first such value and the count of questions.
+        UserError: With the first such value and the count of questions.
     """
     missing = loglikelihoods < SENTINEL
     if missing.any():
         row, column = np.argwhere(missing)[0].tolist()
-        raise ScoringError(
+        raise UserError(
             f"the backend gave letter {chr(65 + column)} of question {row} the log-likelihood "
             f"{loglikelihoods[row, column].item()!r}, which stands for a letter that it did not score, as in "
             f"{int(missing.any(axis=1).sum())} of {len(loglikelihoods)} questions; use a backend that scores every "
@@ -78,18 +78,18 @@ def check_told_apart(loglikelihoods: FloatArray) -> None:
         loglikelihoods: Shape (N, K), NaN where a question lacks the letter.
 
     Raises:
-        ScoringError: All letters of all questions have one value, or two letters are alike in each of at least
+        UserError: All letters of all questions have one value, or two letters are alike in each of at least
             ``TIES`` questions.
     """
     if np.all(np.isnan(loglikelihoods) | (loglikelihoods == loglikelihoods[:, :1])):
-        raise ScoringError(
+        raise UserError(
             f"the backend gave all letters of each of the {len(loglikelihoods)} questions the same log-likelihood "
             f"(question 0: {loglikelihoods[0, 0].item()!r}); it does not score them"
         )
     for first, second in itertools.combinations(range(loglikelihoods.shape[1]), 2):
         both = loglikelihoods[~np.isnan(loglikelihoods[:, second])]
         if len(both) >= TIES and np.array_equal(both[:, first], both[:, second]):
-            raise ScoringError(
+            raise UserError(
                 f"letters {chr(65 + first)} and {chr(65 + second)} have the same log-likelihood in all {len(both)} "
                 "questions, so they share a token; run `python -m calibtune doctor --model M --tasks T`"
             )

@@ -10,7 +10,7 @@ from typing import Any
 import datasets
 
 from harness_ext.documents import Row, arc_row, medmcqa_row, mirror_cache, mmlu_row, name_of, openbookqa_row
-from harness_ext.errors import ScoringError
+from harness_ext.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ def usable(rows: datasets.Dataset, to_document: Callable[[Row, str], dict[str, A
     for position, row in enumerate(rows.to_list()):
         try:
             documents.append(to_document(row, name_of(rows, position, row)))
-        except ScoringError:
+        except UserError:
             # The draw of 5,000 has enough rows without these; the caller reports their number.
             refused += 1
     return documents, refused

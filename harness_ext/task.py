@@ -9,7 +9,7 @@ from lm_eval.api.task import ConfigurableTask
 
 from harness_ext.documents import mirror_cache
 from harness_ext.encoding import Watch, letter_tokens
-from harness_ext.errors import ScoringError
+from harness_ext.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -21,7 +21,7 @@ class WatchedTask(ConfigurableTask):
         config: The task's configuration, as the harness reads it from YAML.
 
     Raises:
-        ScoringError: A filter's option is unusable.
+        UserError: A filter's option is unusable.
     """
 
     def __init__(self, config: dict[str, Any]) -> None:
@@ -72,7 +72,7 @@ class LetterTask(WatchedTask):
         """Refuse prompts that the model would see cut, and letters that it cannot tell apart.
 
         Raises:
-            ScoringError: With the first such question, or the longest, and the count of cut ones.
+            UserError: With the first such question, or the longest, and the count of cut ones.
         """
         questions: dict[str, dict[str, tuple[int, tuple[int, ...]]]] = {}
         for (context, letter), encoded in watch.encoded.items():
@@ -80,8 +80,8 @@ class LetterTask(WatchedTask):
         for context, letters in questions.items():
             try:
                 letter_tokens(letters, watch.tokenizer)
-            except ScoringError as error:
-                raise ScoringError(
+            except UserError as error:
+                raise UserError(
                     f"{self.task_name}: after {context[-160:]!r} {error}; run `python -m calibtune doctor` with this "
                     "model and task"
                 ) from None
@@ -92,7 +92,7 @@ class LetterTask(WatchedTask):
     def _report_cut(self, cut: dict[str, Any], questions: int) -> None:
         context, worst = max(cut.items(), key=lambda pair: pair[1].context)
         if worst.limit < 1:
-            raise ScoringError(
+            raise UserError(
                 f"{self.task_name}: the model's configuration gives its context as {worst.limit} tokens, which the "
                 "harness takes for its length; give max_length in --model_args"
             )
@@ -101,7 +101,7 @@ class LetterTask(WatchedTask):
             f"would lose their beginning (the longest has {worst.context} and ends {context[-160:]!r})"
         )
         if not (self.config.metadata or {}).get("allow_cut_prompts"):
-            raise ScoringError(
+            raise UserError(
                 f"{message}; raise max_length, use fewer shots, or accept it with "
                 "--metadata '{\"allow_cut_prompts\": true}'"
             )

@@ -12,7 +12,7 @@ import datasets
 
 from harness_ext.documents import name_of
 from harness_ext.encoding import Watch
-from harness_ext.errors import ScoringError
+from harness_ext.errors import UserError
 from harness_ext.intervals import wilson
 from harness_ext.letters import loglikelihood_of
 from harness_ext.task import WatchedTask
@@ -26,16 +26,14 @@ def pairs(dataset: datasets.Dataset) -> datasets.Dataset:
     A pair with an empty text cannot be scored and is left out; a warning names its row.
 
     Raises:
-        ScoringError: An instruction or a response is not a text.
+        UserError: An instruction or a response is not a text.
     """
     columns = {"instruction": "instruction", "chosen": "chosen_response", "rejected": "rejected_response"}
     documents, empty = [], []
     for position, row in enumerate(dataset.to_list()):
         doc = {name: row[column] for name, column in columns.items()}
         if not all(isinstance(text, str) for text in doc.values()):
-            raise ScoringError(
-                f"{name_of(dataset, position, row)} holds {doc!r}, not three texts; fix or remove the row"
-            )
+            raise UserError(f"{name_of(dataset, position, row)} holds {doc!r}, not three texts; fix or remove the row")
         if all(text.strip() for text in doc.values()):
             documents.append(doc)
         else:
@@ -57,12 +55,12 @@ class PairTask(WatchedTask):
         """Check that each response fits into the model's context; else the harness fails an assertion.
 
         Raises:
-            ScoringError: Responses are too long; the message gives their number and the longest.
+            UserError: Responses are too long; the message gives their number and the longest.
         """
         too_long = {pair: seen for pair, seen in watch.encoded.items() if len(seen.tokens) > seen.limit}
         if too_long:
             (context, _), worst = max(too_long.items(), key=lambda item: len(item[1].tokens))
-            raise ScoringError(
+            raise UserError(
                 f"{self.task_name}: {len(too_long)} responses are longer than the model's {worst.limit} tokens, the "
                 f"longest has {len(worst.tokens)} (instruction ends {context[-80:]!r}); raise max_length"
             )
@@ -71,18 +69,18 @@ class PairTask(WatchedTask):
         """Add token count and whether the input was cut to each result, also for ``--log_samples``.
 
         Raises:
-            ScoringError: All log-likelihoods are the same, or a token count is unknown.
+            UserError: All log-likelihoods are the same, or a token count is unknown.
         """
         scores = [loglikelihood_of(instance.resps, instance.doc["instruction"]) for instance in self._instances]
         if len(set(scores)) == 1:
-            raise ScoringError(
+            raise UserError(
                 f"{self.task_name}: the backend gave all {len(scores)} responses the same log-likelihood "
                 f"({scores[0]!r}), so it does not score them; use another backend"
             )
         for instance, loglikelihood in zip(self._instances, scores, strict=True):
             encoded = self.watch.encoded.get(instance.args[:2])
             if encoded is None or not encoded.tokens:
-                raise ScoringError(
+                raise UserError(
                     f"{self.task_name}: the token count of a response to {instance.doc['instruction'][:80]!r} is "
                     "unknown; use a backend with a tokenizer, and no --use_cache"
                 )

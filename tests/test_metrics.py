@@ -6,7 +6,7 @@ import pytest
 from calibtune import metrics
 from calibtune.results.measures import further_measures, harness_measures
 from harness_ext import calibration
-from harness_ext.errors import ScoringError
+from harness_ext.errors import UserError
 
 OF_PROBS = (metrics.accuracy, metrics.brier, metrics.conf_ece, metrics.cw_ece)
 OF_LOG_PROBS = (metrics.nll, metrics.summary)
@@ -94,7 +94,7 @@ NAN = float("nan")
     ],
 )
 def test_what_is_no_probability_or_answer_is_refused(metric, probs, labels, message):
-    with pytest.raises(ScoringError, match=message):
+    with pytest.raises(UserError, match=message):
         metric(probs, labels)
 
 
@@ -110,15 +110,15 @@ def test_what_is_no_probability_or_answer_is_refused(metric, probs, labels, mess
     ],
 )
 def test_what_is_no_log_probability_or_answer_is_refused(metric, log_probs, labels, message):
-    with pytest.raises(ScoringError, match=message):
+    with pytest.raises(UserError, match=message):
         metric(log_probs, labels)
 
 
 def test_letter_probs_refuses_too():
     for wrong in ([[0.4, 0.6]], [[-1.0, NAN]], -1.0, [["x"]]):
-        with pytest.raises(ScoringError, match="log_probs"):
+        with pytest.raises(UserError, match="log_probs"):
             metrics.letter_probs(wrong)
-    with pytest.raises(ScoringError, match="temperature is 0"):
+    with pytest.raises(UserError, match="temperature is 0"):
         metrics.letter_probs([[-1.0, -2.0]], temperature=0)
 
 
@@ -130,5 +130,5 @@ def test_numbers_of_bins_that_cannot_be_are_refused(bins):
         lambda: metrics.cw_ece(probs, labels, bins=bins),
         lambda: metrics.summary(np.log(probs), labels, bins=(bins,)),
     ):
-        with pytest.raises(ScoringError, match="bins"):
+        with pytest.raises(UserError, match="bins"):
             call()

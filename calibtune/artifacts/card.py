@@ -22,7 +22,7 @@ def model_card(artifact: Artifact) -> str:
         EvalResult(
             task_type="multiple-choice",
             dataset_type=artifact.tasks[0],
-            dataset_name=f"{task} (held out from training)",
+            dataset_name=f"{task} ({_measured_on(artifact)})",
             metric_type=name,
             metric_name=shown,
             metric_value=round(artifact.after[name], 6),
@@ -51,13 +51,18 @@ def model_card(artifact: Artifact) -> str:
     )
 
 
+def _measured_on(artifact: Artifact) -> str:
+    return "cross-fitted" if artifact.temperature else "held out from training"
+
+
 def _numbers(artifact: Artifact, rows: list[str]) -> str:
     """Return the table of the held-out questions; a fit that held none out has none."""
     if not rows:
         return "No question was held out, so nothing was measured; evaluate it on other questions.\n\n"
     count = len(artifact.documents["held_out"])
+    cross = "Each question is scaled by a T that was fitted on others. " if artifact.temperature else ""
     return (
-        f"Numbers of {count} held-out questions, with 95 % intervals of the ECEs:\n\n"
+        f"{cross}Numbers of {count} held-out questions, with 95 % intervals of the ECEs:\n\n"
         "| | before | after |\n|---|---|---|\n" + "\n".join(rows) + "\n\n"
     )
 
@@ -81,7 +86,8 @@ def usage(artifact: Artifact) -> str:
 def summary(artifact: Artifact, output: Path) -> str:
     """Return what came out of a fit, where it lies, and what to type next."""
     lines = [
-        f"{artifact.method} in {artifact.seconds:.0f} s, held-out questions ({len(artifact.documents['held_out'])}):"
+        f"{artifact.method} in {artifact.seconds:.0f} s, {len(artifact.documents['held_out'])} questions "
+        f"({_measured_on(artifact)}):"
     ]
     for name, shown in SHOWN.items():
         if name in artifact.after:

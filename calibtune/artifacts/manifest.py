@@ -75,7 +75,7 @@ class Artifact:
 
         Raises:
             UserError: The artifact is no temperature.
-            ScoringError: See :func:`harness_ext.inputs.checked_log_probs`.
+            UserError: See :func:`harness_ext.inputs.checked_log_probs`.
         """
         import numpy as np
 

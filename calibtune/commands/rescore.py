@@ -25,7 +25,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--edge", choices=("left", "right"), default="left", help="bins closed on the left, [a, b), or right, (a, b]"
     )
-    parser.add_argument("--temperature", type=float, default=1.0, metavar="T", help="divide log-likelihoods by T")
+    parser.add_argument(
+        "--temperature",
+        type=float,
+        metavar="T",
+        help="divide log-likelihoods by T (default: as each filter of the run did)",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
 
@@ -39,16 +44,26 @@ def run(args: argparse.Namespace) -> int:
     output: dict[str, dict[str, Any]] = {}
     for path in args.samples:
         for samples in load_samples(path):
-            numbers = summary(
-                samples.log_probs, samples.labels, tuple(args.bins), args.edge, args.temperature, further=True
-            )
-            output[str(samples.path)] = {"task": samples.task, "questions": len(samples.labels), **numbers}
+            # A run with a temperature has one filter at T = 1 and one scaled: each is shown.
+            filters = samples.temperatures if args.temperature is None else {}
+            for name, t in (filters or {"": 1.0 if args.temperature is None else args.temperature}).items():
+                numbers = summary(samples.log_probs, samples.labels, tuple(args.bins), args.edge, t, further=True)
+                key = f"{samples.path}, filter {name}" if len(filters) > 1 else str(samples.path)
+                output[key] = {"task": samples.task, "questions": len(samples.labels), "temperature": t, **numbers}
     if args.json:
         # JSON has no NaN, which the AUROC of a model that is always right would be.
         finite = {f: {k: None if v != v else v for k, v in numbers.items()} for f, numbers in output.items()}
         print(json.dumps(finite, indent=2), file=args.stdout)
     else:
         for file_name, values in output.items():
-            numbers = {name: value for name, value in values.items() if name not in ("task", "questions")}
-            print(numbers_table(f"{values['task']}: {values['questions']} questions  ({file_name})", numbers) + "\n")
+            numbers = {
+                name: value for name, value in values.items() if name not in ("task", "questions", "temperature")
+            }
+            print(
+                numbers_table(
+                    f"{values['task']}: {values['questions']} questions, T = {values['temperature']:g}  ({file_name})",
+                    numbers,
+                )
+                + "\n"
+            )
     return 0

@@ -111,6 +111,7 @@ def load_examples(
     seed: int,
     limit: int | None,
     never_held_out: frozenset[str] = frozenset(),
+    largest_share: float = 0.25,
 ) -> Examples:
     """The training questions of some tasks, a part of them held out.
 
@@ -118,10 +119,11 @@ def load_examples(
         tasks: Harness tasks; their training split is used, or the validation split where there is none.
         encoder: Of the model's tokenizer.
         apply_chat_template: Render prompts as chat.
-        held_out: Questions to hold out, at most a quarter of all.
+        held_out: Questions to hold out, at most ``largest_share`` of all.
         seed: Of the draw.
         limit: Use at most this many questions in all.
         never_held_out: Hashes of documents that an adapter was trained on, which cannot tell its calibration.
+        largest_share: Of the questions that may be held out; 1 where nothing is trained.
 
     Returns:
         The examples, in a random order that the seed fixes.
@@ -151,7 +153,7 @@ def load_examples(
     hashes = list(found)
     drawn = [hashes[i] for i in np.random.default_rng(seed).permutation(len(hashes))[:limit]]
     allowed = [h for h in drawn if h not in never_held_out]
-    chosen = set(allowed[: min(held_out, len(drawn) // 4)])
+    chosen = set(allowed[: min(held_out, int(len(drawn) * largest_share))])
     # Rendered only now: a data set of 200,000 rows is asked about a few thousand.
     rendered = {h: found[h][0].example(found[h][1], h) for h in drawn}
     return Examples(

@@ -13,7 +13,6 @@ import lm_eval
 from lm_eval.tasks import TaskManager
 
 from calibtune.errors import UserError
-from harness_ext.errors import ScoringError
 
 
 def installed_folder() -> Path:
@@ -125,7 +124,7 @@ def explained(task: str, doc: Any = None) -> Iterator[None]:
     """
     try:
         yield
-    except (UserError, ScoringError):
+    except UserError:
         raise
     except Exception as error:
         # `datasets` says what is wrong with a file in the cause alone.

@@ -10,7 +10,6 @@ from calibtune.data.encoder import Encoder
 from calibtune.data.examples import LetterExample
 from calibtune.errors import UserError
 from harness_ext.encoding import letter_tokens
-from harness_ext.errors import ScoringError
 
 if TYPE_CHECKING:
     import torch
@@ -80,7 +79,7 @@ def letter_ids(example: LetterExample, encoder: Encoder) -> LetterIds:
         return letter_tokens(
             {letter: (len(context), tuple(ids)) for letter, (context, ids) in encoded.items()}, encoder.tokenizer
         )
-    except ScoringError as error:
+    except UserError as error:
         raise UserError(
             f"task {example.prompts.task.task_name}: {error}; give a task whose options are letters, or a model whose "
             "tokenizer knows them (see `python -m calibtune doctor`)"

@@ -52,7 +52,7 @@ def check_base(base_samples: Path, margin: float) -> None:
 
     Raises:
         UserError: The margin is out of range, or there are no or several such files.
-        ScoringError: The file is missing, damaged or incomplete.
+        UserError: The file is missing, damaged or incomplete.
     """
     check_margin(margin)
     _pairs(_file(base_samples))
@@ -82,7 +82,7 @@ def guard(base_samples: Path, tuned_samples: Path, margin: float) -> Verdict:
     Raises:
         UserError: The margin is out of range, a folder holds no or several such files, or the two were not evaluated on
             the same pairs with the same prompts.
-        ScoringError: A file is damaged or incomplete.
+        UserError: A file is damaged or incomplete.
     """
     check_margin(margin)
     files = _file(base_samples), _file(tuned_samples)

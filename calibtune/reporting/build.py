@@ -40,7 +40,7 @@ def build(
 
     Raises:
         UserError: No runs, an unknown base, labels that do not fit.
-        ScoringError: A damaged samples file.
+        UserError: A damaged samples file.
     """
     runs = _runs(folders)
     if not labels:

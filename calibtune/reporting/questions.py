@@ -53,7 +53,7 @@ def read_questions(
         For each run its questions by task, and notes on the files left out with the reason.
 
     Raises:
-        ScoringError: A file that begins as such a task is damaged or incomplete.
+        UserError: A file that begins as such a task is damaged or incomplete.
     """
     found: list[dict[str, Questions]] = []
     left_out: dict[tuple[str, str], list[str]] = {}

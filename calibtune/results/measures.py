@@ -48,7 +48,7 @@ def harness_measures(
         ``_low`` and ``_high``.
 
     Raises:
-        ScoringError: See :func:`harness_ext.calibration.validate_rows`.
+        UserError: See :func:`harness_ext.calibration.validate_rows`.
     """
     loglikelihoods, gold = validate_rows(loglikelihoods, gold)
     log_probs = letter_log_softmax(loglikelihoods, temperature)

@@ -17,7 +17,6 @@ from calibtune.errors import UserError
 from calibtune.files import read_json
 from harness_ext.binning import FloatArray, IntArray
 from harness_ext.calibration import validate_rows
-from harness_ext.errors import ScoringError
 from harness_ext.ragged import ragged
 from harness_ext.sanity import check_scored, check_told_apart, warn_of_ties
 
@@ -52,7 +51,7 @@ def find_samples(path: Path) -> list[Path]:
     """The samples files that a path means: itself, or the newest of each task and folder below it.
 
     Raises:
-        ScoringError: There is none.
+        UserError: There is none.
     """
     if path.is_file():
         return [path]
@@ -61,9 +60,9 @@ def find_samples(path: Path) -> list[Path]:
         if match := FILE_NAME.fullmatch(file.name):
             newest[file.parent, match["task"]] = file
     if not path.exists():
-        raise ScoringError(f"{path} does not exist; give a samples file of lm_eval or the folder it wrote")
+        raise UserError(f"{path} does not exist; give a samples file of lm_eval or the folder it wrote")
     if not newest:
-        raise ScoringError(f"{path}: no samples_*.jsonl there; run lm_eval with --log_samples --output_path {path}")
+        raise UserError(f"{path}: no samples_*.jsonl there; run lm_eval with --log_samples --output_path {path}")
     return list(newest.values())
 
 
@@ -78,7 +77,7 @@ def read_samples(path: Path) -> Samples:
         Its questions.
 
     Raises:
-        ScoringError: The file is cut off in mid-line, questions are missing, doubled or another task's, it holds no
+        UserError: The file is cut off in mid-line, questions are missing, doubled or another task's, it holds no
             letters' log-likelihoods or right answers, or the backend told no letters apart; the line or question and
             the value are named.
     """
@@ -96,8 +95,8 @@ def read_samples(path: Path) -> Samples:
         if of_letters:
             check_scored(log_probs)
         check_told_apart(log_probs)
-    except ScoringError as error:
-        raise ScoringError(f"{path}: {error}") from None
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
     if of_letters:
         warn_of_ties(log_probs, str(path))
     match = FILE_NAME.fullmatch(path.name)
@@ -122,22 +121,22 @@ def _parse(path: Path) -> list[dict[str, Any]]:
                 try:
                     sample = json.loads(line)
                 except json.JSONDecodeError as error:
-                    raise ScoringError(
+                    raise UserError(
                         f"{path}, line {number}: not a whole JSON object ({error.msg}); the file is cut off or "
                         "damaged, run the evaluation again"
                     ) from None
                 if not _is_sample(sample):
-                    raise ScoringError(
+                    raise UserError(
                         f"{path}, line {number}: not a sample of lm_eval (doc_id, doc and resps, a number, an object "
                         f"and a list), but {line.strip()!r:.80}; give a file that --log_samples wrote"
                     )
                 samples.append(sample)
     except OSError as error:
-        raise ScoringError(f"{path} cannot be read: {error.strerror}; give a samples file of lm_eval") from None
+        raise UserError(f"{path} cannot be read: {error.strerror}; give a samples file of lm_eval") from None
     except UnicodeDecodeError:
-        raise ScoringError(f"{path} is not a text file; give a samples file of lm_eval") from None
+        raise UserError(f"{path} is not a text file; give a samples file of lm_eval") from None
     if not samples:
-        raise ScoringError(f"{path} is empty; run the evaluation again with --log_samples")
+        raise UserError(f"{path} is empty; run the evaluation again with --log_samples")
     return samples
 
 
@@ -151,24 +150,24 @@ def _is_sample(sample: Any) -> bool:
 def _check_complete(path: Path, doc_ids: list[int], samples: list[dict[str, Any]]) -> None:
     doubled = [a for a, b in itertools.pairwise(doc_ids) if a == b]
     if doubled:
-        raise ScoringError(f"{path}: question {doubled[0]} is there twice; are two runs or tasks joined in it?")
+        raise UserError(f"{path}: question {doubled[0]} is there twice; are two runs or tasks joined in it?")
     expected = _expected(path)
     # `--limit` takes the first ones, so a gap means lost rows; `--samples` picks, and then the results file decides.
     if expected is None and doc_ids != list(range(len(doc_ids))):
         gap = next(i for i, doc_id in enumerate(doc_ids) if i != doc_id)
-        raise ScoringError(f"{path}: question {gap} is missing; rows were removed, run the evaluation again")
+        raise UserError(f"{path}: question {gap} is missing; rows were removed, run the evaluation again")
     if expected is None:
         return
     count, digest = expected
     if len(doc_ids) != count:
         missing = sorted(set(range(count)) - set(doc_ids))[:5]
-        raise ScoringError(
+        raise UserError(
             f"{path}: {len(doc_ids)} questions, but the run's results file counts {count} (missing: {missing}); "
             "rows were removed, or it is the file of another task"
         )
     hashes = "".join(str(s.get(key)) for s in samples for key in ("doc_hash", "prompt_hash", "target_hash"))
     if digest and digest != hashlib.sha256(hashes.encode()).hexdigest():
-        raise ScoringError(
+        raise UserError(
             f"{path}: its questions are not those of the run's results file (their hash differs); rows were changed, "
             "or it is the file of another task"
         )
@@ -183,18 +182,18 @@ def _expected(path: Path) -> tuple[int, str | None] | None:
     try:
         run = read_json(results)
     except UserError as error:
-        raise ScoringError(f"{path}: the run's results file is damaged: {error}") from None
+        raise UserError(f"{path}: the run's results file is damaged: {error}") from None
     counts = run.get("n-samples") if isinstance(run, dict) else None
     if not isinstance(counts, dict):
-        raise ScoringError(f"{path}: the run's results file counts no questions ({results}); run the evaluation again")
+        raise UserError(f"{path}: the run's results file counts no questions ({results}); run the evaluation again")
     if match["task"] not in counts:
-        raise ScoringError(
+        raise UserError(
             f"{path}: the run's results file knows no task {match['task']!r}, only {sorted(counts)}; was it renamed?"
         )
     count, hashes = counts[match["task"]], run.get("task_hashes") or {}
     effective = count.get("effective") if isinstance(count, dict) else None
     if not isinstance(effective, int) or not isinstance(hashes, dict):
-        raise ScoringError(
+        raise UserError(
             f"{path}: the run's results file is damaged: n-samples of {match['task']} is {count!r:.80} and task_hashes "
             f"{hashes!r:.80} in {results}; run the evaluation again"
         )
@@ -208,7 +207,7 @@ def _loglikelihoods(path: Path, sample: dict[str, Any]) -> list[float]:
         value = answer[0] if isinstance(answer, list) and answer else None
         value = float(value) if isinstance(value, str) and _is_number(value) else value
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-            raise ScoringError(
+            raise UserError(
                 f"{path}, question {sample['doc_id']}: {response!r:.80} is no finite log-likelihood; "
                 "give the samples of a multiple-choice task"
             )
@@ -229,7 +228,7 @@ def _gold(path: Path, sample: dict[str, Any], letters: int) -> int:
     if isinstance(target, str) and target.strip().isdecimal():
         target = int(target)
     if isinstance(target, bool) or not isinstance(target, int) or not 0 <= target < letters:
-        raise ScoringError(
+        raise UserError(
             f"{path}, question {sample['doc_id']}: the right answer is {target!r}, not the index of one of its "
             f"{letters} options; give the samples of a multiple-choice task with labels"
         )

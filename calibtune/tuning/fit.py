@@ -152,7 +152,7 @@ def _temperature(inputs: Inputs, model: Any, output: Path, started: float) -> Ar
     found = _write_temperature(recipe, output, scores, inputs.gold)
     if recipe.chat_template is not None and is_first_process():
         inputs.tokenizer.save_pretrained(output)  # the base's own has no template to evaluate with
-    measures = tuple(harness_measures(scores, inputs.gold, t) for t in (1.0, found["temperature"]))
+    measures = _temperature_measures(recipe, scores, inputs.gold)
     documents = {"train": sorted(trained_on(recipe)), "held_out": _hashes(inputs.examples.held_out)}
     return _finish(recipe, output, "temperature", measures, started, documents, inputs.revision, found)
 
@@ -169,11 +169,21 @@ def _write_temperature(recipe: Recipe, output: Path, scores: FloatArray, gold: I
     return found
 
 
+def _temperature_measures(recipe: Recipe, scores: FloatArray, gold: IntArray) -> tuple[dict[str, float], ...]:
+    """Measure before and after, each question at a T that was fitted on others."""
+    from calibtune.tuning.temperature import cross_fitted
+
+    before = harness_measures(scores, gold)
+    after = harness_measures(cross_fitted(scores, gold, recipe.objective, recipe.bins, recipe.seed), gold)
+    # The mass of the letters among all tokens does not depend on T.
+    return before, after | {"letter_mass": before["letter_mass"]}
+
+
 def fit_samples(recipe: Recipe, output: Path, resume: bool, overwrite: bool) -> Artifact:
     """Fit a temperature on the questions of a samples file, without a model; arguments as for :func:`fit`.
 
     Raises:
-        ScoringError: See :func:`calibtune.results.samples.read_samples`.
+        UserError: See :func:`calibtune.results.samples.read_samples`.
     """
     from calibtune.results.samples import read_samples
 
@@ -186,7 +196,7 @@ def fit_samples(recipe: Recipe, output: Path, resume: bool, overwrite: bool) -> 
         for doc, h in zip(rows.documents, rows.doc_hashes, strict=True)
     ]
     found = _write_temperature(recipe, output, rows.log_probs, rows.labels)
-    measures = tuple(harness_measures(rows.log_probs, rows.labels, t) for t in (1.0, found["temperature"]))
+    measures = _temperature_measures(recipe, rows.log_probs, rows.labels)
     return _finish(
         recipe, output, "temperature", measures, started, {"train": [], "held_out": hashes}, temperature=found
     )

@@ -62,7 +62,14 @@ def read_inputs(recipe: Recipe) -> Inputs:
     encoder = Encoder(tokenizer, recipe.spec.chat_template_args)
     tasks = load_tasks(recipe.tasks, recipe.include_path)
     examples = load_examples(
-        tasks, encoder, recipe.apply_chat_template, recipe.held_out, recipe.seed, recipe.limit, trained_on(recipe)
+        tasks,
+        encoder,
+        recipe.apply_chat_template,
+        recipe.held_out,
+        recipe.seed,
+        recipe.limit,
+        trained_on(recipe),
+        1.0 if recipe.method == "temperature" else 0.25,
     )
     length = context_length(config, tokenizer)
     held_out = tuple(tokenize(examples.held_out, encoder, length))

@@ -12,7 +12,7 @@ from scipy.stats import chi2
 
 from harness_ext.binning import FloatArray, IntArray
 from harness_ext.calibration import conf_ece, letter_log_softmax, nll
-from harness_ext.errors import ScoringError
+from harness_ext.errors import UserError
 from harness_ext.inputs import checked_log_probs
 
 Objective = Literal["nll", "ece"]
@@ -20,6 +20,8 @@ Objective = Literal["nll", "ece"]
 LOW, HIGH = float(np.log(0.01)), float(np.log(100.0))
 #: Resamples for the interval of the T that minimizes ECE, and the grid that its steps are searched on.
 RESAMPLES, GRID = 200, 121
+#: Parts of the questions, each scaled by the T of the others.
+FOLDS = 5
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class Temperature:
             Log-probabilities over the letters, shape (N, K), NaN kept; their exponentials sum to 1.
 
         Raises:
-            ScoringError: See :func:`harness_ext.inputs.checked_log_probs`.
+            UserError: See :func:`harness_ext.inputs.checked_log_probs`.
         """
         return letter_log_softmax(checked_log_probs(log_probs)[0], self.value)
 
@@ -86,7 +88,7 @@ def fit_temperature(
         T in [0.01, 100] with an interval: of the profile likelihood for "nll", bootstrap percentiles for "ece".
 
     Raises:
-        ScoringError: See :func:`harness_ext.inputs.checked_log_probs`; or another objective.
+        UserError: See :func:`harness_ext.inputs.checked_log_probs`; or another objective.
 
     Example:
         >>> log_probs = np.log([[0.9, 0.1]] * 10)
@@ -94,7 +96,7 @@ def fit_temperature(
         [-0.357, -1.204]
     """
     if objective not in ("nll", "ece"):
-        raise ScoringError(f"objective is {objective!r}; give 'nll' or 'ece'")
+        raise UserError(f"objective is {objective!r}; give 'nll' or 'ece'")
     values, answers = checked_log_probs(log_probs, labels)
     if objective == "nll":
         best, low, high = _by_nll(values, answers)
@@ -115,6 +117,40 @@ def fit_temperature(
     return Temperature(value, (low, high), objective, len(answers), tuple(warnings))
 
 
+def cross_fitted(
+    log_probs: ArrayLike, labels: ArrayLike, objective: Objective = "nll", bins: int = 10, seed: int = 0
+) -> FloatArray:
+    """Scale each question by a T that was fitted on other questions.
+
+    Numbers of the questions that T was fitted on flatter it. Here the questions are split at random into ``FOLDS``
+    parts, and each part is scaled by the T of the others, as scikit-learn's ``cross_val_predict`` does.
+
+    Args:
+        log_probs: Log-probabilities of the letters, shape (N, K), NaN where a question has fewer letters.
+        labels: Index of the right letter, shape (N,).
+        objective: What T minimizes.
+        bins: M of conf-ECE.
+        seed: Of the split.
+
+    Returns:
+        Log-probabilities over the letters, shape (N, K). Fewer than two questions are left as they are.
+
+    Raises:
+        UserError: See :func:`harness_ext.inputs.checked_log_probs`.
+    """
+    values, answers = checked_log_probs(log_probs, labels)
+    scaled = letter_log_softmax(values)
+    fold = np.random.default_rng(seed).permutation(len(answers)) % FOLDS
+    for part in np.unique(fold) if len(answers) > 1 else ():
+        inside = fold == part
+        if objective == "nll":
+            log_t = _minimal_nll(values[~inside], answers[~inside])
+        else:
+            log_t = _minimal_ece(values[~inside], answers[~inside], bins)
+        scaled[inside] = letter_log_softmax(values[inside], float(np.exp(log_t)))
+    return scaled
+
+
 def _by_nll(log_probs: FloatArray, labels: IntArray) -> tuple[float, float, float]:
     def loss(log_t: float) -> float:
         return nll(letter_log_softmax(log_probs, float(np.exp(log_t))), labels)
@@ -130,18 +166,29 @@ def _by_nll(log_probs: FloatArray, labels: IntArray) -> tuple[float, float, floa
 
 
 def _by_ece(log_probs: FloatArray, labels: IntArray, bins: int, rng: np.random.Generator) -> tuple[float, float, float]:
-    # ECE jumps where a question changes its bin, so a line search would stop anywhere: a grid, then a finer one.
     grid = np.linspace(LOW, HIGH, GRID)
     probs = [np.exp(letter_log_softmax(log_probs, t)) for t in np.exp(grid)]
-    best = int(np.argmin([conf_ece(p, labels, bins) for p in probs]))
-    fine = np.linspace(grid[max(best - 1, 0)], grid[min(best + 1, GRID - 1)], GRID)
-    eces = [conf_ece(np.exp(letter_log_softmax(log_probs, t)), labels, bins) for t in np.exp(fine)]
     resampled = []
     for _ in range(RESAMPLES):
         rows = rng.integers(len(labels), size=len(labels))
         resampled.append(grid[np.argmin([conf_ece(p[rows], labels[rows], bins) for p in probs])])
     low, high = np.quantile(resampled, [0.025, 0.975])
-    return float(fine[np.argmin(eces)]), float(low), float(high)
+    return _minimal_ece(log_probs, labels, bins), float(low), float(high)
+
+
+def _minimal_ece(log_probs: FloatArray, labels: IntArray, bins: int) -> float:
+    """Return the log of the T with the least conf-ECE.
+
+    ECE jumps where a question changes its bin, so a line search would stop anywhere: a grid, then a finer one.
+    """
+
+    def eces(grid: FloatArray) -> list[float]:
+        return [conf_ece(np.exp(letter_log_softmax(log_probs, t)), labels, bins) for t in np.exp(grid)]
+
+    grid = np.linspace(LOW, HIGH, GRID)
+    best = int(np.argmin(eces(grid)))
+    fine = np.linspace(grid[max(best - 1, 0)], grid[min(best + 1, GRID - 1)], GRID)
+    return float(fine[np.argmin(eces(fine))])
 
 
 def _signal(log_probs: FloatArray, labels: IntArray) -> bool:

@@ -154,7 +154,7 @@ def published_rate(pairs: Judged) -> Rate:
     """Win rate and standard error by alpaca-eval's own ``get_winrate``, with our bootstrap interval.
 
     Raises:
-        ScoringError: No pair was judged.
+        UserError: No pair was judged.
     """
     ours = rate(list(pairs.scores.values()))
     with package() as alpaca_eval:
@@ -166,7 +166,7 @@ def result(pairs: Judged, controlled: LengthControlled) -> Result:
     """Return the win rate of judged pairs with its interval, the length-controlled rate and what was left out.
 
     Raises:
-        ScoringError: No pair was judged.
+        UserError: No pair was judged.
     """
     notes = ["interval by bootstrap over instructions", controlled.said]
     if pairs.unjudged:

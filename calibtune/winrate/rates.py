@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from harness_ext.errors import ScoringError
+from harness_ext.errors import UserError
 from harness_ext.intervals import Interval, paired_difference, wilson
 
 DRAWS = 2000
@@ -49,7 +49,7 @@ def rate(
         The rate. Where all scores are equal a bootstrap has no width, and Wilson's interval stands in.
 
     Raises:
-        ScoringError: There is no score, or one is outside [0, 1].
+        UserError: There is no score, or one is outside [0, 1].
 
     Example:
         >>> rate([1.0, 0.0, 0.0, 1.0])
@@ -57,10 +57,10 @@ def rate(
     """
     values = np.asarray(scores, dtype=np.float64)
     if not len(values):
-        raise ScoringError("no judged pair is left to take a win rate of; run the judge first")
+        raise UserError("no judged pair is left to take a win rate of; run the judge first")
     outside = ~((values >= 0) & (values <= 1))
     if outside.any():
-        raise ScoringError(f"a win rate needs scores within [0, 1], got {values[outside][0]!r}")
+        raise UserError(f"a win rate needs scores within [0, 1], got {values[outside][0]!r}")
     counts = np.ones(len(values)) if weights is None else np.asarray(weights, dtype=np.float64)
     count, mean = len(values), _mean(values, counts)
     # A ratio of sums: its error by linearization, which for equal weights is the usual standard error of a mean.
@@ -93,11 +93,11 @@ def compare(
         shared questions.
 
     Raises:
-        ScoringError: No question is shared.
+        UserError: No question is shared.
     """
     shared = [question for question in model if question in other]
     if not shared:
-        raise ScoringError("the two models share no judged question; compare runs on the same instructions")
+        raise UserError("the two models share no judged question; compare runs on the same instructions")
     sides = []
     for number, scores in enumerate((model, other)):
         counts = [weights[number][question] if weights else 1.0 for question in shared]

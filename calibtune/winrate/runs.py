@@ -130,7 +130,7 @@ def arena_result(bench: arena.Bench, name: str, judge: str | None, category: str
 
     Raises:
         UserError: See :func:`arena.read_verdicts`.
-        ScoringError: No verdict could be read.
+        UserError: No verdict could be read.
     """
     mine = arena.read_verdicts(bench, name, judge, category)
     notes = [arena.NOTE]

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from harness_ext.calibration import top
-from harness_ext.errors import ScoringError
+from harness_ext.errors import UserError
 from harness_ext.letters import Letter
 from harness_ext.metrics import process_results as letter_results
 
@@ -23,7 +23,7 @@ def true_calibration_error(probs: ArrayLike, p_star: ArrayLike) -> float:
         A number in [0, 2]. Unlike an ECE it is 0 only if every single probability is right.
 
     Raises:
-        ScoringError: The shapes differ, or are not (N, K) with N at least 1.
+        UserError: The shapes differ, or are not (N, K) with N at least 1.
 
     Example:
         >>> round(true_calibration_error([[0.9, 0.1]], [[0.6, 0.4]]), 12)
@@ -31,7 +31,7 @@ def true_calibration_error(probs: ArrayLike, p_star: ArrayLike) -> float:
     """
     p, q = np.asarray(probs, dtype=np.float64), np.asarray(p_star, dtype=np.float64)
     if p.shape != q.shape or p.ndim != 2 or not len(p):
-        raise ScoringError(f"probabilities have shape {p.shape} and p* {q.shape}; give the same shape (N, K) for both")
+        raise UserError(f"probabilities have shape {p.shape} and p* {q.shape}; give the same shape (N, K) for both")
     return float(np.abs(p - q).sum(axis=1).mean())
 
 
@@ -49,13 +49,13 @@ def process_results(doc: Mapping[str, Any], results: Sequence[Letter]) -> dict[s
         calibrated model.
 
     Raises:
-        ScoringError: As :func:`harness_ext.metrics.process_results`, or ``p_star`` is missing or
+        UserError: As :func:`harness_ext.metrics.process_results`, or ``p_star`` is missing or
             does not have one number for each option.
     """
     items = letter_results(doc, results)
     p_star = doc.get("p_star")
     if not isinstance(p_star, Sequence) or len(p_star) != len(results):
-        raise ScoringError(
+        raise UserError(
             f"question {doc['question'][:80]!r} has {len(results)} options and p* {p_star!r}; give p* of each option"
         )
     probs = np.asarray([[letter.probability for letter in results]])

@@ -8,7 +8,7 @@ from commands import run_command
 from harness import FakeLM, enter_mirror, evaluate
 from tiny import save_tiny, write_arc_mirror
 
-from harness_ext.errors import ScoringError
+from harness_ext.errors import UserError
 
 GOOD = {
     "allenai/openbookqa": {
@@ -65,7 +65,7 @@ def write_mirror(folder, name, second_row):
 )
 def test_a_row_that_cannot_be_scored_stops_its_task(tmp_path, monkeypatch, name, second_row, message):
     enter_mirror(write_mirror(tmp_path, name, second_row), monkeypatch)
-    with pytest.raises(ScoringError, match=message):
+    with pytest.raises(UserError, match=message):
         evaluate([TASK[name]], FakeLM(lambda *_: pytest.fail("the model was asked")))
 
 
@@ -97,7 +97,7 @@ def test_a_tokenizer_that_knows_no_letters_is_refused_before_the_first_forward_p
     )
     monkeypatch.setattr(backend.HFLM, "_model_call", lambda *_, **__: pytest.fail("the model was asked"))
     enter_mirror(write_arc_mirror(tmp_path / "hub"), monkeypatch)
-    with pytest.raises(ScoringError, match=r"' A'=\[0\], ' B'=\[0\].*not one of their own each.*doctor"):
+    with pytest.raises(UserError, match=r"' A'=\[0\], ' B'=\[0\].*not one of their own each.*doctor"):
         evaluate(["mc_calib_arc"], tmp_path / "model")
 
 

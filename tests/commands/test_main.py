@@ -12,7 +12,6 @@ import pytest
 
 from calibtune import __main__, __version__
 from calibtune.errors import UserError, WorkFailed
-from harness_ext.errors import ScoringError
 
 HEAVY = {"torch", "lm_eval", "transformers", "datasets", "peft", "scipy", "matplotlib", "sklearn"}
 
@@ -49,7 +48,7 @@ def raising(error):
     [
         (UserError("--n 3: give 4"), 2, "calibtune: error: --n 3: give 4\n"),
         (WorkFailed("the disk is full"), 1, "calibtune: error: the disk is full\n"),
-        (ScoringError("row 1 is bad"), 2, "calibtune: error: row 1 is bad\n"),
+        (UserError("row 1 is bad"), 2, "calibtune: error: row 1 is bad\n"),
         (KeyboardInterrupt(), 130, "calibtune: interrupted\n"),
     ],
 )

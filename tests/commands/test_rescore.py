@@ -29,13 +29,19 @@ def test_the_table_is_the_harnesss_to_the_last_digit(tiny_run):
     table, folder = tiny_run
     run = rescore(folder, "--json")
     assert (run.returncode, run.stderr) == (0, "")
-    ((name, numbers),) = json.loads(run.stdout).items()
-    assert name.startswith(str(folder))
-    assert (numbers["task"], numbers["questions"]) == ("both", 24)
-    harness = {key.removesuffix(",raw"): value for key, value in table.items() if key.endswith(",raw")}
-    harness = {key: value for key, value in harness.items() if "stderr" not in key}
-    assert len(harness) == 16
-    assert {key: numbers[key] for key in harness} == pytest.approx(harness, abs=1e-12)
+    found = json.loads(run.stdout)
+    # Each filter is shown at its own temperature.
+    assert [name.rpartition(", filter ")[2] for name in found] == ["raw", "scaled"]
+    for (name, numbers), pipeline, temperature in zip(found.items(), ("raw", "scaled"), (1.0, 2.5), strict=True):
+        assert name.startswith(str(folder))
+        assert (numbers["task"], numbers["questions"]) == ("both", 24)
+        assert numbers["temperature"] == pytest.approx(temperature)
+        harness = {key.removesuffix(f",{pipeline}"): v for key, v in table.items() if key.endswith(f",{pipeline}")}
+        harness = {key: value for key, value in harness.items() if "stderr" not in key}
+        assert len(harness) == 16
+        # The file tells T to nine digits.
+        digits = 1e-12 if temperature == 1 else 1e-8
+        assert {key: numbers[key] for key in harness} == pytest.approx(harness, abs=digits)
 
 
 def test_the_printed_table_holds_every_number_with_its_interval(tmp_path, capsys):

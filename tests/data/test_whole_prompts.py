@@ -15,7 +15,7 @@ from calibtune.data.encoder import Encoder
 from calibtune.results.samples import find_samples
 from calibtune.tuning import fit as fitting
 from harness_ext.encoding import letter_tokens, split_whole
-from harness_ext.errors import ScoringError
+from harness_ext.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("mirror")
 #: With the first, the harness drops the newline; with the second, it finds no letters at all.
@@ -137,7 +137,7 @@ def test_letters_that_merge_with_the_prompts_end_are_read_there():
     ],
 )
 def test_a_refusal_names_what_the_tokenizer_does(encoded, cause):
-    with pytest.raises(ScoringError, match=f"not one of their own each: its tokenizer {cause}"):
+    with pytest.raises(UserError, match=f"not one of their own each: its tokenizer {cause}"):
         letter_tokens(encoded)
 
 
@@ -180,5 +180,5 @@ def test_a_context_of_minus_one_tokens_is_the_configurations(tmp_path, capsys, c
     assert main(given[command]) == 2
     assert "configuration of this xlnet model gives its context as -1 tokens" in capsys.readouterr().err
     if command == "eval":
-        with pytest.raises(ScoringError, match="gives its context as -1 tokens"):
+        with pytest.raises(UserError, match="gives its context as -1 tokens"):
             evaluate(["mc_calib_arc"], folder)

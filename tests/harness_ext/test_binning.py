@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from harness_ext.binning import bin_index, bin_table, equal_mass_edges, equal_width_edges
-from harness_ext.errors import ScoringError
+from harness_ext.errors import UserError
 
 TENTHS = [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0]
 
@@ -44,14 +44,14 @@ def test_bin_index_keeps_the_shape_and_accepts_edges():
 
 @pytest.mark.parametrize("bad", [-0.1, 1.0000001, np.nan, np.inf])
 def test_non_probability_is_refused_with_its_row(bad):
-    with pytest.raises(ScoringError, match=r"at row 2 is not a probability"):
+    with pytest.raises(UserError, match=r"at row 2 is not a probability"):
         bin_index([0.1, 0.2, bad], 10)
 
 
 def test_unknown_edge_or_zero_bins_is_refused():
-    with pytest.raises(ScoringError, match="edge is 'middle'"):
+    with pytest.raises(UserError, match="edge is 'middle'"):
         bin_index([0.1], 10, edge="middle")
-    with pytest.raises(ScoringError, match="number of bins is 0"):
+    with pytest.raises(UserError, match="number of bins is 0"):
         bin_index([0.1], 0)
 
 

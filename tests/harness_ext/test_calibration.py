@@ -16,7 +16,7 @@ from harness_ext.calibration import (
     top,
     validate_rows,
 )
-from harness_ext.errors import ScoringError
+from harness_ext.errors import UserError
 
 NAN = np.nan
 
@@ -101,7 +101,7 @@ def test_temperature_divides_the_logits_and_must_be_positive():
     assert cool[0, 0] == pytest.approx(1 / (1 + math.exp(-2)))
     assert hot[0, 0] == pytest.approx(1 / (1 + math.exp(-1)))
     for bad in (0.0, -1.0, NAN, math.inf):
-        with pytest.raises(ScoringError, match="temperature is"):
+        with pytest.raises(UserError, match="temperature is"):
             letter_log_softmax([[0.0, 0.0]], bad)
 
 
@@ -153,7 +153,7 @@ def test_uniform_model_is_at_chance():
     ],
 )
 def test_invalid_rows_are_refused(values, gold, message):
-    with pytest.raises(ScoringError, match=message):
+    with pytest.raises(UserError, match=message):
         validate_rows(values, gold)
 
 

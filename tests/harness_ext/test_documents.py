@@ -2,7 +2,7 @@ import datasets
 import pytest
 
 from harness_ext import documents
-from harness_ext.errors import ScoringError
+from harness_ext.errors import UserError
 
 
 def arc_rows(**change):
@@ -33,24 +33,24 @@ def test_openbookqa_uses_the_question_stem():
 
 
 def test_unknown_answer_key_is_refused():
-    with pytest.raises(ScoringError, match=r"row 0 \(id q1\) has no right answer: answerKey 'E'"):
+    with pytest.raises(UserError, match=r"row 0 \(id q1\) has no right answer: answerKey 'E'"):
         documents.arc(arc_rows(answerKey="E"))
 
 
 def test_arc_row_with_a_repeated_option_is_refused():
-    with pytest.raises(ScoringError, match="same option under A and B"):
+    with pytest.raises(UserError, match="same option under A and B"):
         documents.arc(arc_rows(choices={"text": ["x", "x ", "z"], "label": ["1", "2", "3"]}))
 
 
 def test_unlabeled_medmcqa_split_is_refused():
     row = {"id": "m", "question": "Q?", "opa": "a", "opb": "b", "opc": "c", "opd": "d", "cop": -1}
-    with pytest.raises(ScoringError, match="-1 is not an index of its 4 options; evaluate a labeled split"):
+    with pytest.raises(UserError, match="-1 is not an index of its 4 options; evaluate a labeled split"):
         documents.medmcqa(datasets.Dataset.from_list([row]))
 
 
 @pytest.mark.parametrize("answer", [4, -1, None])
 def test_answer_out_of_range_is_refused(answer):
-    with pytest.raises(ScoringError, match=f"no right answer: {answer}"):
+    with pytest.raises(UserError, match=f"no right answer: {answer}"):
         documents.mmlu(datasets.Dataset.from_list([mmlu_row(["a", "b", "c", "d"], answer)]))
 
 
@@ -62,7 +62,7 @@ def test_mmlu_rows_with_a_repeated_option_are_skipped_and_logged(caplog):
 
 
 def test_mmlu_row_with_an_empty_option_is_refused():
-    with pytest.raises(ScoringError, match="empty option B"):
+    with pytest.raises(UserError, match="empty option B"):
         documents.mmlu(datasets.Dataset.from_list([mmlu_row(["a", " ", ""])]))
 
 
@@ -73,7 +73,7 @@ def test_medmcqa_few_shot_pool_has_1000_rows():
 
 @pytest.mark.parametrize("question", [None, "  "])
 def test_missing_question_is_refused(question):
-    with pytest.raises(ScoringError, match="has no question"):
+    with pytest.raises(UserError, match="has no question"):
         documents.document(question, ["a", "b"], 0, "row 1")
 
 
@@ -90,7 +90,7 @@ def test_changed_mirror_gets_a_new_cache(tmp_path, monkeypatch):
 
 def test_error_names_the_row_before_skipping():
     rows = [mmlu_row(["c", "c"]), mmlu_row(["a", "b"]), mmlu_row(["d", "e"], 2)]
-    with pytest.raises(ScoringError, match="row 2 has no right answer: 2"):
+    with pytest.raises(UserError, match="row 2 has no right answer: 2"):
         documents.mmlu(datasets.Dataset.from_list(rows))
 
 
@@ -105,5 +105,5 @@ def test_error_names_the_row_before_skipping():
     ],
 )
 def test_row_with_a_missing_field_is_refused(make, row):
-    with pytest.raises(ScoringError, match=r"row 0 \(id q\) lacks a field .*'Q\?'.*; fix or remove the row"):
+    with pytest.raises(UserError, match=r"row 0 \(id q\) lacks a field .*'Q\?'.*; fix or remove the row"):
         make(datasets.Dataset.from_list([row]))

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from harness_ext.errors import ScoringError
+from harness_ext.errors import UserError
 from harness_ext.estimators import (
     accuracy_at_coverage,
     auroc,
@@ -103,5 +103,5 @@ def test_accuracy_at_coverage_averages_ties_at_the_threshold():
 
 @pytest.mark.parametrize("coverage", [0, -0.1, 1.1, float("nan")])
 def test_coverage_out_of_range_is_refused(coverage):
-    with pytest.raises(ScoringError, match="coverage is"):
+    with pytest.raises(UserError, match="coverage is"):
         accuracy_at_coverage(CONFIDENCE, CORRECT, coverage)

@@ -5,7 +5,7 @@ from scipy.stats import binomtest
 from harness_ext.binning import bin_index
 from harness_ext.calibration import classwise_gaps, conf_ece, confidence_gaps, top
 from harness_ext.debiasing import MEANS, TABLE, debiased, debiased_ends, resampling_covariance, standardize
-from harness_ext.errors import ScoringError
+from harness_ext.errors import UserError
 from harness_ext.intervals import ece_difference_interval, ece_interval, paired_difference, wilson
 
 
@@ -221,12 +221,12 @@ def test_an_ece_difference_of_one_question_says_nothing():
 def test_an_ece_difference_of_other_questions_or_bins_is_refused():
     gaps = confidence_gaps(*draw(20))
     for other in (confidence_gaps(*draw(21)), confidence_gaps(*draw(20), 14)):
-        with pytest.raises(ScoringError, match="same questions and bins on both sides, got 20 and"):
+        with pytest.raises(UserError, match="same questions and bins on both sides, got 20 and"):
             ece_difference_interval(gaps, other)
 
 
 def test_other_numbers_of_questions_are_refused():
-    with pytest.raises(ScoringError, match=r"got \[3, 4\] rows"):
+    with pytest.raises(UserError, match=r"got \[3, 4\] rows"):
         paired_difference(np.mean, (np.ones(3),), (np.ones(4),))
 
 

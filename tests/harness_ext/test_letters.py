@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from harness_ext.errors import ScoringError
+from harness_ext.errors import UserError
 from harness_ext.letters import Letter, LetterSoftmax
 
 DOCS = [{"question": "first"}, {"question": "second"}]
@@ -37,30 +37,30 @@ def test_the_temperature_divides_the_log_likelihoods():
 
 @pytest.mark.parametrize("temperature", [0, -1.0, math.inf, math.nan, "2", True, None])
 def test_an_unusable_temperature_is_quoted(temperature):
-    with pytest.raises(ScoringError, match=f"temperature {temperature!r}"):
+    with pytest.raises(UserError, match=f"temperature {temperature!r}"):
         LetterSoftmax(temperature)
 
 
 @pytest.mark.parametrize("bad", [math.nan, -math.inf, None, "x"])
 def test_a_log_likelihood_that_is_no_finite_number_names_question_and_value(bad):
-    with pytest.raises(ScoringError, match=rf"\[\({bad!r}, False\)\].*'second'"):
+    with pytest.raises(UserError, match=rf"\[\({bad!r}, False\)\].*'second'"):
         apply([[-1.0, -2.0], [-1.0, bad]], DOCS)
 
 
 @pytest.mark.parametrize("resp", [None, [], ["text"], [None]])
 def test_a_backend_that_returns_no_log_likelihood_is_refused(resp):
-    with pytest.raises(ScoringError, match="no finite log-likelihood"):
+    with pytest.raises(UserError, match="no finite log-likelihood"):
         LetterSoftmax().apply([[(-1.0, True)], resp], [DOCS[0]] * 2)
 
 
 def test_a_backend_with_one_value_for_every_letter_is_refused():
-    with pytest.raises(ScoringError, match=r"all letters of each of the 2 questions .*-1\.5"):
+    with pytest.raises(UserError, match=r"all letters of each of the 2 questions .*-1\.5"):
         apply([[-1.5, -1.5], [-2.0, -2.0, -2.0]])
 
 
 def test_two_letters_that_always_tie_share_a_token():
     rows = [[-1.0 - i, -2.0, -2.0, -3.0] for i in range(10)]
-    with pytest.raises(ScoringError, match="letters B and C have the same log-likelihood in all 10"):
+    with pytest.raises(UserError, match="letters B and C have the same log-likelihood in all 10"):
         apply(rows)
     assert len(apply(rows[:9])) == 36  # so few may tie in half precision
 

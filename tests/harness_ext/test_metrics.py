@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from harness_ext import calibration, metrics
-from harness_ext.errors import ScoringError
+from harness_ext.errors import UserError
 from harness_ext.intervals import ece_interval
 from harness_ext.letters import Letter
 
@@ -52,15 +52,15 @@ def test_interval_is_computed_once_for_both_ends(monkeypatch):
 
 @pytest.mark.parametrize("gold", [None, -1, 2, True, "1"])
 def test_invalid_answer_is_refused(gold):
-    with pytest.raises(ScoringError, match=f"question 'Q.' has no right answer: {gold!r}"):
+    with pytest.raises(UserError, match=f"question 'Q.' has no right answer: {gold!r}"):
         metrics.process_results({**DOC, "gold": gold}, letters(0.3, 0.7))
 
 
 def test_unfiltered_scores_are_refused():
-    with pytest.raises(ScoringError, match="filter letter_softmax"):
+    with pytest.raises(UserError, match="filter letter_softmax"):
         metrics.process_results(DOC, [(-1.0, False), (-2.0, True)])
 
 
 def test_missing_letter_is_refused():
-    with pytest.raises(ScoringError, match="2 options"):
+    with pytest.raises(UserError, match="2 options"):
         metrics.process_results(DOC, letters(0.3))

@@ -6,7 +6,7 @@ from lm_eval_files import answers, write_run
 from sample_files import sample, write
 
 from calibtune.__main__ import main
-from harness_ext.errors import ScoringError
+from harness_ext.errors import UserError
 from harness_ext.letters import LetterSoftmax
 from harness_ext.sanity import check_scored, count_ties
 
@@ -14,7 +14,7 @@ from harness_ext.sanity import check_scored, count_ties
 @pytest.mark.parametrize("value", [-1e10, -9999.0])
 def test_a_value_that_stands_for_an_unscored_letter_is_refused(value):
     rows = np.array([[-1.0, -2.0, np.nan], [-1.0, -2.0, value], [value, -1.0, -2.0]])
-    with pytest.raises(ScoringError, match=rf"letter C of question 1 .*{value!r}.* in 2 of 3 questions"):
+    with pytest.raises(UserError, match=rf"letter C of question 1 .*{value!r}.* in 2 of 3 questions"):
         check_scored(rows)
 
 
@@ -62,4 +62,4 @@ def test_whole_responses_may_be_very_unlikely(tmp_path):
 
     responses = [[["-5000.0", "False", "900", "False"]], [["-4000.5", "False", "8", "False"]]]
     rows = [sample(i, resps=responses) for i in (0, 1)]
-    assert read_samples(write(tmp_path, rows, "ultrafeedback_winrate")).loglikelihoods.min() == -5000
+    assert read_samples(write(tmp_path, rows, "ultrafeedback_winrate")).log_probs.min() == -5000

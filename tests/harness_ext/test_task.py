@@ -11,7 +11,7 @@ from tiny import save_tiny
 
 from harness_ext import calibration
 from harness_ext.encoding import _is_cut
-from harness_ext.errors import ScoringError
+from harness_ext.errors import UserError
 
 HUB = TASKS.parents[1] / "shared" / "data" / "hub"
 
@@ -105,7 +105,7 @@ def test_an_unusable_temperature_is_found_before_the_models_pass(mirror, tmp_pat
     def answer(context, letter):
         raise AssertionError("the model was asked")
 
-    with pytest.raises(ScoringError, match="temperature 0;"):
+    with pytest.raises(UserError, match="temperature 0;"):
         evaluate(["cold"], FakeLM(answer), folders=[tmp_path / "tasks"])
 
 
@@ -139,7 +139,7 @@ def test_our_task_beside_a_stock_like_one_keeps_its_numbers(mirror, model, tmp_p
 )
 def test_a_bad_row_stops_the_task_before_the_model_is_asked(mirror, change, message):
     spoil(mirror, **change)
-    with pytest.raises(ScoringError, match=message):
+    with pytest.raises(UserError, match=message):
         evaluate(["mc_calib_arc"], FakeLM(lambda *_: pytest.fail("the model was asked")))
 
 
@@ -160,7 +160,7 @@ def test_a_bad_row_stops_the_task_before_the_model_is_asked(mirror, change, mess
     ],
 )
 def test_a_fake_backend_gets_an_error_and_no_table(mirror, answer, message):
-    with pytest.raises(ScoringError, match=message):
+    with pytest.raises(UserError, match=message):
         scores(answer)
 
 
@@ -171,7 +171,7 @@ def test_cut_prompts_are_counted_before_the_first_forward_pass(mirror, tmp_path,
     asked = []
     forward = backend.HFLM._model_call
     monkeypatch.setattr(backend.HFLM, "_model_call", lambda self, *a, **k: asked.append(1) or forward(self, *a, **k))
-    with pytest.raises(ScoringError, match=r"mc_calib_arc: (\d+) of 24 prompts are longer than the model's 80 tokens"):
+    with pytest.raises(UserError, match=r"mc_calib_arc: (\d+) of 24 prompts are longer than the model's 80 tokens"):
         evaluate(["mc_calib_arc"], model)
     assert asked == []
 
@@ -199,7 +199,7 @@ def test_letters_that_share_a_token_are_refused_before_the_first_forward_pass(mi
     lm = HFLM(pretrained=str(save_tiny(tmp_path / "model")), device="cpu", dtype="float32")
     encode = lm.tok_encode
     lm.tok_encode = lambda text, **options: encode(text[:-1] + "B" if text.endswith(" A") else text, **options)
-    with pytest.raises(ScoringError, match=r"not one of their own each.*doctor"):
+    with pytest.raises(UserError, match=r"not one of their own each.*doctor"):
         evaluate(["mc_calib_arc"], lm)
 
 

@@ -6,7 +6,7 @@ import pytest
 from harness import FakeLM, enter_mirror, evaluate
 from tiny import save_tiny
 
-from harness_ext.errors import ScoringError
+from harness_ext.errors import UserError
 from harness_ext.intervals import wilson
 
 PAIRS = [
@@ -77,7 +77,7 @@ def test_truncated_pairs_are_counted(mirror, tmp_path):
 
 def test_response_longer_than_the_context_is_refused(mirror, tmp_path):
     write(mirror, [*PAIRS, ("Which?", "option " * 100, "option B")])
-    with pytest.raises(ScoringError, match="1 responses are longer than the model's 64 tokens, the longest has 10"):
+    with pytest.raises(UserError, match="1 responses are longer than the model's 64 tokens, the longest has 10"):
         evaluate(["ultrafeedback_winrate"], save_tiny(tmp_path / "short", context=64))
 
 
@@ -90,7 +90,7 @@ def test_pair_with_an_empty_response_is_skipped_and_logged(mirror, model, caplog
 
 def test_missing_response_is_refused_with_its_row(mirror, model):
     write(mirror, [*PAIRS, ("Which?", None, "x")])
-    with pytest.raises(ScoringError, match=r"train row 4 holds .*'chosen': None"):
+    with pytest.raises(UserError, match=r"train row 4 holds .*'chosen': None"):
         evaluate(["ultrafeedback_winrate"], model)
 
 
@@ -103,5 +103,5 @@ def test_missing_response_is_refused_with_its_row(mirror, model):
     ],
 )
 def test_backend_without_token_counts_or_scores_is_refused(mirror, answer, message):
-    with pytest.raises(ScoringError, match=message):
+    with pytest.raises(UserError, match=message):
         evaluate(["ultrafeedback_winrate"], FakeLM(answer))

@@ -7,7 +7,7 @@ import pytest
 import yaml
 from harness import TASKS, FakeLM, evaluate, manager
 
-from harness_ext.errors import ScoringError
+from harness_ext.errors import UserError
 from harness_ext.letters import Letter
 from harness_ext.prompts import doc_to_text
 from harness_ext.world.facts import ENTITIES, OPTIONS, RELATIONS, facts
@@ -124,7 +124,7 @@ def test_true_calibration_error_is_the_mean_l1_distance():
 
 @pytest.mark.parametrize("q", [[[0.5, 0.5]], [], [[0.2, 0.3, 0.5], [0.1, 0.2, 0.7]]])
 def test_true_calibration_error_refuses_mismatched_shapes(q):
-    with pytest.raises(ScoringError, match="shape"):
+    with pytest.raises(UserError, match="shape"):
         true_calibration_error([[0.5, 0.5], [0.5, 0.5]], q)
 
 
@@ -141,7 +141,7 @@ def test_acc_true_uses_p_star_instead_of_the_drawn_label():
 @pytest.mark.parametrize("p_star", [None, [0.5, 0.5]])
 def test_question_without_p_star_is_refused(p_star):
     doc = {"question": "Who?", "choices": list("wxyz"), "gold": 2, "p_star": p_star}
-    with pytest.raises(ScoringError, match=r"'Who\?' has 4 options and p\*"):
+    with pytest.raises(UserError, match=r"'Who\?' has 4 options and p\*"):
         process_results(doc, letters(0.1, 0.6, 0.2, 0.1))
 
 

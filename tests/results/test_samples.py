@@ -7,7 +7,7 @@ from sample_files import DATE, sample, write, write_results
 
 from calibtune.results.measures import harness_measures
 from calibtune.results.samples import find_samples, read_samples
-from harness_ext.errors import ScoringError
+from harness_ext.errors import UserError
 
 
 @pytest.mark.parametrize(("name", "temperature"), [("raw", 1.0), ("scaled", 2.5)])
@@ -45,7 +45,7 @@ def test_log_likelihoods_may_be_numbers_or_strings(tmp_path):
 
 def test_missing_questions_are_refused_unless_results_count_them(tmp_path):
     path = write(tmp_path, [sample(3), sample(17)])
-    with pytest.raises(ScoringError, match="question 0 is missing"):
+    with pytest.raises(UserError, match="question 0 is missing"):
         read_samples(path)
     write_results(tmp_path, mc_calib_arc=2)
     assert len(read_samples(path).labels) == 2
@@ -85,36 +85,36 @@ def test_samples_changed_since_the_run_are_refused(tiny_run, tmp_path):
     lines[0] = json.dumps({**row, "target": "2", "target_hash": "0"})
     (tmp_path / path.name).write_text("\n".join(lines) + "\n")
     (tmp_path / results.name).write_text(results.read_text())
-    with pytest.raises(ScoringError, match="its questions are not those of the run's results file"):
+    with pytest.raises(UserError, match="its questions are not those of the run's results file"):
         read_samples(tmp_path / path.name)
 
 
 def test_constant_log_likelihoods_are_refused(tmp_path):
-    with pytest.raises(ScoringError, match=r"arc_.*the same log-likelihood \(question 0: -1.0\)"):
+    with pytest.raises(UserError, match=r"arc_.*the same log-likelihood \(question 0: -1.0\)"):
         read_samples(write(tmp_path, [sample(i, (-1.0, -1.0)) for i in range(3)]))
 
 
 def test_letters_that_always_tie_are_refused(tmp_path):
-    with pytest.raises(ScoringError, match="letters B and C have the same log-likelihood in all 12"):
+    with pytest.raises(UserError, match="letters B and C have the same log-likelihood in all 12"):
         read_samples(write(tmp_path, [sample(i, (-1.0 - i, -2.0, -2.0)) for i in range(12)]))
 
 
 def test_row_with_one_letter_is_refused(tmp_path):
     path = write(tmp_path, [sample(0), sample(1, (-1.0,))])
-    with pytest.raises(ScoringError, match=r"samples_mc_calib_arc_.*: row 1 has fewer than two letters: \[-1.0, nan"):
+    with pytest.raises(UserError, match=r"samples_mc_calib_arc_.*: row 1 has fewer than two letters: \[-1.0, nan"):
         read_samples(path)
 
 
 @pytest.mark.parametrize("bad", [{"doc_id": "0"}, {"doc": "text"}, {"resps": "x"}])
 def test_sample_with_a_wrong_field_type_is_refused(tmp_path, bad):
-    with pytest.raises(ScoringError, match="line 2: not a sample of lm_eval"):
+    with pytest.raises(UserError, match="line 2: not a sample of lm_eval"):
         read_samples(write(tmp_path, [sample(0), {**sample(1), **bad}]))
 
 
 def test_damaged_results_file_is_refused(tmp_path):
     path = write(tmp_path, [sample(0)])
     (tmp_path / f"results_{DATE}.json").write_text("{")
-    with pytest.raises(ScoringError, match=r"results file is damaged: .*results_2026"):
+    with pytest.raises(UserError, match=r"results file is damaged: .*results_2026"):
         read_samples(path)
 
 
@@ -132,5 +132,5 @@ def test_damaged_results_file_is_refused(tmp_path):
 def test_malformed_results_file_is_refused(tmp_path, run):
     path = write(tmp_path, [sample(0)])
     (tmp_path / f"results_{DATE}.json").write_text(json.dumps(run))
-    with pytest.raises(ScoringError, match=rf"results file .*results_{DATE}.json.*; run the evaluation again"):
+    with pytest.raises(UserError, match=rf"results file .*results_{DATE}.json.*; run the evaluation again"):
         read_samples(path)

@@ -14,7 +14,6 @@ from calibtune.artifacts.merge import merge
 from calibtune.errors import UserError
 from calibtune.tuning import fit as fit_module
 from calibtune.tuning.fit import fit
-from harness_ext.errors import ScoringError
 
 pytestmark = pytest.mark.usefixtures("mirror")
 
@@ -79,7 +78,6 @@ def test_damaged_model_is_refused_and_output_kept(model, model_copy, tmp_path, k
     [
         ({"batch_size": 64}, r"a step takes 64 questions .* only 18 to train on; lower"),
         ({"limit": 1}, "is left for the E-step; raise --limit"),
-        ({"method": "temperature", "limit": 1, "lambda": None}, "is left to fit T on; raise --limit"),
     ],
 )
 def test_too_few_questions_are_refused_before_loading_the_model(model, tmp_path, monkeypatch, changes, message):
@@ -87,8 +85,6 @@ def test_too_few_questions_are_refused_before_loading_the_model(model, tmp_path,
     before = contents(tmp_path / "kept")
     monkeypatch.setattr(fit_module, "load_base", lambda recipe: pytest.fail("loaded"))
     changes = {"method": "rcft", "model": model, **changes}
-    if changes["method"] == "temperature":
-        del changes["lambda"]
     with pytest.raises(UserError, match=message):
         small_fit(output=tmp_path / "kept", overwrite=True, **changes)
     with pytest.raises(UserError, match=message):
@@ -138,9 +134,9 @@ def test_refused_fit_keeps_the_old_output_and_makes_no_new_one(model, tmp_path, 
     small_fit(model, tmp_path / "kept", "cft", max_steps=1)
     before = adapter_weights(tmp_path / "kept")
     for changes in ({"tasks": "no_such_task"}, {"method": "temperature", "samples": str(tmp_path / "none.jsonl")}):
-        with pytest.raises((UserError, ScoringError)):
+        with pytest.raises(UserError):
             small_fit(model, **{"method": "cft", "output": tmp_path / "kept", "overwrite": True, **changes})
-        with pytest.raises((UserError, ScoringError)):
+        with pytest.raises(UserError):
             small_fit(model, **{"method": "cft", "output": tmp_path / "new", **changes})
     assert before.keys() == adapter_weights(tmp_path / "kept").keys()
     assert (tmp_path / "kept" / "calibtune.json").is_file()
@@ -165,3 +161,14 @@ def test_adapter_of_another_base_is_refused(model, tmp_path):
         assert not (tmp_path / "t").exists()
     with pytest.raises(UserError, match="no finished artifact"):
         fit(small_recipe(other, "temperature", artifact=str(tmp_path)), tmp_path / "t")
+
+
+def test_a_temperature_is_not_fitted_on_what_its_adapter_was_trained_on(model, tmp_path, mirror):
+    small_fit(model, tmp_path / "adapter", "cft", held_out=0, max_steps=1)
+    with pytest.raises(UserError, match="is left to fit T on; raise --limit"):
+        small_fit(model, tmp_path / "t", "temperature", artifact=str(tmp_path / "adapter"))
+
+
+def test_a_temperature_uses_every_question_of_a_limit(model, tmp_path, mirror):
+    artifact = small_fit(model, tmp_path / "t", "temperature", limit=16, held_out=500)
+    assert len(artifact.documents["held_out"]) == 16

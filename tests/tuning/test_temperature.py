@@ -4,7 +4,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.frozen import FrozenEstimator
 
-from calibtune.tuning.temperature import fit_temperature
+from calibtune.tuning.temperature import cross_fitted, fit_temperature
 from harness_ext.calibration import accuracy, conf_ece, letter_log_softmax, nll
 
 
@@ -97,3 +97,33 @@ def test_letters_that_are_always_right_end_at_the_lower_bound_and_it_is_said():
     found = fit_temperature(loglikelihoods, loglikelihoods.argmax(1))
     assert found.value < 0.02
     assert "bound" in found.warnings[0]
+
+
+def test_cross_fitted_questions_are_scaled_by_the_temperature_of_others():
+    rng = np.random.default_rng(0)
+    log_probs = rng.normal(size=(60, 4)) * 3
+    labels = rng.integers(4, size=60)
+    scaled = cross_fitted(log_probs, labels, seed=1)
+    fold = np.random.default_rng(1).permutation(60) % 5
+    for part in range(5):
+        t = fit_temperature(log_probs[fold != part], labels[fold != part]).value
+        expected = letter_log_softmax(log_probs[fold == part], t)
+        np.testing.assert_allclose(scaled[fold == part], expected, atol=1e-5)
+
+
+def test_cross_fitted_numbers_do_not_flatter_letters_without_signal():
+    rng = np.random.default_rng(0)
+    log_probs, labels = rng.normal(size=(2000, 4)), rng.integers(4, size=2000)
+    fitted = fit_temperature(log_probs[:20], labels[:20])
+    own = nll(letter_log_softmax(log_probs[:20], fitted.value), labels[:20])
+    others = nll(letter_log_softmax(log_probs[20:], fitted.value), labels[20:])
+    honest = nll(cross_fitted(log_probs[:20], labels[:20]), labels[:20])
+    assert own <= np.log(4) + 1e-6
+    assert honest > own
+    assert others > own
+
+
+@pytest.mark.parametrize("objective", ["nll", "ece"])
+def test_one_question_is_left_as_it_is(objective):
+    log_probs = [[-3.0, -4.0]]
+    assert cross_fitted(log_probs, [0], objective)[0].tolist() == letter_log_softmax(log_probs)[0].tolist()

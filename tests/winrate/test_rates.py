@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from calibtune.winrate.rates import compare, rate
-from harness_ext.errors import ScoringError
+from harness_ext.errors import UserError
 
 
 def test_win_rate_is_the_mean_score_with_its_standard_error():
@@ -61,7 +61,7 @@ def test_one_question_has_no_standard_error():
 
 @pytest.mark.parametrize("scores", [[], [1.2], [math.nan], [-0.1, 0.5]])
 def test_invalid_scores_are_refused(scores):
-    with pytest.raises(ScoringError):
+    with pytest.raises(UserError):
         rate(scores)
 
 
@@ -79,5 +79,5 @@ def test_comparison_is_paired_by_question():
 def test_comparison_uses_only_shared_questions():
     interval, shared = compare({"a": 1.0, "b": 0.0}, {"a": 1.0, "c": 0.0})
     assert (interval.estimate, shared) == (0.0, 1)
-    with pytest.raises(ScoringError, match="share no"):
+    with pytest.raises(UserError, match="share no"):
         compare({"a": 1.0}, {"b": 1.0})

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
+import sys
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.utils import parse_flag_from_env
-from torch.distributed.fsdp import FSDPModule
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from calibtune.errors import UserError, WorkFailed
@@ -39,7 +39,10 @@ def check_sharding() -> None:
 
 def is_split(model: Any, layer: torch.nn.Module) -> bool:
     """Whether a layer's weights are gathered within the model's own forward pass, and can be used nowhere else."""
-    return isinstance(model, FSDPModule) or any(hasattr(weights, "ds_id") for weights in layer.parameters())
+    # Only a model of a loaded FSDP can be one of its; loading it takes half a second.
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    split = fsdp is not None and isinstance(model, fsdp.FSDPModule)
+    return split or any(hasattr(weights, "ds_id") for weights in layer.parameters())
 
 
 def whole(model: Any) -> AbstractContextManager[Any]:

@@ -35,16 +35,12 @@ logger = logging.getLogger(__name__)
 GO_ON = "the same command with --resume goes on from the last checkpoint"
 
 #: Groups of options in ``--help``, in this order.
-GROUPS = {
-    "basic": "basic",
-    "method": "method",
-    "RCFT": "RCFT",
-    "hardware": "hardware and memory",
-}
+GROUPS = {"basic": "basic", "method": "method", "RCFT": "RCFT", "hardware": "hardware and memory"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags of the run, and one for each field of the recipe, in groups."""
+    parser.usage = "%(prog)s --method METHOD --model MODEL --tasks T[,T] --output DIR [options]"
     groups = {name: parser.add_argument_group(title) for name, title in GROUPS.items()}
     basic = groups["basic"]
     for name in ("method", "model", "tasks"):

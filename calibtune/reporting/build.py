@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from calibtune import __version__
 from calibtune.errors import UserError
 from calibtune.reporting.labels import set_labels
@@ -14,6 +16,7 @@ from calibtune.reporting.numbers import SAME_T, Method, compare, measure, method
 from calibtune.reporting.questions import MANY, Questions, pool_groups, read_questions, same_tasks
 from calibtune.reporting.runs import Run, find_runs, merge_runs
 from calibtune.reporting.winrates import win_rates
+from calibtune.results.pairs import matching_rows
 
 #: The harness's own numbers may differ from ours by this much before the report says so.
 AGREE = 1e-6
@@ -56,7 +59,7 @@ def build(
         raise UserError(f"{folders[0]}: no task there can be reported: {'; '.join(notes) or 'no samples'}")
     methods = [(m, tasks) for run, tasks in zip(runs, questions, strict=True) for m in methods_of(run, tasks)]
     tasks = _tasks(methods, step)
-    notes += [*_disagreements(methods, tasks), *_other_prompts(runs, base_run)]
+    notes += [*_disagreements(methods, tasks), *_other_prompts(runs, base_run), *_suspicious(runs, questions)]
     results = {
         "calibtune": __version__,
         "base": methods[0][0].label,
@@ -165,6 +168,32 @@ def _other_prompts(runs: Sequence[Run], base: Run) -> list[str]:
         for task in sorted(run.shots.keys() & base.shots.keys() & run.files.keys()):
             if run.shots[task] != base.shots[task]:
                 notes.append(f"{task}: {run.label} saw {run.shots[task]} examples, {base.label} {base.shots[task]}")
+    return notes
+
+
+def _suspicious(runs: Sequence[Run], questions: Sequence[Mapping[str, Questions]]) -> list[str]:
+    """Find answers that cannot be compared with the base's, the first run: other prompts, or the very same numbers."""
+    base, notes = runs[0], []
+    for run, tasks in zip(runs[1:], questions[1:], strict=True):
+        for task in sorted(tasks.keys() & questions[0].keys()):
+            mine, theirs = tasks[task], questions[0][task]
+            rows, base_rows = matching_rows(mine.keys, theirs.keys)
+            if not len(rows):
+                continue
+            if mine.prompts and theirs.prompts and run.settings == base.settings:
+                pairs = zip(rows.tolist(), base_rows.tolist(), strict=True)
+                other = sum(mine.prompts[row] != theirs.prompts[base_row] for row, base_row in pairs)
+                if other:
+                    notes.append(
+                        f"{task}: {other} of {len(rows)} prompts of {run.label} are not those of {base.label}; a chat "
+                        "template that holds the date changes each day"
+                    )
+            same = np.array_equal(mine.loglikelihoods[rows], theirs.loglikelihoods[base_rows], equal_nan=True)
+            if same and (run.model, run.adapter) != (base.model, base.adapter):
+                notes.append(
+                    f"{task}: {run.label} and {base.label} have the same log-likelihoods to the last bit, which two "
+                    "models do not; was one --use_cache file used for both?"
+                )
     return notes
 
 

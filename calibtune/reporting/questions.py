@@ -38,6 +38,8 @@ class Questions:
     temperatures: dict[str, float]
     #: The tasks pooled here; empty for a single task.
     pooled: tuple[str, ...] = ()
+    #: lm_eval's hash of each prompt as the model saw it; empty where the questions are pooled.
+    prompts: tuple[str | None, ...] = ()
 
 
 def read_questions(
@@ -95,7 +97,7 @@ def unsuitable(path: Path, kind: str | None, win_rate: bool = False) -> str | No
 
 def _read(path: Path) -> Questions:
     rows = read_samples(path)
-    return Questions(rows.log_probs, rows.labels, question_keys(rows), rows.temperatures)
+    return Questions(rows.log_probs, rows.labels, question_keys(rows), rows.temperatures, prompts=rows.prompt_hashes)
 
 
 def same_tasks(found: Sequence[Mapping[str, Questions]]) -> list[dict[str, Questions]]:

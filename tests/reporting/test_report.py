@@ -109,7 +109,8 @@ def test_different_tasks_on_the_same_documents_stay_separate(tmp_path):
 
 def test_note_names_runs_with_other_prompts_than_the_base(tmp_path):
     write_run(tmp_path / "base", {"arc": answers(30)}, BASE)
-    write_run(tmp_path / "cft", {"arc": answers(30)}, CFT, chat_template_sha="abc", **{"n-shot": {"arc": 5}})
+    tuned = {"arc": answers(30, sharpness=1.1)}
+    write_run(tmp_path / "cft", tuned, CFT, chat_template_sha="abc", **{"n-shot": {"arc": 5}})
     assert build([tmp_path / "base", tmp_path / "cft"])["notes"] == [
         "cft was evaluated with chat template, base-7b with neither chat template nor system instruction",
         "arc: cft saw 5 examples, base-7b 0",

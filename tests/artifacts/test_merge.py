@@ -132,7 +132,7 @@ def test_merging_what_is_no_adapter_and_baking_what_is_no_temperature_is_refused
         merge(tmp_path / "t", tmp_path / "out", False, False)
     with pytest.raises(UserError, match=r"--dequantized: .* was not trained on a 4-bit base"):
         merge(tmp_path / "adapter", tmp_path / "out", True, False)
-    with pytest.raises(UserError, match="is no temperature"):
+    with pytest.raises(UserError, match="is not a temperature"):
         bake(tmp_path / "adapter", tmp_path / "out", False)
     assert not (tmp_path / "out").exists()
 

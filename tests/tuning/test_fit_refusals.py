@@ -55,7 +55,7 @@ DAMAGED = [
     ("cut", "cannot be loaded: .*incomplete metadata"),
     ("gone", "cannot be loaded: .*no file named"),
     ("other shape", "cannot be loaded: .*mismatched"),
-    ("more layers", "9 weights that its config.json asks for are not there, such as model.layers.2"),
+    ("more layers", "lacks 9 weights that its config.json requires, such as model.layers.2"),
     ("words", "cannot be loaded: .*num_attention_heads"),
     ("few tokens", r"its tokenizer gives token \d+ and the model knows 40"),
 ]

@@ -1,4 +1,4 @@
-"""Tell the first of several processes from the others."""
+"""Find out whether this is the first of several processes."""
 
 from __future__ import annotations
 
@@ -6,5 +6,8 @@ import os
 
 
 def is_first_process() -> bool:
-    """Return whether this process prints and writes: alone, or the first under torchrun or accelerate."""
+    """Return whether this process is the only one, or the first under torchrun or accelerate.
+
+    Only this process prints and writes.
+    """
     return int(os.environ.get("RANK", "0")) == 0

@@ -27,7 +27,7 @@ def test_the_manifest_is_written_last(model, tmp_path, monkeypatch):
 
 def test_an_existing_output_is_kept_unless_told_otherwise(model, tmp_path):
     small_fit(model, tmp_path / "out", "cft", max_steps=1)
-    with pytest.raises(UserError, match="holds files already"):
+    with pytest.raises(UserError, match="is not empty"):
         small_fit(model, tmp_path / "out", "cft", max_steps=1)
     small_fit(model, tmp_path / "out", "label-smoothing", max_steps=1, overwrite=True)
     assert read_artifact(tmp_path / "out").method == "label-smoothing"

@@ -250,7 +250,7 @@ def test_the_next_command_can_be_pasted_where_the_path_has_blanks(model, tmp_pat
     ("words", "message"),
     [
         (["--guard-base", "nowhere"], "nowhere does not exist"),
-        (["--guard-base", "base"], "base: no samples_*.jsonl there"),
+        (["--guard-base", "base"], "base has no samples_*.jsonl"),
         (["--guard-base", "other"], "other holds no samples of ultrafeedback_winrate"),
         (["--guard-base", "good", "--margin", "2"], "--margin 2 is not within [0, 1)"),
     ],

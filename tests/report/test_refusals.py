@@ -48,7 +48,7 @@ def test_what_is_there_stays_when_the_runs_cannot_be_read(tmp_path, capsys):
 def test_the_report_never_overwrites_its_own_runs(tmp_path, capsys):
     folder = write_run(tmp_path / "run", {"arc": answers(10)})
     for output in (folder, tmp_path / "run", tmp_path):
-        assert "give a folder of its own" in fails(capsys, folder, "--output", output, "--overwrite")
+        assert "give another folder" in fails(capsys, folder, "--output", output, "--overwrite")
     assert find_samples(folder)
 
 

@@ -251,7 +251,7 @@ def test_any_argument_of_transformers_trainer_can_be_given(model, tmp_path):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"learning_rate": 1.0}, "learning_rate cannot be set there; calibtune sets it from its own options"),
+        ({"learning_rate": 1.0}, "--training-arguments cannot set learning_rate; use calibtune's own options"),
         ({"lerning_rate": 1.0}, "transformers.TrainingArguments has no lerning_rate; leave it out"),
     ],
 )

@@ -204,7 +204,7 @@ def test_other_architectures_are_trained_and_served(tmp_path, name):
 
 def test_an_architecture_that_takes_no_adapter_is_refused_and_can_be_tuned_in_full(tmp_path):
     base = other_architecture("Mamba", tmp_path / "base")
-    with pytest.raises(UserError, match=r"no adapter can be put on all-linear of .* or --tuning full"):
+    with pytest.raises(UserError, match=r"no adapter can be added to all-linear of .* or --tuning full"):
         small_fit(base, tmp_path / "out", "cft")
     artifact = small_fit(base, tmp_path / "full", "cft", tuning="full", learning_rate=1e-3)
     assert artifact.kind == "model"

@@ -57,7 +57,7 @@ DAMAGED = [
     ("other shape", "cannot be loaded: .*mismatched"),
     ("more layers", "lacks 9 weights that its config.json requires, such as model.layers.2"),
     ("words", "cannot be loaded: .*num_attention_heads"),
-    ("few tokens", r"its tokenizer gives token \d+ and the model knows 40"),
+    ("few tokens", r"has a tokenizer that gives token \d+, but the vocabulary has 40 tokens"),
 ]
 
 
@@ -103,10 +103,10 @@ def test_overwriting_what_the_command_reads_is_refused(model, copied, tmp_path, 
     before = files(tmp_path)
     recipe = small_recipe(copied, "cft")
     for output in (copied, tmp_path, mirror):
-        with pytest.raises(UserError, match="which this command reads; give a folder of its own"):
+        with pytest.raises(UserError, match="which this command reads; give another folder"):
             fit(recipe, output, overwrite=True)
     on_top = small_recipe(copied, "temperature", artifact=str(tmp_path / "adapter"))
-    with pytest.raises(UserError, match=r"holds .*adapter, which this command reads"):
+    with pytest.raises(UserError, match=r"contains .*adapter, which this command reads"):
         fit(on_top, tmp_path / "adapter", overwrite=True)
     for output in (tmp_path / "adapter", copied):
         with pytest.raises(UserError, match="which this command reads"):

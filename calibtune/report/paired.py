@@ -1,4 +1,4 @@
-"""All paired differences of two models at once, from one set of resamples."""
+"""Compute the paired differences of all metrics between two models from the same resamples."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ from harness_ext.intervals import SEED, Interval, basic_interval
 from harness_ext.registry import BINS, ECES, MEANS
 
 DRAWS = 1000
-#: Resamples worked on at a time: enough for the matrix products, few enough that 100,000 questions fit in the cache.
+#: Number of resamples per matrix product; with more, 100,000 questions would not fit in the cache.
 BATCH = 16
 
 
 @dataclass(frozen=True)
 class Scored:
-    """One model's answers in the form that every number is taken from."""
+    """Hold a model's per-question terms, from which all metrics are computed."""
 
-    #: Each question's share of the means, shape (N, 4), columns as ``MEANS``.
+    #: Value of each question for the metrics ``MEANS``, shape (N, 4).
     means: FloatArray
-    #: The cells of each ECE, by name.
+    #: Terms of each ECE.
     gaps: dict[str, BinGaps]
-    #: Which letters each question has, shape (N, K).
+    #: Whether each question has each letter, shape (N, K).
     present: NDArray[np.bool_]
 
 
 def scored(questions: Questions, temperature: float = 1.0) -> Scored:
-    """Score every question at one temperature."""
+    """Compute the per-question terms of all metrics at a temperature."""
     log_probs = letter_log_softmax(questions.loglikelihoods, temperature)
     probs, gold = np.exp(log_probs), questions.gold
     means = np.stack(
@@ -54,21 +54,21 @@ def scored(questions: Questions, temperature: float = 1.0) -> Scored:
 
 
 def paired_differences(a: Scored, b: Scored, draws: int = DRAWS, seed: int = SEED) -> dict[str, Interval]:
-    """Difference b - a of every number, with its 95 % interval, for two models asked the same questions.
+    """Compute the difference b - a of all metrics with 95 % intervals on the same questions.
 
-    The same resamples and the same basic bootstrap as :func:`harness_ext.intervals.paired_difference` with the same
-    seed, and so the same intervals; but each resample is drawn once for all eight numbers, as a count of each
-    question, and the sums of bins and means over a batch of resamples are matrix products. For 100,000 questions that
-    is seconds rather than minutes.
+    The intervals equal those of :func:`harness_ext.intervals.paired_difference` with the same seed.
+    Here each resample is drawn once for all metrics, as a count of each question, and bin sums and
+    means of a batch of resamples are matrix products. This takes seconds instead of minutes for
+    100,000 questions.
 
     Args:
-        a: The base model's answers.
-        b: The other's, rows in the same order.
+        a: The base model's terms.
+        b: The other model's terms, rows in the same order.
         draws: Number of resamples.
         seed: Seed of the resampling.
 
     Returns:
-        For each of ``MEANS`` and each ECE the difference with its interval.
+        Difference and interval of each of ``MEANS`` and each ECE.
     """
     rows = len(a.means)
     point = {name: float(b.means[:, i].mean() - a.means[:, i].mean()) for i, name in enumerate(MEANS)}
@@ -90,7 +90,7 @@ def paired_differences(a: Scored, b: Scored, draws: int = DRAWS, seed: int = SEE
 
 
 def _cells(side: Scored) -> csr_matrix:
-    """Gap of each question (columns) in each cell of each ECE (rows), one ECE below the other."""
+    """Return the gap of each question (column) in each cell (row), with the cells of all ECEs."""
     return vstack([_matrix(gaps.cell, gaps.gap, len(gaps.weight)) for gaps in side.gaps.values()], format="csr")
 
 
@@ -100,10 +100,10 @@ def _matrix(cell: IntArray, gap: FloatArray, cells: int) -> csr_matrix:
 
 
 def _errors(side: Scored, cells: csr_matrix, count: FloatArray) -> dict[str, FloatArray]:
-    """Each ECE of each resample."""
+    """Compute each ECE of each resample."""
     rows, letters = side.present.shape
     sums = np.abs(cells @ count)
-    # How many questions of the resample have each letter: all, unless questions differ in their options.
+    # Number of questions in each resample that have each letter.
     having = np.full((letters, count.shape[1]), float(rows)) if side.present.all() else side.present.T @ count
     seen = having > 0
     share = np.divide(1.0, having * seen.sum(axis=0), out=np.zeros(having.shape), where=seen)

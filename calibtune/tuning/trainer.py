@@ -78,8 +78,8 @@ class CalibrationTrainer(Trainer):
         order = GroupedOrder(self.questions.train, *passes)
         if not len(order):
             raise UserError(
-                f"a step takes {order.batch_size} questions (batch size x accumulation x processes), but there are only "
-                f"{len(self.questions.train)} to train on; lower --batch-size or --gradient-accumulation"
+                f"a step takes {order.batch_size} questions (batch size x accumulation x processes), but there are "
+                f"only {len(self.questions.train)} to train on; lower --batch-size or --gradient-accumulation"
             )
         return order
 

@@ -128,7 +128,7 @@ def test_runs_with_other_prompts_than_the_base_are_noted(tmp_path):
     write_run(tmp_path / "cft", {"arc": answers(30)}, CFT, chat_template_sha="abc", **{"n-shot": {"arc": 5}})
     assert build([tmp_path / "base", tmp_path / "cft"])["notes"] == [
         "cft was evaluated with chat template, base-7b with neither chat template nor system instruction",
-        "arc: cft saw 5 examples, base-7b 0",
+        "arc: cft was evaluated with 5 few-shot examples, base-7b with 0",
     ]
 
 

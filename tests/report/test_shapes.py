@@ -97,4 +97,4 @@ def test_a_results_file_that_disagrees_with_its_samples_is_said(tmp_path):
         record["results"]["arc"]["conf_ece_10,none"] = 0.9
         path.write_text(json.dumps(record))
     (note,) = build([folder])["notes"]
-    assert "results file says conf-ECE 0.900000" in note
+    assert "conf-ECE is 0.900000 in the results file" in note

@@ -68,7 +68,7 @@ def test_with_several_gpus_in_sight_one_process_trains_on_one(model, tmp_path, m
     small_fit(model, tmp_path / "out", "cft", max_steps=1)
     assert not isinstance(trainers[0].model_wrapped, torch.nn.DataParallel)
     assert trainers[0].args.train_batch_size == 4
-    said = "one of 2 GPUs is used; for all, in the same steps: torchrun --nproc_per_node 2 -m calibtune fit ... "
+    said = "to train on all of them with the same steps, run: torchrun --nproc_per_node 2 -m calibtune fit ... "
     assert said + "--batch-size 2" in capsys.readouterr().out
 
 

@@ -71,7 +71,7 @@ def test_a_temperature_needs_questions_that_the_adapter_has_not_seen(model, tmp_
 def test_an_adapter_for_another_base_is_refused(model, tmp_path):
     small_fit(model, tmp_path / "adapter", "cft", max_steps=1)
     # By its name, and under the same name by its weights.
-    for folder, message in ((tmp_path / "other", "was fitted on"), (tmp_path / model.name, "does not fit the base model")):
+    for folder, message in ((tmp_path / "other", "was fitted on"), (tmp_path / model.name, "does not fit the base")):
         other = save_tiny(folder, hidden=48)
         with pytest.raises(UserError, match=message):
             small_fit(other, tmp_path / "t", "temperature", artifact=str(tmp_path / "adapter"))

@@ -178,7 +178,7 @@ def test_base_is_the_first_folder_or_the_one_named(tmp_path, capsys):
     assert build([cft, base], base="base-7b")["base"] == "base-7b"
     write_run(tmp_path / "later", {"other": answers(20)}, BASE)
     assert build([cft, base, tmp_path / "later"], base=str(tmp_path / "later"))["base"] == "base-7b"
-    assert "--base nowhere is none of" in fails(capsys, base, cft, "--base", "nowhere", "--output", tmp_path / "out")
+    assert "--base nowhere is neither" in fails(capsys, base, cft, "--base", "nowhere", "--output", tmp_path / "out")
 
 
 def test_win_rates_stand_in_a_table_with_their_difference(tmp_path):

@@ -68,7 +68,7 @@ def test_pairs_without_a_readable_verdict_are_left_out_and_said():
     assert len(pairs.unjudged) == 3
     result = alpaca.result(pairs)
     assert (result.rate.n, result.rate.win_rate) == (2, 0.5)
-    assert "3 of 5 pairs have no readable verdict" in result.note
+    assert "3 of 5 pairs have no verdict" in result.note
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_pairs_without_a_readable_verdict_are_left_out_and_said():
         (rows(7), "not within"),
         (rows("yes"), "not within"),
         ([{"instruction": "q"}], "'preference'"),
-        ([*rows(1), {"instruction": "x", "preference": 1, "generator_2": "other"}], "one pair of models"),
+        ([*rows(1), {"instruction": "x", "preference": 1, "generator_2": "other"}], "annotations of one model"),
     ],
 )
 def test_annotations_that_would_give_a_wrong_rate_are_refused(tmp_path, content, said, capsys):
@@ -106,7 +106,7 @@ def test_using_alpaca_eval_leaves_the_root_logger_s_level_alone():
 def test_no_length_controlled_rate_of_other_instructions_and_it_is_said():
     result = alpaca.result(alpaca.judged(rows(1, 2), "here"))
     assert result.summary()["length_controlled_win_rate"] is None
-    assert "no length-controlled rate: needs AlpacaEval's own 805" in result.note
+    assert "no length-controlled rate: it needs AlpacaEval's 805" in result.note
 
 
 @pytest.fixture
@@ -182,7 +182,7 @@ def test_the_recorded_instructions_are_those_that_the_regression_knows():
     pairs = alpaca.read_annotations(RECORDED)
     assert instructions_digest(pairs) == length.INSTRUCTIONS
     shuffled = alpaca.judged([*pairs.rows[1:], pairs.rows[0]], "here")
-    assert "needs AlpacaEval's own 805" in length_controlled(shuffled).said
+    assert "it needs AlpacaEval's 805" in length_controlled(shuffled).said
 
 
 def test_without_alpaca_eval_the_error_says_what_to_install(tmp_path, monkeypatch, capsys):

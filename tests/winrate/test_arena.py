@@ -63,9 +63,9 @@ def test_a_question_without_two_readable_verdicts_is_left_out_and_said(checkout)
     judge(checkout, "m", {"u0": ("B>A", "A>B"), "u1": (None, "B>A"), "u2": ("A>B", None)})
     result = runs.arena_result(arena.open_bench(checkout), "m", None, None, None)
     assert (result.rate.n, result.rate.win_rate) == (1, 1.0)
-    assert "2 questions without two readable verdicts" in result.note
+    assert "2 questions without two verdicts" in result.note
     assert "1 questions are not judged yet" in result.note
-    assert "style control, which is the tool's own" in result.note
+    assert "no style control (use the tool's" in result.note
 
 
 def test_a_game_that_was_read_without_a_label_is_no_verdict(checkout):
@@ -80,7 +80,7 @@ def test_a_game_that_was_read_without_a_label_is_no_verdict(checkout):
 @pytest.mark.parametrize(
     ("games", "more", "said"),
     [
-        ({"u0": ("A>B", "maybe")}, {}, "'maybe' is no verdict"),
+        ({"u0": ("A>B", "maybe")}, {}, "'maybe' is not a verdict"),
         ({"u9": ("A>B", "A>B")}, {}, "u9 is not in question.jsonl"),
         ({"u0": ("A>B",)}, {}, "two games"),
     ],

@@ -284,7 +284,7 @@ def test_two_runs_do_not_share_a_journal(tmp_path):
 @pytest.mark.parametrize(
     ("url", "said"),
     [
-        ("localhost:8000/v1", "no http"),
+        ("localhost:8000/v1", "not an http"),
         ("http://me:pw@host/v1", "put the key in the environment"),
         ("http://host/v1?key=x", "put the key in the environment"),
         (None, "NO_SUCH_KEY"),

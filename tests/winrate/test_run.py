@@ -210,7 +210,7 @@ def test_the_key_is_sent_but_never_written_or_logged(tmp_path, model, key, capfd
     assert not [record for record in caplog.records if SECRET in record.getMessage()]
     found = result(tmp_path)
     assert (found["n"], found["unjudged"]) == (4, 2)
-    assert "2 of 6 pairs have no readable verdict" in found["note"]
+    assert "2 of 6 pairs have no verdict" in found["note"]
 
 
 def test_a_run_is_compared_with_its_base_s_run_on_the_same_reference(tmp_path, model, adapter, key):

@@ -16,7 +16,7 @@ from calibtune.files import refuse_existing
 from calibtune.models.adapters import load_adapter
 from calibtune.models.loading import load_base
 
-#: Largest allowed difference between log-probabilities of the baked model and of the scaled original.
+#: Largest allowed difference of log-probabilities between baked and scaled original model.
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.2}
 
 

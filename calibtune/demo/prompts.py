@@ -90,7 +90,7 @@ class PromptBank:
 
 
 def _answers(p_star: NDArray[np.float64], rng: np.random.RandomState) -> tuple[Ids, Ids]:
-    """Draw the index of an option from p* (B, K), and uniformly of another one; both of shape (B,)."""
+    """Draw an option from p* (B, K), and another one uniformly; return both indices, shape (B,)."""
     shares = p_star.cumsum(axis=1)
     gold = (rng.random_sample((len(p_star), 1)) > shares / shares[:, -1:]).sum(axis=1)
     return gold, (gold + rng.randint(1, OPTIONS, size=len(p_star))) % OPTIONS

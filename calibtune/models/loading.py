@@ -114,7 +114,7 @@ def load_base(spec: ModelSpec, dtype: torch.dtype | None = None) -> Any:
 
 
 def nf4(dtype: torch.dtype) -> BitsAndBytesConfig:
-    """Return the configuration of QLoRA: 4-bit NormalFloat, double quantization, compute in ``dtype``."""
+    """Return the configuration of QLoRA's 4-bit NormalFloat with double quantization."""
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
@@ -129,7 +129,7 @@ def device(name: str | None) -> torch.device:
 
 
 def found_device() -> str:
-    """Return this process's accelerator or "cpu"; the hf backend would default to CUDA without a GPU."""
+    """Return this process's accelerator or "cpu"; the hf backend defaults to CUDA even without one."""
     return PartialState().device.type
 
 

@@ -48,7 +48,7 @@ def prefix_cache(forward: Callable[..., Any], tokens: tuple[int, ...], device: A
 
 
 def repeated(cache: DynamicCache, rows: int) -> DynamicCache:
-    """Return a copy of a cache for ``rows`` prompts; a copy, because a forward pass appends to it."""
+    """Return a copy of a cache for ``rows`` prompts, because a forward pass appends to it."""
     past = copy.deepcopy(cache)
     past.batch_repeat_interleave(rows)
     return past

@@ -17,7 +17,7 @@ from calibtune.models.prefix import SHORTEST_PREFIX, common, prefix_cache, repea
 from harness_ext.binning import FloatArray
 from harness_ext.ragged import ragged
 
-#: Scoring batches are this many times larger than training batches, because they keep no activations.
+#: Ratio of scoring to training batch size; scoring keeps no activations, so it needs less memory.
 LARGER = 8
 #: The prompts' common prefix is cached if it makes up at least this share of all tokens.
 LEAST_SHARE = 0.2

@@ -38,12 +38,12 @@ def check_sharding() -> None:
 
 
 def is_split(model: Any, layer: torch.nn.Module) -> bool:
-    """Return whether a layer's weights are sharded, so that only the model's forward pass has them."""
+    """Return whether a layer's weights are sharded, so only the model's forward pass has them."""
     return isinstance(model, FSDPModule) or any(hasattr(weights, "ds_id") for weights in layer.parameters())
 
 
 def whole(model: Any) -> AbstractContextManager[Any]:
-    """Return a context that gathers the weights of a model sharded by ZeRO 3, to run it untrained."""
+    """Return a context that gathers weights sharded by ZeRO 3, to run a model before training."""
     if not is_deepspeed_zero3_enabled():
         return nullcontext()
     import deepspeed

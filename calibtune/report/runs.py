@@ -210,7 +210,7 @@ def _run_of(runs: dict[tuple[Path, str], Run], source: Path, place: Path, date: 
 
 
 def _model_args(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return model_args as a dict; lm_eval's Python interface writes the string that it was given."""
+    """Return model_args as a dict; lm_eval can also write them as a string."""
     given = (record.get("config") or {}).get("model_args")
     if isinstance(given, dict):
         return given

@@ -150,8 +150,8 @@ def _check_complete(path: Path, doc_ids: list[int], samples: list[dict[str, Any]
             f"{path}: question {doubled[0]} occurs twice, as if two runs were joined; give the file of one run"
         )
     expected = _expected(path)
-    # With `--limit` the questions are the first ones, so a gap means lost rows. With `--samples` they
-    # can be any, so only the results file tells.
+    # With `--limit` the questions are the first ones, so a gap means lost rows. With `--samples`
+    # they can be any, so only the results file tells.
     if expected is None and doc_ids != list(range(len(doc_ids))):
         gap = next(i for i, doc_id in enumerate(doc_ids) if i != doc_id)
         raise ScoringError(f"{path}: question {gap} is missing; rows were removed, run the evaluation again")
@@ -236,14 +236,14 @@ def _gold(path: Path, sample: dict[str, Any], letters: int) -> int:
 
 
 def _temperatures(samples: list[dict[str, Any]]) -> dict[str, float]:
-    """Infer T of each ``letter_softmax`` filter from the spreads of raw and scaled log-likelihoods."""
+    """Infer T of each ``letter_softmax`` filter from raw and scaled log-likelihoods."""
     temperatures: dict[str, float] = {}
     for sample in samples:
         name = str(sample.get("filter", "none"))
         if name in temperatures:
             continue
         letters = sample.get("filtered_resps") or []
-        # Another filter's responses can be triples too, such as log-likelihood, flag and token count.
+        # Other filters can have triples too, such as log-likelihood, flag and token count.
         ours = all(isinstance(x, list) and len(x) == 3 and all(_is_number(str(v)) for v in x) for x in letters)
         if not letters or not ours:
             continue

@@ -37,7 +37,7 @@ def remove_unfinished(folder: Path) -> None:
 
 
 def _is_whole(folder: Path) -> bool:
-    """Return whether a checkpoint is marked and its files have the recorded sizes, if there are any."""
+    """Return whether a checkpoint is marked as complete and its files have the recorded sizes."""
     try:
         sizes = json.loads((folder / WHOLE).read_text()).get("sizes", {})
         return all((folder / name).stat().st_size == size for name, size in sizes.items())

@@ -1,4 +1,4 @@
-"""Run the E-step: compute bin accuracies under the present model and each training question's target.
+"""Run the E-step: compute bin accuracies under the present model and the questions' targets.
 
 It is the E-step of Algorithm 1 in arXiv 2505.01997; see docs/methods.md.
 """
@@ -48,7 +48,7 @@ class EStep:
     #: q of each training question, float32, shape (N, K), 0 where the letter is absent; None without
     #: L_ECE.
     targets: torch.Tensor | None = None
-    #: Log-likelihoods from which the targets were computed, shape (N, K), in the epoch's option order.
+    #: Log-likelihoods that gave the targets, shape (N, K), in the epoch's option order.
     scores: FloatArray | None = None
     #: Log-likelihoods from this process's training passes in this epoch, shape (N, K), NaN for
     #: questions that it has not trained on.
@@ -67,13 +67,13 @@ class EStep:
         self.targets = torch.tensor(epoch_targets(scores, bin_accuracies(table), self.recipe.mapping)).float()
 
     def batch_targets(self, batch: Batch) -> Batch:
-        """Return ``target``, shape (B, K), for a batch's questions, or an empty dict without L_ECE."""
+        """Return ``target``, shape (B, K), for a batch, or an empty dict without L_ECE."""
         if self.targets is None:
             return {}
         return {"target": self.targets[batch["row"], : batch["letter_ids"].shape[1]]}
 
     def note(self, batch: Batch, letters: torch.Tensor) -> None:
-        """Store the log-likelihoods (B, K) of a training pass for the next epoch's running E-step."""
+        """Store the log-likelihoods (B, K) of a training pass for the running E-step."""
         if self.scores is None:
             return
         if self.passes is None:
@@ -94,7 +94,7 @@ class EStep:
         return scores
 
     def save(self, folder: Path) -> None:
-        """Write the state into a checkpoint; all processes must call it, and the first one writes."""
+        """Write the state into a checkpoint; all processes must call it."""
         latest = self.latest_scores()
         if not PartialState().is_main_process:
             return

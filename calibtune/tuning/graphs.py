@@ -91,13 +91,13 @@ class StepGraphs:
         self.gradient = torch.zeros(sum(sizes), dtype=first.dtype, device=first.device)
         views = zip(self.gradient.split(sizes), self.parameters, strict=True)
         self.gradients = [view.view_as(parameter) for view, parameter in views]
-        #: Recording for each batch shape; None if its gradients were wrong, so that no graph is used.
+        #: Recording for each batch shape; None if its gradients were wrong.
         self.recordings: dict[Shapes, Recording | None] = {}
         #: Shapes seen so far.
         self.met: set[Shapes] = set()
 
     def run(self, batch: Batch) -> Outputs:
-        """Add a batch's gradients to the parameters' and return the outputs of ``loss``, detached."""
+        """Accumulate a batch's gradients and return the outputs of ``loss``, detached."""
         if any(parameter.grad is None for parameter in self.parameters):
             self.gradient.zero_()
             for parameter, gradient in zip(self.parameters, self.gradients, strict=True):

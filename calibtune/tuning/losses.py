@@ -93,7 +93,7 @@ def question_loss(states: torch.Tensor, head: torch.nn.Module, batch: Batch) -> 
 
 
 def sft2_loss(letter: torch.Tensor, question: torch.Tensor, count: torch.Tensor, weight: float | str) -> torch.Tensor:
-    """Compute L_SFT2 of each question, shape (B,), with a weight of the letter (docs/methods.md, RCFT).
+    """Compute L_SFT2 of each question, shape (B,), with a weighted letter (docs/methods.md, RCFT).
 
     Args:
         letter: L_SFT1, shape (B,).

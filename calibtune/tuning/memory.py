@@ -83,7 +83,7 @@ def _fits(model: Any, batch: dict[str, torch.Tensor], recipe: Recipe) -> bool:
     model.train()
     held = []
     try:
-        # Allocate what a real step holds besides: AdamW's two moments, and accumulated gradients.
+        # Allocate the other tensors of a real step: AdamW's two moments and accumulated gradients.
         for weight in model.parameters():
             held += [torch.empty_like(weight) for _ in range(3)] if weight.requires_grad else []
         with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):

@@ -179,7 +179,7 @@ class CalibrationTrainer(Trainer):
         self.e_step.take(epoch, score_bins(counted, np.array([row.gold for row in rows]), recipe.bins), scores)
 
     def save_e_step(self) -> None:
-        """Write the E-step's state into the checkpoint that was just saved, and mark it as complete."""
+        """Add the E-step's state to the latest checkpoint, and mark it as complete."""
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
         self.e_step.save(folder)
         self.accelerator.wait_for_everyone()
@@ -207,7 +207,7 @@ class Epochs(TrainerCallback):
         self.trainer = trainer
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Call :meth:`CalibrationTrainer.begin_epoch`, unless the fit was resumed within an epoch."""
+        """Call :meth:`CalibrationTrainer.begin_epoch` unless resumed within an epoch."""
         done = state.epoch or 0.0
         epoch = int(done + 1e-6)
         if done - epoch > 1e-6:

@@ -36,7 +36,7 @@ class Judged:
     judges: tuple[str, ...]
     #: The model's score on each instruction, in [0, 1], in the file's order.
     scores: dict[str, float]
-    #: Instructions without a verdict, such as refusals; the win rate leaves them out, as alpaca-eval.
+    #: Instructions without a verdict, such as refusals, which the win rate leaves out.
     unjudged: tuple[str, ...]
     #: The annotations, as alpaca-eval writes them.
     rows: tuple[dict[str, Any], ...]

@@ -40,7 +40,7 @@ class Model:
 
     @property
     def name(self) -> str:
-        """Return the last part of the base model's name, plus the one of the adapter's if there is one."""
+        """Return the last part of the base model's name, and of the adapter's if there is one."""
         parts = [self.base, *([str(self.adapter.resolve())] if self.adapter else [])]
         return "+".join(Path(part).name or part for part in parts)
 

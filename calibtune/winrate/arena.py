@@ -203,7 +203,7 @@ def _categories(bench: Bench) -> str:
 
 
 def _score(games: Any, where: str) -> tuple[float, float] | None:
-    """Return the model's score and weight; the first game shows the baseline first, the second last."""
+    """Return the model's score and weight; the baseline is shown first in the first game only."""
     if not isinstance(games, list) or len(games) != 2:
         raise UserError(
             f"{where}: games is {games!r:.60}, not the verdicts of two games; give a file that the tool wrote"

@@ -76,8 +76,8 @@ def test_pairs_without_a_readable_verdict_are_left_out_and_said():
     [
         ([], "is empty"),
         (rows(1) + rows(2), "more than once"),
-        (rows(7), "not within"),
-        (rows("yes"), "not within"),
+        (rows(7), "not in [1, 2]"),
+        (rows("yes"), "not in [1, 2]"),
         ([{"instruction": "q"}], "'preference'"),
         ([*rows(1), {"instruction": "x", "preference": 1, "generator_2": "other"}], "annotations of one model"),
     ],

@@ -210,7 +210,7 @@ def test_key_is_sent_but_not_written_or_logged(tmp_path, model, key, capfd, capl
     assert not [record for record in caplog.records if SECRET in record.getMessage()]
     found = result(tmp_path)
     assert (found["n"], found["unjudged"]) == (4, 2)
-    assert "2 of 6 pairs have no readable verdict" in found["note"]
+    assert "2 of 6 pairs have no verdict" in found["note"]
 
 
 def test_compare_gives_the_paired_difference_to_the_base(tmp_path, model, adapter, key):

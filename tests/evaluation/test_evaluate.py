@@ -316,7 +316,7 @@ def test_a_checkpoint_without_all_of_its_weights_is_refused(tmp_path, mirror, ca
     del weights["lm_head.weight"]
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     assert evaluate(tmp_path / "out", model=folder) == 2
-    assert "1 weights that its config.json asks for are not there, such as lm_head.weight" in capsys.readouterr().err
+    assert "lacks 1 weights that its config.json requires, such as lm_head.weight" in capsys.readouterr().err
 
 
 def test_an_artifact_is_only_read_by_an_evaluation(model, tmp_path, mirror):

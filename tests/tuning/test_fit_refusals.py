@@ -145,7 +145,7 @@ def test_refused_fit_keeps_the_old_output_and_makes_no_new_one(model, tmp_path, 
 
 def test_existing_output_is_kept_without_overwrite(model, tmp_path):
     small_fit(model, tmp_path / "out", "cft", max_steps=1)
-    with pytest.raises(UserError, match="holds files already"):
+    with pytest.raises(UserError, match="is not empty"):
         small_fit(model, tmp_path / "out", "cft", max_steps=1)
     small_fit(model, tmp_path / "out", "label-smoothing", max_steps=1, overwrite=True)
     assert read_artifact(tmp_path / "out").method == "label-smoothing"

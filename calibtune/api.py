@@ -43,7 +43,7 @@ def fit(
         model: Base model, hub id or folder; None: the recipe's.
         tasks: Harness tasks to fit on, a list or one text with commas; None: the recipe's.
         resume: Go on from the last whole checkpoint in ``output``.
-        overwrite: Remove what lies in ``output``.
+        overwrite: Remove existing files in ``output``.
 
     Returns:
         The finished artifact, which :func:`evaluate` takes.
@@ -158,7 +158,7 @@ def report(
         output: The report's folder.
         base: Evaluation, folder or label that the others are compared to; None: the first.
         labels: Names of the runs, one for each; found by themselves where empty.
-        overwrite: Remove what lies in ``output``.
+        overwrite: Remove existing files in ``output``.
         step: Called with a text after each piece of work.
 
     Returns:
@@ -178,7 +178,7 @@ def report(
     if not folders:
         raise UserError("there is no evaluation to report; give one or more")
     keep_inputs(target, *folders)
-    # Asked before any work; what is there is removed only when the new report is ready.
+    # Check before any work; with --overwrite, old files are removed only when the report is ready.
     if not overwrite:
         refuse_existing(target, overwrite=False)
     results = build(folders, None if base is None else os.fspath(base), labels, step)

@@ -1,19 +1,22 @@
-"""Errors that are for users; :class:`UserError` is defined in harness_ext, which does not know calibtune."""
+"""Define the errors whose messages are for users.
+
+:class:`UserError` is defined in harness_ext, which does not import calibtune.
+"""
 
 from harness_ext.errors import UserError as UserError
 
 
 class WorkFailed(UserError):
-    """The input was right and the work still failed (out of memory, a full disk, a NaN loss); exit code 1."""
+    """Report a failure with correct input (out of memory, a full disk, a NaN loss); exit code 1."""
 
     exit_code = 1
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that a device's memory is full.
+    """Return whether an error means that a device is out of memory.
 
-    torch has ``OutOfMemoryError`` for its own allocator, but where other processes leave the device no room for a new
-    context or a library's workspace, CUDA's plain error comes through.
+    torch raises ``OutOfMemoryError`` for its own allocator. If there is no memory for a CUDA context
+    or a library's workspace, CUDA's own error is a plain ``RuntimeError``.
 
     Example:
         >>> is_out_of_memory(RuntimeError("CUDA error: out of memory")), is_out_of_memory(RuntimeError("shape"))

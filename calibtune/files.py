@@ -1,4 +1,4 @@
-"""Writing files so that a reader finds either the old one or the whole new one, never half of it."""
+"""Write files atomically, so that a reader never finds half a file."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from calibtune.errors import UserError, WorkFailed
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside ``path``, which takes its place when the block ends without an error.
+    """Yield a temporary path that replaces ``path`` if the block ends without an error.
 
     Args:
-        path: The file to write; its folder is made.
+        path: The file to write; missing folders are created.
 
     Yields:
-        The path to write to.
+        The temporary path, to which the block writes.
 
     Raises:
         WorkFailed: The disk is full or the folder cannot be written.
@@ -41,18 +41,20 @@ def replacing(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
     except OSError as error:
         if error.errno == errno.ENOSPC:
-            raise WorkFailed(f"no space is left to write {path}; free some and run the same command again") from error
+            raise WorkFailed(
+                f"no space is left to write {path}; free some space and run the same command again"
+            ) from error
         raise WorkFailed(f"{path} cannot be written: {error.strerror}; choose another --output") from error
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file, UTF-8, in one step; see :func:`replacing`."""
+    """Write a UTF-8 text file atomically; see :func:`replacing`."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file, indented and with sorted keys, in one step; see :func:`replacing`."""
+    """Write a JSON file with indents and sorted keys atomically; see :func:`replacing`."""
     write_text(path, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
 
 
@@ -60,42 +62,42 @@ def read_json(path: Path) -> Any:
     """Read a JSON file.
 
     Raises:
-        UserError: There is none that can be read, or it is not JSON; the line is named.
+        UserError: The file does not exist, cannot be read or is not JSON; the message names the line.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist; give a folder that calibtune wrote") from error
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}; give a file that can") from error
+        raise UserError(f"{path} cannot be read: {error.strerror}; give a readable file") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not JSON ({error}); write it again") from error
+        raise UserError(f"{path} is not JSON ({error}); run the command that wrote it again") from error
 
 
 def keep_inputs(output: Path, *inputs: Path | str | None) -> None:
-    """Refuse to overwrite a folder that is, or holds, something that the command reads.
+    """Check that the output folder is not and does not contain a file or folder that is read.
 
     Args:
-        output: The folder asked for.
-        inputs: Files and folders; hub ids, None and what does not exist are passed over.
+        output: The output folder.
+        inputs: Files and folders; hub ids, None and paths that do not exist are ignored.
 
     Raises:
-        UserError: With what would be removed.
+        UserError: An input is in the output folder; the message names it.
     """
     for given in inputs:
         if given and Path(given).exists() and Path(given).resolve().is_relative_to(output.resolve()):
-            raise UserError(f"--output {output} holds {given}, which this command reads; give a folder of its own")
+            raise UserError(f"--output {output} contains {given}, which this command reads; give another folder")
 
 
 def refuse_existing(output: Path, overwrite: bool) -> None:
-    """Make sure that nothing is lost by writing to an output folder.
+    """Check that the output folder is new or empty, or empty it if ``overwrite`` is set.
 
     Args:
-        output: The folder asked for.
-        overwrite: Remove what is there.
+        output: The output folder.
+        overwrite: Remove existing files.
 
     Raises:
-        UserError: It exists, is not empty, and ``overwrite`` is off; or it is a file.
+        UserError: The path is a file, or the folder is not empty and ``overwrite`` is off.
     """
     if not output.exists():
         return
@@ -103,5 +105,5 @@ def refuse_existing(output: Path, overwrite: bool) -> None:
         raise UserError(f"--output {output} is a file; give a folder")
     if any(output.iterdir()):
         if not overwrite:
-            raise UserError(f"--output {output} holds files already; give another folder or --overwrite")
+            raise UserError(f"--output {output} is not empty; give another folder or --overwrite")
         shutil.rmtree(output)

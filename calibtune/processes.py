@@ -1,4 +1,4 @@
-"""Tell the first of several processes from the others; end on SIGTERM as on Ctrl-C."""
+"""Find out whether this is the first of several processes; end on SIGTERM as on Ctrl-C."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ class Terminated(KeyboardInterrupt):
 
 
 def is_first_process() -> bool:
-    """Return whether this process prints and writes: alone, or the first under torchrun or accelerate."""
+    """Return whether this process is the only one, or the first under torchrun or accelerate.
+
+    Only this process prints and writes.
+    """
     return int(os.environ.get("RANK", "0")) == 0
 
 

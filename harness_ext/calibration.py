@@ -120,7 +120,9 @@ def _is_right(letters: int, gold: IntArray) -> NDArray[np.bool_]:
 
 
 def top(probs: FloatArray) -> tuple[FloatArray, IntArray]:
-    """Return confidence and prediction of each question; among equal probabilities the first letter wins.
+    """Return confidence and prediction of each question.
+
+    Among equal probabilities the first letter wins.
 
     Args:
         probs: Shape (N, K), NaN where the letter is absent.

@@ -85,7 +85,10 @@ def openbookqa_row(row: Row, where: str) -> dict[str, Any]:
 
 
 def medmcqa_row(row: Row, where: str) -> dict[str, Any]:
-    """Convert a row of MedMCQA, which has four option columns and ``cop`` -1 in the unlabeled test split."""
+    """Convert a row of MedMCQA, which has four option columns.
+
+    In the unlabeled test split the right answer ``cop`` is -1, which is an error.
+    """
     return document(row["question"], [row["opa"], row["opb"], row["opc"], row["opd"]], row["cop"], where)
 
 

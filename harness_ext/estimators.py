@@ -30,7 +30,7 @@ def equal_mass_ece(confidence: FloatArray, correct: BoolArray, n_bins: int = 10)
 
 
 def debiased_ece(confidence: FloatArray, correct: BoolArray, n_bins: int = 10) -> float:
-    """Compute the root of the debiased squared calibration error (Kumar, Liang & Ma 2019, section 5).
+    """Compute the root of the debiased squared calibration error (Kumar et al. 2019, section 5).
 
     The variance of a bin's accuracy, a(1 - a)/(n - 1), is subtracted from its squared gap; a
     negative total gives 0. Bins are equal-mass; those with fewer than two questions are left out,
@@ -53,7 +53,7 @@ def debiased_ece(confidence: FloatArray, correct: BoolArray, n_bins: int = 10) -
 
 
 def maximum_calibration_error(confidence: FloatArray, correct: BoolArray, n_bins: int = 10) -> float:
-    """Compute the largest gap between accuracy and confidence of any bin (Guo et al. 2017), in [0, 1]."""
+    """Compute the largest gap of accuracy and confidence in a bin (Guo et al. 2017), in [0, 1]."""
     table = bin_table(confidence, correct, n_bins)
     return float(np.nanmax(np.abs(table.accuracy - table.confidence)))
 
@@ -142,7 +142,7 @@ class BrierParts(NamedTuple):
 
 
 def brier_parts(confidence: FloatArray, correct: BoolArray, n_bins: int = 10) -> BrierParts:
-    """Decompose ``mean((confidence - correct)^2)`` over equal-width bins; see :class:`BrierParts`."""
+    """Decompose ``mean((confidence - correct)^2)`` over equal-width bins (:class:`BrierParts`)."""
     right = np.asarray(correct, dtype=np.float64)
     table, overall, rows = bin_table(confidence, right, n_bins), right.mean(), len(right)
     score = np.mean((confidence - right) ** 2)

@@ -1,6 +1,6 @@
-"""Compute the UltraFeedback win rate: how often the chosen response is more likely than the rejected.
+"""Compute the UltraFeedback win rate (arXiv 2505.01997, Eq 21).
 
-The win rate is defined in arXiv 2505.01997, Eq 21.
+It is the share of pairs whose chosen response has a higher log-likelihood than the rejected one.
 """
 
 import logging
@@ -52,7 +52,7 @@ class PairTask(WatchedTask):
     """Add each response's token count to its log-likelihood, which the harness gives alone."""
 
     def check_encoding(self, watch: Watch) -> None:
-        """Check that each response fits into the model's context; else the harness fails an assertion.
+        """Check that each response fits into the context; else the harness fails an assertion.
 
         Raises:
             UserError: Responses are too long; the message gives their number and the longest.

@@ -136,7 +136,7 @@ def test_folders_without_a_model_are_reported_and_read(tmp_path):
     assert page == tmp_path / "report" / "report.html"
     assert page.is_file()
     assert json.loads((page.parent / "results.json").read_text())["base"] == "second"
-    with pytest.raises(ct.UserError, match="holds files already"):
+    with pytest.raises(ct.UserError, match="is not empty"):
         ct.report(str(folders[0]), tmp_path / "report")
     assert ct.report(str(folders[0]), str(tmp_path / "report"), overwrite=True) == page
     samples = ct.load_samples(tmp_path / "runs")

@@ -117,7 +117,7 @@ def test_nonempty_output_folder_is_refused_and_kept(tmp_path):
     files.refuse_existing(tmp_path / "out", overwrite=False)
     files.refuse_existing(tmp_path / "new", overwrite=False)
     (tmp_path / "out" / "manifest.json").write_text("{}")
-    with pytest.raises(UserError, match="holds files already; give another folder or --overwrite") as caught:
+    with pytest.raises(UserError, match="is not empty; give another folder or --overwrite") as caught:
         files.refuse_existing(tmp_path / "out", overwrite=False)
     assert caught.value.exit_code == 2
     assert (tmp_path / "out" / "manifest.json").exists()

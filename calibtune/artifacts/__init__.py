@@ -1,1 +1,1 @@
-"""What a fit leaves behind: manifest, model card, merged and baked models, task files."""
+"""Write and read artifacts: manifest, model card, task files, merged and baked models."""

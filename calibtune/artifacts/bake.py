@@ -1,4 +1,4 @@
-"""Put a temperature into a model's weights: its final norm is divided by T, and so are all logits."""
+"""Bake a temperature into a model's weights by dividing its final norm by T."""
 
 from __future__ import annotations
 
@@ -17,28 +17,31 @@ from calibtune.models.adapters import load_adapter
 from calibtune.models.fingerprint import check_fingerprint
 from calibtune.models.loading import load_base
 
-#: How far log-probabilities of a baked model may be from the scaled ones of its origin.
+#: Largest allowed difference of log-probabilities between baked and scaled original model.
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.2}
 
 
 def bake(folder: Path, output: Path, overwrite: bool, trust_remote_code: bool = False) -> None:
-    """Make a model whose letters are scaled by the artifact's temperature without any filter.
+    """Write a model that gives temperature-scaled probabilities without any filter.
 
-    The final norm's weight, and bias where there is one, is divided by T, and so are all logits.
+    Weight and bias of the final norm are divided by T, which divides all logits by T.
 
     Args:
-        folder: What ``calibtune fit --method temperature`` wrote.
+        folder: Output folder of ``calibtune fit --method temperature``.
         output: Folder of the new model.
-        overwrite: Remove what lies in ``output``.
+        overwrite: Remove existing files in ``output``.
         trust_remote_code: Run code that comes with the base model.
 
     Raises:
-        UserError: The artifact is no temperature of a model.
+        UserError: The artifact is not a temperature that was fitted on a model.
         WorkFailed: The architecture's logits do not scale with its final norm.
     """
     artifact = read_artifact(folder)
     if artifact.temperature is None or not artifact.model:
-        raise UserError(f"{folder} is no temperature fitted on a model; give what --method temperature --model wrote")
+        raise UserError(
+            f"{folder} is not a temperature that was fitted on a model; give the output folder of "
+            "`calibtune fit --method temperature --model`"
+        )
     check_model_output(output, overwrite, folder, artifact)
     spec = dataclasses.replace(artifact.spec, quantization="none", trust_remote_code=trust_remote_code)
     check_fingerprint(spec, artifact.fingerprint, folder)
@@ -55,10 +58,10 @@ def bake(folder: Path, output: Path, overwrite: bool, trust_remote_code: bool = 
 
 
 def scale_final_norm(model: Any, temperature: float) -> None:
-    """Divide a model's logits by T through its final norm, and check on a few tokens that this is what happened.
+    """Divide a model's logits by T through its final norm, and check the logits of a few tokens.
 
     Raises:
-        WorkFailed: The final norm was not found, or the logits are not what they should be.
+        WorkFailed: The final norm is not found, or the logits are not divided by T.
     """
     ids = torch.arange(8, device=next(model.parameters()).device)[None] % model.config.get_text_config().vocab_size
     norm = final_norm(model)
@@ -70,14 +73,14 @@ def scale_final_norm(model: Any, temperature: float) -> None:
             norm.bias.div_(temperature)
         distance = _distance(model, ids, expected)
         if distance > TOLERANCE[model.dtype]:
-            # Gemma and its kin scale by one plus the weight.
+            # Gemma models and some others scale by one plus the weight.
             norm.load_state_dict(before)
             norm.weight.add_(1.0).div_(temperature).sub_(1.0)
             distance = _distance(model, ids, expected)
     if distance > TOLERANCE[model.dtype]:
         raise WorkFailed(
             f"the logits of {type(model).__name__} do not scale with its final norm (log-probabilities are off by "
-            f"{distance:.3g}); use the temperature's task YAML, or divide by T where the model is served"
+            f"{distance:.3g}); use the artifact's task YAML, or set the temperature T where the model is served"
         )
 
 
@@ -86,14 +89,14 @@ def _distance(model: Any, ids: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 def final_norm(model: Any) -> Any:
-    """The norm before the head: the last module of the decoder whose name says so.
+    """Return the norm before the head, found in the decoder by its name.
 
     Raises:
-        WorkFailed: There is none.
+        WorkFailed: The decoder has no module of a known name.
     """
     decoder = model.get_decoder()
     for name in ("norm", "ln_f", "final_layer_norm", "final_layernorm", "norm_f"):
         found = getattr(decoder, name, None)
         if found is not None and getattr(found, "weight", None) is not None:
             return found
-    raise WorkFailed(f"no final norm is known in {type(model).__name__}; use the temperature's task YAML")
+    raise WorkFailed(f"{type(model).__name__} has no final norm of a known name; use the artifact's task YAML instead")

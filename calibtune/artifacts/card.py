@@ -1,4 +1,4 @@
-"""Describe an artifact to people: the Hugging Face model card, and what is printed after a fit."""
+"""Describe an artifact: the Hugging Face model card, and the summary printed after a fit."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ from pathlib import Path
 from calibtune.artifacts.manifest import MANIFEST, Artifact, own_tokenizer
 from harness_ext.registry import METRICS
 
-#: What a fit says about itself, under the names that a leaderboard shows.
+#: Metrics in card and summary, with their titles.
 SHOWN = {name: METRICS[name].title for name in ("acc", "conf_ece_10", "cw_ece_10", "nll")}
 
 
 def model_card(artifact: Artifact) -> str:
-    """Return a model card whose model-index holds the held-out numbers after the fit, with those before in its text."""
+    """Return a model card with the held-out metrics before and after the fit.
+
+    The card's model-index has the metrics after the fit.
+    """
     from huggingface_hub import EvalResult, ModelCardData
 
     task = ", ".join(artifact.tasks)
@@ -68,7 +71,7 @@ def _numbers(artifact: Artifact, rows: list[str]) -> str:
 
 
 def usage(artifact: Artifact) -> str:
-    """Return how to evaluate the artifact with the harness alone."""
+    """Return the lm_eval command that evaluates the artifact, as Markdown."""
     tokenizer = ",tokenizer=THIS_FOLDER" if own_tokenizer(artifact) else ""
     if artifact.kind == "temperature":
         peft = f",peft={artifact.adapter}" if artifact.adapter else ""
@@ -84,7 +87,7 @@ def usage(artifact: Artifact) -> str:
 
 
 def summary(artifact: Artifact, output: Path) -> str:
-    """Return what came out of a fit, where it lies, and what to type next."""
+    """Return the text printed after a fit: metrics, output folder and the next command."""
     lines = [
         f"{artifact.method} in {artifact.seconds:.0f} s, {len(artifact.documents['held_out'])} questions "
         f"({_measured_on(artifact)}):"

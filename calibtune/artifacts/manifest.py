@@ -1,4 +1,4 @@
-"""Write and read an artifact's manifest, which says what was fitted, how and on what."""
+"""Write and read an artifact's manifest: model, recipe, documents, metrics and versions."""
 
 from __future__ import annotations
 
@@ -29,24 +29,24 @@ class Artifact:
     An artifact can be given wherever its folder can.
     """
 
-    #: "adapter" (a PEFT folder), "model" (a whole model) or "temperature" (temperature.json, perhaps on an adapter).
+    #: "adapter" (PEFT), "model" (full weights) or "temperature" (T of a base model or an adapter).
     kind: str
     method: str
     model: str
-    #: Commit of the base model on the hub, None for a local folder.
+    #: Commit of the base model on the hub; None for a local folder.
     revision: str | None
     tasks: tuple[str, ...]
     seed: int
     recipe: dict[str, Any] = field(repr=False)
     #: Hashes of the documents by role: "train" and "held_out".
     documents: dict[str, list[str]] = field(repr=False)
-    #: Numbers of the held-out questions before and after, under the harness's names.
+    #: Metrics on the held-out questions before and after the fit, by the harness's names.
     before: dict[str, float]
     after: dict[str, float]
     versions: dict[str, str] = field(repr=False)
     seconds: float
     peak_memory_gib: float | None
-    #: The fitted temperature, None for other methods.
+    #: The fitted temperature; None for other methods.
     temperature: dict[str, Any] | None = None
     #: Of the base model's weights; see :mod:`calibtune.models.fingerprint`. None where they were not at hand.
     fingerprint: str | None = None
@@ -92,14 +92,17 @@ class Artifact:
 
     @property
     def spec(self) -> ModelSpec:
-        """The base model as the fit loaded it; its code is trusted only where the user says so now."""
+        """Return the base model as the fit loaded it, but without trust in remote code.
+
+        A manifest can come from someone else, so only the present user may grant that trust.
+        """
         names = {item.name for item in dataclasses.fields(ModelSpec)} - {"name", "revision", "trust_remote_code"}
         kept = {name: self.recipe[name] for name in names if name in self.recipe}
         return ModelSpec(name=self.model, revision=self.revision, **kept)
 
     @property
     def adapter(self) -> str | None:
-        """The folder of the adapter that a temperature was fitted on, None where there is none."""
+        """Return the folder of the adapter that a temperature was fitted on, or None."""
         return self.recipe.get("artifact")
 
 
@@ -107,30 +110,31 @@ def read_artifact(folder: Path) -> Artifact:
     """Read an artifact's manifest.
 
     Raises:
-        UserError: The folder holds none, or not a whole one.
+        UserError: The folder has no manifest, or it lacks keys.
     """
     if not (folder / MANIFEST).is_file():
         raise UserError(
-            f"{folder} holds no {MANIFEST}, so it is no finished artifact; finish it with the same `calibtune fit` and "
-            "--resume, or give another folder"
+            f"{folder} has no {MANIFEST}, so it is no finished artifact; finish the fit by running the same command "
+            "with --resume, or give another folder"
         )
     values = read_json(folder / MANIFEST)
     names = {item.name for item in dataclasses.fields(Artifact)} - {"folder"}
     if missing := names - values.keys() - {"fingerprint"}:
         raise UserError(
-            f"{folder / MANIFEST} has no {sorted(missing)}; it was not written by this calibtune, fit again"
+            f"{folder / MANIFEST} lacks the keys {', '.join(sorted(missing))}, so another version of calibtune wrote "
+            "it; fit again with this version"
         )
     values["tasks"] = tuple(values["tasks"])
     return Artifact(**{name: values[name] for name in names & values.keys()}, folder=folder)
 
 
 def write_manifest(artifact: Artifact, folder: Path) -> None:
-    """Write an artifact's manifest, last of all its files: where it lies, the artifact is whole."""
+    """Write an artifact's manifest; write it last, because it marks the artifact as finished."""
     write_json(folder / MANIFEST, {"calibtune": __version__, **artifact.record()})
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of what a fit's numbers depend on, as far as installed."""
+    """Return the versions of the installed packages that a fit's results depend on."""
     found = {}
     for name in PACKAGES:
         try:
@@ -141,13 +145,13 @@ def versions() -> dict[str, str]:
 
 
 def base_model(model: str | None, artifact: Artifact | None) -> str:
-    """Return the base to load: the one asked for, or the artifact's.
+    """Return the base model to load: ``model`` if given, else the artifact's.
 
     Whether another folder holds the same model is told by its weights; see
     :func:`calibtune.models.fingerprint.check_fingerprint`.
 
     Raises:
-        UserError: Neither is given, or the artifact has no fingerprint and was made for a base of another name.
+        UserError: Neither is given, or the artifact has no fingerprint and was fitted on a base model of another name.
     """
     if artifact is None or not artifact.model:
         if not model:
@@ -155,15 +159,15 @@ def base_model(model: str | None, artifact: Artifact | None) -> str:
         return model
     if model and artifact.fingerprint is None and Path(model).name != Path(artifact.model).name:
         raise UserError(
-            f"the artifact was fitted on {artifact.model}, not on {model}; give --model {artifact.model}, or fit one "
-            f"for {model}"
+            f"the artifact was fitted on {artifact.model}, not on {model}; give --model {artifact.model}, or an "
+            f"artifact fitted on {model}"
         )
     return model or artifact.model
 
 
 def own_tokenizer(artifact: Artifact) -> bool:
-    """Return whether the artifact is asked through its own tokenizer: the base's has no chat template, that one has.
+    """Return whether the artifact needs its own tokenizer, because the base's has no chat template.
 
-    A temperature from a samples file saw no tokenizer.
+    A temperature fitted on a samples file never needs one.
     """
     return bool(artifact.recipe.get("chat_template")) and not artifact.recipe.get("samples")

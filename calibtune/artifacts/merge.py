@@ -1,4 +1,4 @@
-"""Put an adapter into its base model's weights."""
+"""Merge an adapter into its base model's weights."""
 
 from __future__ import annotations
 
@@ -15,22 +15,25 @@ from calibtune.models.loading import load_base
 
 
 def merge(folder: Path, output: Path, dequantized: bool, overwrite: bool, trust_remote_code: bool = False) -> None:
-    """Put an adapter into its base model's weights.
+    """Merge an adapter into its base model's weights.
 
     Args:
-        folder: What ``calibtune fit`` wrote; an adapter.
-        output: Folder of the new model, an ordinary one for transformers.
-        dequantized: Merge into the 4-bit base's de-quantized weights, which the adapter was trained on, rather than
-            into the original ones; never into 4-bit itself, which would round the sum again.
-        overwrite: Remove what lies in ``output``.
+        folder: Output folder of ``calibtune fit``, with an adapter.
+        output: Folder of the new model, which transformers loads.
+        dequantized: Merge into the de-quantized 4-bit weights, on which the adapter was trained,
+            instead of the original weights. The sum itself is never quantized again.
+        overwrite: Remove existing files in ``output``.
         trust_remote_code: Run code that comes with the base model.
 
     Raises:
-        UserError: The artifact is no adapter, or was not trained on a 4-bit base where ``dequantized`` is asked for.
+        UserError: The artifact is not an adapter, or ``dequantized`` is set and the adapter was not
+            trained on a 4-bit base.
     """
     artifact = read_artifact(folder)
     if artifact.kind != "adapter":
-        raise UserError(f"{folder} is a {artifact.kind}, and only adapters can be merged; see `calibtune bake` for T")
+        raise UserError(
+            f"{folder} is a {artifact.kind}, and only adapters can be merged; bake a temperature with `calibtune bake`"
+        )
     if dequantized and artifact.recipe["quantization"] != "nf4":
         raise UserError(f"--dequantized: {folder} was not trained on a 4-bit base; leave it out")
     check_model_output(output, overwrite, folder, artifact)
@@ -41,7 +44,7 @@ def merge(folder: Path, output: Path, dequantized: bool, overwrite: bool, trust_
     model = load_base(spec)
     if dequantized:
         model = model.dequantize()
-    # safe_merge looks for NaN in the sum before it takes the base's place.
+    # safe_merge checks the merged weights for NaN.
     merged = load_adapter(model, folder).merge_and_unload(safe_merge=True)
     tokenizer = own_or_base_tokenizer(folder, spec)
     refuse_existing(output, overwrite)

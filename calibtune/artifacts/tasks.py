@@ -1,4 +1,4 @@
-"""Write task YAMLs that evaluate a temperature in the harness: raw and scaled letters from the same forward passes."""
+"""Write task YAMLs that give raw and temperature-scaled metrics from the same forward passes."""
 
 from __future__ import annotations
 
@@ -9,16 +9,18 @@ import yaml
 from calibtune.data.tasks import installed_tasks
 from calibtune.files import write_text
 
-#: What is added to a task's name.
+#: Suffix of a scaled task's name.
 SUFFIX = "_scaled"
 
 
 def write_scaled_tasks(folder: Path, temperature: float) -> list[str]:
-    """Write a YAML for each installed letter task, for ``lm_eval --include_path FOLDER --tasks NAME_scaled``.
+    """Write a scaled YAML for each installed letter task.
+
+    Use them with ``lm_eval --include_path FOLDER --tasks NAME_scaled``.
 
     Args:
-        folder: Where to write.
-        temperature: T of the pipeline ``scaled``; the pipeline ``none`` stays raw.
+        folder: Folder of the YAMLs.
+        temperature: T of the filter pipeline ``scaled``; the pipeline ``none`` gives raw metrics.
 
     Returns:
         The names of the tasks written.

@@ -1,4 +1,4 @@
-"""Write whole models: where they may lie, with which tokenizer, and all of them or nothing."""
+"""Write whole models with their tokenizers, completely or not at all."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ SAME = 1e-3
 
 
 def check_model_output(output: Path, overwrite: bool, folder: Path, artifact: Artifact) -> None:
-    """Refuse an output folder before the model is loaded; what lies there is removed when the new one is ready.
+    """Check the output folder before the model is loaded; old files are removed only before writing.
 
     Raises:
-        UserError: It holds files and ``overwrite`` is off, or what is read lies in it.
+        UserError: The folder has files and ``overwrite`` is off, or it contains a folder that the
+            command reads.
     """
     if overwrite:
         keep_inputs(output, Path.cwd(), folder, artifact.model, artifact.adapter)
@@ -33,7 +34,7 @@ def check_model_output(output: Path, overwrite: bool, folder: Path, artifact: Ar
 
 
 def own_or_base_tokenizer(folder: Path, spec: ModelSpec) -> Any:
-    """Return the tokenizer that lies in a folder, or the base model's."""
+    """Return the tokenizer in a folder if there is one, else the base model's."""
     from transformers import AutoTokenizer
 
     if (folder / "tokenizer_config.json").is_file():
@@ -42,11 +43,17 @@ def own_or_base_tokenizer(folder: Path, spec: ModelSpec) -> Any:
 
 
 def save_model(model: Any, tokenizer: Any, output: Path, origin: Mapping[str, Any]) -> None:
-    """Write a model with its tokenizer, load it again, and last write the file that says what it was made of.
+    """Write a model and its tokenizer, load the model again as a check, and at last write ``calibtune-origin.json``.
+
+    Args:
+        model: The model.
+        tokenizer: Its tokenizer.
+        output: Folder to write.
+        origin: Content of ``calibtune-origin.json``: base model, method and parameters.
 
     Raises:
-        WorkFailed: The folder cannot be written, the disk is full, or the model that was written gives other logits
-            than the one in memory; nothing is left there.
+        WorkFailed: The folder cannot be written, the disk is full, or the written model gives other logits than the
+            one in memory; the folder is then removed.
     """
     try:
         output.mkdir(parents=True, exist_ok=True)
@@ -55,7 +62,7 @@ def save_model(model: Any, tokenizer: Any, output: Path, origin: Mapping[str, An
         check_written(model, output)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(output, ignore_errors=True)
-        raise WorkFailed(f"{output} cannot be written ({error}); free space there, or give another folder") from error
+        raise WorkFailed(f"{output} cannot be written ({error}); free disk space or give another --output") from error
     except UserError:
         shutil.rmtree(output, ignore_errors=True)
         raise

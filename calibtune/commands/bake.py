@@ -1,9 +1,9 @@
-"""Put a temperature into a model's weights: plain serving then gives the scaled letters.
+"""Bake a temperature into a model's weights, so that any server gives calibrated letters.
 
   python -m calibtune bake --artifact runs/temperature --output models/scaled
 
-All logits are divided by T, not those of letters alone; greedy decoding is unchanged, sampled text becomes as much
-more or less random as T says.
+All logits are divided by T, not only the letters'. Greedy decoding does not change; sampled text
+becomes more random if T > 1 and less random if T < 1.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from pathlib import Path
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("--artifact", type=Path, required=True, metavar="DIR", help="what --method temperature wrote")
+    parser.add_argument("--artifact", type=Path, required=True, metavar="DIR", help="output of fit with a temperature")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder of the new model")
     parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the base model")
-    parser.add_argument("--overwrite", action="store_true", help="remove what lies in --output")
+    parser.add_argument("--overwrite", action="store_true", help="remove existing files in --output")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Bake."""
+    """Bake the temperature and print the next command."""
     from calibtune.artifacts.bake import bake
 
     bake(args.artifact, args.output, args.overwrite, args.trust_remote_code)

@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output", type=Path, default=Path("calibtune-demo"), metavar="DIR", help="(default: %(default)s)"
     )
-    parser.add_argument("--overwrite", action="store_true", help="remove what lies in --output")
+    parser.add_argument("--overwrite", action="store_true", help="remove existing files in --output")
     parser.add_argument("--rebuild", action="store_true", help="make the two shipped checkpoints again, into --output")
 
 

@@ -1,10 +1,11 @@
-"""Put an adapter into its base model's weights: an ordinary model, for serving.
+"""Merge an adapter into its base model's weights, for serving.
 
   python -m calibtune merge --artifact runs/rcft --output models/rcft
   python -m calibtune merge --artifact runs/qlora --dequantized --output models/qlora   # 4-bit base, de-quantized
 
-A model trained as QLoRA is, strictly, base in 4-bit plus adapter; the de-quantized merge is closest to that, the merge
-into the original weights differs a little more. Fit and report a temperature on exactly the model that is served.
+A QLoRA adapter is trained on a 4-bit base. A merge with --dequantized is closest to the trained
+model; a merge into the original weights differs a little more. Fit and report a temperature on the
+model that you serve.
 """
 
 from __future__ import annotations
@@ -16,15 +17,15 @@ from pathlib import Path
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("--artifact", type=Path, required=True, metavar="DIR", help="adapter that calibtune fit wrote")
+    parser.add_argument("--artifact", type=Path, required=True, metavar="DIR", help="output of fit with an adapter")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder of the merged model")
     parser.add_argument("--dequantized", action="store_true", help="merge into the 4-bit base's de-quantized weights")
     parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the base model")
-    parser.add_argument("--overwrite", action="store_true", help="remove what lies in --output")
+    parser.add_argument("--overwrite", action="store_true", help="remove existing files in --output")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Merge."""
+    """Merge the adapter and print the next command."""
     from calibtune.artifacts.merge import merge
 
     merge(args.artifact, args.output, args.dequantized, args.overwrite, args.trust_remote_code)

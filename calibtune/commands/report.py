@@ -1,7 +1,7 @@
-"""One page, figures and tables from the folders that lm_eval wrote: no model, no GPU.
+"""Write a report with figures and tables from lm_eval's output, without a model or GPU.
 
-Each DIR is a folder written with --log_samples --output_path; it may hold several models' runs. The first is what the
-others are compared to, question by question.
+Each DIR is a folder that lm_eval wrote with --log_samples --output_path; it may have runs of
+several models. All other runs are compared with the first one, question by question.
 
   python -m calibtune report runs/base runs/cft runs/rcft --output runs/report
   python -m calibtune report out --base out/my-model --label base --label cft --output report
@@ -20,14 +20,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder to write the report to")
     parser.add_argument(
-        "--base", metavar="DIR", help="folder or label of the run to compare to (default: the first folder's earliest)"
+        "--base",
+        metavar="DIR",
+        help="folder or label of the run to compare with (default: the earliest of the first folder)",
     )
     parser.add_argument("--label", action="append", default=[], metavar="NAME", help="name of a run; once for each run")
     parser.add_argument("--overwrite", action="store_true", help="replace what is in the output folder")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write the report and say where it lies."""
+    """Write the report and print the paths of its files."""
     from tqdm import tqdm
 
     from calibtune.api import report
@@ -60,7 +62,7 @@ def _summary(output: Path) -> str:
     if methods == 1 and results["tasks"]:
         model = results["methods"][0]["model"]
         task = max(results["tasks"], key=lambda name: bool(results["tasks"][name]["pooled"]))
-        lines[-1] += "; to mend the calibration:"
+        lines[-1] += "; to improve calibration, run:"
         lines.append(
             f"  python -m calibtune fit --method temperature --model {model} --tasks {task} --output temperature"
         )

@@ -1,10 +1,10 @@
-"""Recompute every calibration number from lm_eval's samples files: no model, no GPU.
+"""Recompute all calibration metrics from lm_eval's samples files, without a model or GPU.
 
 SAMPLES is a samples_<task>_<date>.jsonl file or a folder that lm_eval wrote with --log_samples --output_path.
 
   python -m calibtune rescore out
   python -m calibtune rescore out --bins 15 --edge right     # the bins of Guo et al. 2017
-  python -m calibtune rescore out --temperature 1.7          # as if the letters had been cooled by T = 1.7
+  python -m calibtune rescore out --temperature 1.7          # with temperature scaling at T = 1.7
 """
 
 from __future__ import annotations
@@ -20,10 +20,15 @@ from harness_ext.binning import equal_width_edges
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("samples", nargs="+", type=Path, metavar="SAMPLES", help="samples files, or folders of them")
-    parser.add_argument("--bins", nargs="+", type=int, default=[10, 14], metavar="M", help="bins (default: 10 14)")
+    parser.add_argument("samples", nargs="+", type=Path, metavar="SAMPLES", help="samples files or folders")
     parser.add_argument(
-        "--edge", choices=("left", "right"), default="left", help="bins closed on the left, [a, b), or right, (a, b]"
+        "--bins", nargs="+", type=int, default=[10, 14], metavar="M", help="numbers of bins (default: 10 14)"
+    )
+    parser.add_argument(
+        "--edge",
+        choices=("left", "right"),
+        default="left",
+        help="bins closed on the left, [a, b), or on the right, (a, b] (default: left)",
     )
     parser.add_argument(
         "--temperature",
@@ -35,12 +40,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the numbers of each file."""
+    """Print the metrics of each file."""
     from calibtune.api import load_samples
     from calibtune.metrics import summary
 
     for bins in args.bins:
-        equal_width_edges(bins)  # which refuses numbers that no file need be read for
+        equal_width_edges(bins)  # fails for a bad number before any file is read
     output: dict[str, dict[str, Any]] = {}
     for path in args.samples:
         for samples in load_samples(path):
@@ -51,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
                 key = f"{samples.path}, filter {name}" if len(filters) > 1 else str(samples.path)
                 output[key] = {"task": samples.task, "questions": len(samples.labels), "temperature": t, **numbers}
     if args.json:
-        # JSON has no NaN, which the AUROC of a model that is always right would be.
+        # JSON has no NaN; AUROC is NaN if all answers are right.
         finite = {f: {k: None if v != v else v for k, v in numbers.items()} for f, numbers in output.items()}
         print(json.dumps(finite, indent=2), file=args.stdout)
     else:

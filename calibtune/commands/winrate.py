@@ -1,8 +1,8 @@
-r"""Win rates by a judge: AlpacaEval and Arena-Hard.
+r"""Compute win rates by an LLM judge: AlpacaEval and Arena-Hard.
 
-Each benchmark writes winrate_<benchmark>.json and a results file of lm_eval into --output DIR.
+Each benchmark writes winrate_<benchmark>.json and a results file in lm_eval's format to --output.
 
-  python -m calibtune winrate alpaca-eval --annotations annotations.json --output out     # recorded: no judge, no model
+  python -m calibtune winrate alpaca-eval --annotations annotations.json --output out     # no judge, no model
   python -m calibtune winrate alpaca-eval --model M --artifact adapter --instructions alpaca_eval.json \
       --reference gpt4_outputs.json --judge gpt-4-1106-preview --output out               # key in OPENAI_API_KEY
   python -m calibtune winrate alpaca-eval --model M --artifact adapter --instructions alpaca_eval.json \
@@ -24,54 +24,61 @@ if TYPE_CHECKING:
     from calibtune.winrate.answers import Model, Settings
     from calibtune.winrate.results import Result
 
-#: What a run with a judge cannot do without.
+#: Options that a run with a judge requires.
 JUDGED = ("model", "instructions", "reference", "judge")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the two benchmarks and their arguments."""
+    """Declare both benchmarks and their arguments."""
     benchmarks = parser.add_subparsers(dest="benchmark", metavar="BENCHMARK", required=True)
-    _alpaca_arguments(benchmarks.add_parser("alpaca-eval", help="against reference answers or another model"))
-    _arena_arguments(benchmarks.add_parser("arena-hard", help="answers and judgments in a checkout of its tool"))
+    _alpaca_arguments(benchmarks.add_parser("alpaca-eval", help="compare with reference answers or a model"))
+    _arena_arguments(benchmarks.add_parser("arena-hard", help="use answers and judgments in its checkout"))
 
 
 def _alpaca_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--annotations", type=Path, metavar="FILE", help="recorded annotations, instead of a judge")
+    parser.add_argument("--annotations", type=Path, metavar="FILE", help="recorded annotations instead of a judge")
     _model_arguments(parser)
-    parser.add_argument("--instructions", type=Path, metavar="FILE", help="JSON objects with instruction")
-    parser.add_argument("--reference", metavar="FILE|MODEL", help="outputs file, or the model to compare with")
-    parser.add_argument("--judge", metavar="NAME", help="a judge of alpaca-eval, or the name of any chat model")
-    parser.add_argument("--judge-base-url", metavar="URL", help="an OpenAI-compatible endpoint (default: OpenAI's)")
+    parser.add_argument("--instructions", type=Path, metavar="FILE", help="JSON list of objects with instruction")
+    parser.add_argument("--reference", metavar="FILE|MODEL", help="outputs file or model to compare with")
+    parser.add_argument("--judge", metavar="NAME", help="a judge of alpaca-eval, or the name of a chat model")
+    parser.add_argument("--judge-base-url", metavar="URL", help="OpenAI-compatible endpoint (default: OpenAI's)")
     parser.add_argument(
-        "--judge-key-env", default="OPENAI_API_KEY", metavar="VAR", help="environment variable that holds the key"
+        "--judge-key-env",
+        default="OPENAI_API_KEY",
+        metavar="VAR",
+        help="environment variable with the API key (default: OPENAI_API_KEY)",
     )
-    parser.add_argument("--judge-workers", type=int, default=8, metavar="N", help="requests in flight at once")
-    parser.add_argument("--judge-retries", type=int, default=5, metavar="N", help="further attempts after a failure")
+    parser.add_argument("--judge-workers", type=int, default=8, metavar="N", help="parallel requests (default: 8)")
     parser.add_argument(
-        "--judge-timeout", type=float, default=120.0, metavar="SECONDS", help="longest wait for a reply"
+        "--judge-retries", type=int, default=5, metavar="N", help="attempts after a failed request (default: 5)"
     )
-    parser.add_argument("--both-orders", action="store_true", help="judge each pair twice, each answer first once")
-    parser.add_argument("--limit", type=int, metavar="N", help="the first N instructions only")
-    parser.add_argument("--compare", type=Path, metavar="FILE", help="another run's annotations.json, paired")
+    parser.add_argument(
+        "--judge-timeout", type=float, default=120.0, metavar="SECONDS", help="longest wait for a reply (default: 120)"
+    )
+    parser.add_argument("--both-orders", action="store_true", help="judge each pair in both orders of the answers")
+    parser.add_argument("--limit", type=int, metavar="N", help="use only the first N instructions")
+    parser.add_argument("--compare", type=Path, metavar="FILE", help="annotations.json of another run to compare with")
 
 
 def _arena_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--bench", type=Path, required=True, metavar="DIR", help="checkout of arena-hard-auto, or data")
+    parser.add_argument(
+        "--bench", type=Path, required=True, metavar="DIR", help="checkout of arena-hard-auto or its data"
+    )
     parser.add_argument("--name", help="the model's name in the checkout (default: from --model and --artifact)")
     _model_arguments(parser)
-    parser.add_argument("--judge", metavar="NAME", help="whose judgments, where there are several judges")
-    parser.add_argument("--category", help="questions of one category, where baselines differ")
-    parser.add_argument("--compare", metavar="NAME", help="another model judged there, paired")
+    parser.add_argument("--judge", metavar="NAME", help="judge to use, if there are judgments of several")
+    parser.add_argument("--category", help="category of questions to use, if baselines differ between categories")
+    parser.add_argument("--compare", metavar="NAME", help="another judged model to compare with")
 
 
 def _model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--output", type=Path, required=True, metavar="DIR", help="results, and what a run resumes from"
+        "--output", type=Path, required=True, metavar="DIR", help="folder of the results; a rerun resumes from it"
     )
     parser.add_argument("--model", metavar="M", help="hub id or folder of the base model")
-    parser.add_argument("--artifact", type=Path, metavar="DIR", help="adapter on top of it")
-    parser.add_argument("--model-args", default="", metavar="K=V,..", help="more of lm_eval's, such as dtype=bfloat16")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)")
+    parser.add_argument("--artifact", type=Path, metavar="DIR", help="adapter on the base model")
+    parser.add_argument("--model-args", default="", metavar="K=V,..", help="lm_eval model arguments: dtype=bfloat16")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda if available)")
     parser.add_argument(
         "--batch-size", default="1", metavar="N", help="answers generated at once, or auto (default: 1)"
     )
@@ -79,11 +86,11 @@ def _model_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the benchmark asked for, write its files and print the harness's table."""
+    """Run a benchmark, write its files and print the harness's table."""
     from calibtune.winrate import results
 
     if args.artifact and not args.model:
-        raise UserError(f"--artifact {args.artifact} needs its base model; give --model")
+        raise UserError(f"--artifact {args.artifact} needs its base model; give it as --model")
     result = _alpaca_eval(args) if args.benchmark == "alpaca-eval" else _arena_hard(args)
     if result is not None:
         results.write(result, args.output)
@@ -98,20 +105,20 @@ def _alpaca_eval(args: argparse.Namespace) -> Result:
         extra = [f"--{name.replace('_', '-')}" for name in (*JUDGED, "both_orders", "limit") if getattr(args, name)]
         if extra:
             raise UserError(
-                f"--annotations {args.annotations} needs no judge and no model; leave out {', '.join(extra)}"
+                f"--annotations {args.annotations} is used without judge and model; leave out {', '.join(extra)}"
             )
         return runs.alpaca_result(alpaca.read_annotations(args.annotations), args.compare)
     lacking = [f"--{name}" for name in JUDGED if not getattr(args, name)]
     if lacking:
-        raise UserError(f"winrate alpaca-eval lacks {', '.join(lacking)}; give these, or --annotations FILE alone")
+        raise UserError(f"winrate alpaca-eval needs {', '.join(lacking)} too; give them, or only --annotations FILE")
     from calibtune.winrate.judge import Endpoint
 
     _refuse_below(args, 1, "judge_workers", "limit")
     _refuse_below(args, 0, "judge_retries")
     if not args.judge_timeout > 0:
-        raise UserError(f"--judge-timeout {args.judge_timeout:g} is not above 0; give seconds")
+        raise UserError(f"--judge-timeout {args.judge_timeout:g} is not above 0; give a number of seconds")
     patience = {"timeout": args.judge_timeout, "retries": args.judge_retries, "workers": args.judge_workers}
-    # Before hours of generation: is there a key, and are the inputs there?
+    # Fail before hours of generation if the key or an input file is missing.
     endpoint = Endpoint.from_environment(args.judge_base_url, args.judge_key_env, **patience)
     instructions = runs.read_instructions(args.instructions, args.limit)
     model, settings = _model(args), _settings(args)
@@ -130,7 +137,9 @@ def _arena_hard(args: argparse.Namespace) -> Result | None:
     bench = arena.open_bench(args.bench)
     if not args.model:
         if not args.name:
-            raise UserError("winrate arena-hard needs --name of a judged model, or --model to answer the questions")
+            raise UserError(
+                "winrate arena-hard has no model; give --name of a judged model, or --model to answer the questions"
+            )
         return runs.arena_result(bench, args.name, args.judge, args.category, args.compare)
     model = _model(args)
     name = args.name or model.name
@@ -152,7 +161,10 @@ def _model(args: argparse.Namespace) -> Model:
     for pair in filter(None, args.model_args.split(",")):
         name, equals, value = pair.partition("=")
         if not equals or name in ("pretrained", "peft"):
-            raise UserError(f"--model-args {pair} is no further K=V; give --model and --artifact by themselves")
+            raise UserError(
+                f"--model-args {pair} is not an argument K=V, or it is the model or adapter; give those with --model "
+                "and --artifact"
+            )
         try:
             extra.append((name, json.loads(value.lower() if value in ("True", "False") else value)))
         except json.JSONDecodeError:
@@ -166,7 +178,7 @@ def _settings(args: argparse.Namespace) -> Settings:
     _refuse_below(args, 1, "max_new_tokens")
     size = args.batch_size
     if size != "auto" and not (size.isdigit() and int(size) > 0):
-        raise UserError(f"--batch-size {size} is no number above 0; give one, or auto")
+        raise UserError(f"--batch-size {size} is not a whole number above 0; give such a number or auto")
     return Settings(args.max_new_tokens, size if size == "auto" else int(size), args.device)
 
 

@@ -94,7 +94,7 @@ def collate(batch: Sequence[TokenExample], pad_id: int, side: str = "right", mul
 
     Args:
         batch: B examples.
-        pad_id: Token to pad with.
+        pad_id: Padding token.
         side: "right" or "left"; the loss is the same.
         multiple: T is made one of it.
 

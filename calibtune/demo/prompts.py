@@ -1,4 +1,4 @@
-"""Any number of the world's prompts as token ids, made from the harness task's own rendering of one per fact."""
+"""Draw any number of the world's prompts as token ids, rendered by the harness task."""
 
 from __future__ import annotations
 
@@ -26,43 +26,47 @@ Ids = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Batch:
-    """B questions in the tokenizer's chat template; with options, as the harness would ask them."""
+    """Hold B questions in the tokenizer's chat template, rendered as the harness renders them."""
 
     #: Prompts, padded on the right, shape (B, T).
     input_ids: Ids
-    #: Tokens of each prompt, shape (B,); the answer is predicted at the last of them.
+    #: Number of tokens of each prompt, shape (B,); the last of them predicts the answer.
     lengths: Ids
     #: Token id of the answer drawn from p*, shape (B,).
     answer: Ids
-    #: Token id of another option, each of the others equally likely, shape (B,).
+    #: Token id of another option, drawn uniformly, shape (B,).
     other: Ids
 
 
 @dataclass(frozen=True)
 class PromptBank:
-    """Every fact in every phrasing, rendered and encoded once; an order of the options only moves four tokens."""
+    """Hold every fact in every phrasing, rendered and encoded once.
+
+    Another order of the options only permutes four tokens, so it needs no new rendering.
+    """
 
     tokenizer: PreTrainedTokenizerFast
-    #: Encoded prompts with the fact's values in their own order, shape (R, T), R facts times phrasings.
+    #: Encoded prompts with the values in the fact's order, shape (R, T); R is facts times phrasings.
     ids: Ids
-    #: Tokens of each, shape (R,).
+    #: Number of tokens of each prompt, shape (R,).
     lengths: Ids
-    #: Where each of the values stands, shape (R, K).
+    #: Position of each value's token in the prompt, shape (R, K).
     places: Ids
-    #: The same questions without options, to be answered by a value; shape (R, U), and tokens of each, shape (R,).
+    #: The same questions without options, answered by a value; shape (R, U).
     open_ids: Ids
+    #: Number of tokens of each question without options, shape (R,).
     open_lengths: Ids
     #: p* of the values, shape (R, K).
     p_star: NDArray[np.float64]
-    #: How often each is asked, shape (R,); sums to 1.
+    #: Probability of each question, shape (R,); sums to 1.
     weights: NDArray[np.float64]
 
     def draw(self, count: int, rng: np.random.RandomState) -> Batch:
-        """Fresh questions: fact and phrasing as often as the world asks, any order, the answer drawn from p*.
+        """Draw questions by their weights, with a random order of options and an answer from p*.
 
         Args:
-            count: B, the questions wanted.
-            rng: Draws all of it.
+            count: Number of questions, B.
+            rng: Source of all draws.
         """
         rows = self._rows(count, rng)
         order = rng.random_sample((count, OPTIONS)).argsort(axis=1)
@@ -74,7 +78,7 @@ class PromptBank:
         return Batch(ids, self.lengths[rows], letters[gold], letters[other])
 
     def draw_open(self, count: int, rng: np.random.RandomState) -> Batch:
-        """Fresh questions without options, as :meth:`draw`; answers are values instead of letters."""
+        """Draw questions without options, as :meth:`draw`; answers are values instead of letters."""
         rows = self._rows(count, rng)
         values = np.take_along_axis(self.ids[rows], self.places[rows], axis=1)
         gold, other = _answers(self.p_star[rows], rng)
@@ -86,7 +90,7 @@ class PromptBank:
 
 
 def _answers(p_star: NDArray[np.float64], rng: np.random.RandomState) -> tuple[Ids, Ids]:
-    """Numbers of an option drawn from p*, shape (B, K), and of one of the others, each shape (B,)."""
+    """Draw an option from p* (B, K), and another one uniformly; return both indices, shape (B,)."""
     shares = p_star.cumsum(axis=1)
     gold = (rng.random_sample((len(p_star), 1)) > shares / shares[:, -1:]).sum(axis=1)
     return gold, (gold + rng.randint(1, OPTIONS, size=len(p_star))) % OPTIONS
@@ -96,10 +100,10 @@ def build_bank(world: Sequence[Fact] | None = None) -> PromptBank:
     """Render and encode the world's prompts with the installed task ``mc_calib_world``.
 
     Args:
-        world: The facts to ask about; all of them where not given.
+        world: The facts to ask about; all facts by default.
 
     Returns:
-        The bank, with the tokenizer made for it.
+        The bank, with its tokenizer.
 
     Raises:
         UserError: The harness does not know the task.
@@ -131,7 +135,7 @@ def build_bank(world: Sequence[Fact] | None = None) -> PromptBank:
 
 
 def _padded(rows: Sequence[Sequence[int]], pad: int) -> tuple[Ids, Ids]:
-    """Rows of tokens as one array, padded on the right, and the length of each."""
+    """Return rows of tokens as one array, padded on the right, and the length of each row."""
     ids = np.full((len(rows), max(map(len, rows))), pad, dtype=np.int64)
     for row, tokens in zip(ids, rows, strict=True):
         row[: len(tokens)] = tokens

@@ -1,4 +1,4 @@
-"""The world's tokenizer: one token a word, one a fixed phrase of the prompt, and a chat template."""
+"""Build the world's tokenizer: one token for each word and each fixed phrase of the prompt."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ CHAT_TEMPLATE = (
 )
 END, PAD, UNKNOWN = "<|end|>", "<|pad|>", "<|unknown|>"
 SPECIAL = (PAD, UNKNOWN, END, "<|system|>", "<|user|>", "<|assistant|>")
-#: The longest prompt is 29 tokens; a few examples before it fit too.
+#: The longest prompt has 29 tokens; this leaves room for a few few-shot examples.
 CONTEXT = 256
 
 
 def words() -> list[str]:
-    """Every word and punctuation mark of the world's questions, letters first, each once."""
+    """Return the distinct words and punctuation marks of the world's questions, letters first."""
     texts = [phrasing.format("") for relation in RELATIONS for phrasing in relation.phrasings]
     marks = [".", "?"]
     asked = [word for text in texts for word in text.replace("?", "").split()]
@@ -30,16 +30,17 @@ def words() -> list[str]:
 
 
 def build_tokenizer(system: str) -> PreTrainedTokenizerFast:
-    """Make the tokenizer; no data are needed, since the world's words are known.
+    """Build the tokenizer from the world's known words, without training data.
 
-    Blanks and line ends only separate words. The system message, ``Options:`` and the request for a letter are one
-    token each: they are the same in every prompt, and a model this small should not spend half its time on them.
+    Whitespace only separates words. The system message, ``Options:`` and the request for a letter
+    are one token each: they are the same in every prompt, and a model this small should not spend
+    half its time on them.
 
     Args:
         system: The tasks' system message.
 
     Returns:
-        The tokenizer; a word of no question becomes the unknown token.
+        The tokenizer; words that occur in no question become the unknown token.
     """
     from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast

@@ -1,4 +1,4 @@
-"""How the two checkpoints come about: pre-training by cross-entropy, then alignment by DPO; from the seed alone."""
+"""Train the two shipped checkpoints from a seed: pre-training, then alignment by DPO."""
 
 from __future__ import annotations
 
@@ -24,27 +24,27 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of training: AdamW, cosine schedule, fresh questions in every step."""
+    """Configure a training stage: AdamW, cosine schedule, new questions in every step."""
 
     steps: int
-    #: Questions with options in a step; pre-training has as many without.
+    #: Questions with options per step; pre-training adds the same number without options.
     questions: int
     learning_rate: float
-    #: Added to the world's own seed, so that the stages see other questions.
+    #: Seed of the questions and of the Trainer; it differs between stages.
     seed: int
     warmup_steps: int = 0
 
 
 PRETRAINING = Stage(steps=3000, questions=64, learning_rate=2e-3, seed=1, warmup_steps=100)
 ALIGNMENT = Stage(steps=150, questions=128, learning_rate=2e-4, seed=2)
-#: DPO's beta, the price of leaving the reference model.
+#: Beta of DPO, the weight of the distance to the reference model.
 BETA = 0.1
-#: Another number of threads sums in another order, and the weights then differ; one is as fast as two at this size.
+#: The number of threads changes the order of sums and thus the weights; two are no faster than one.
 THREADS = 1
 
 
 def new_model(bank: PromptBank, seed: int = 0) -> LlamaForCausalLM:
-    """An untrained Llama for the world's tokenizer, about half a million parameters, tied embeddings."""
+    """Return an untrained Llama of about half a million parameters for the world's tokenizer."""
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=len(bank.tokenizer),
@@ -63,7 +63,7 @@ def new_model(bank: PromptBank, seed: int = 0) -> LlamaForCausalLM:
 
 
 class Steps(torch.utils.data.Dataset):
-    """The questions of each step of a stage; step i's depend on the seed and i alone."""
+    """Draw the questions of each training step, which depend only on seed and step."""
 
     def __init__(self, bank: PromptBank, stage: Stage) -> None:
         self.bank, self.stage = bank, stage
@@ -85,15 +85,15 @@ class Steps(torch.utils.data.Dataset):
 
 
 def at_answer(logits: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Log-probabilities of the whole vocabulary right after each prompt, shape (B, V)."""
+    """Return the log-probabilities of the token after each prompt, shape (B, V)."""
     rows = torch.arange(len(logits))
     return functional.log_softmax(logits[rows, inputs["lengths"] - 1].float(), dim=-1)
 
 
 def pretraining_loss(logits: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Cross-entropy of the answer, plus the mean cross-entropy of the prompt's own tokens, in nats.
+    """Compute the cross-entropy of the answer plus the mean cross-entropy of the prompt, in nats.
 
-    The answer has a weight of its own: as one token of thirty it would be learned last.
+    The answer is weighted separately: as one of about thirty tokens it would be learned last.
 
     Args:
         logits: Shape (B, T, V).
@@ -108,17 +108,17 @@ def pretraining_loss(logits: torch.Tensor, inputs: dict[str, torch.Tensor]) -> t
 def dpo_loss(
     policy: torch.Tensor, reference: torch.Tensor, chosen: torch.Tensor, rejected: torch.Tensor, beta: float
 ) -> torch.Tensor:
-    """Direct preference optimization (Rafailov et al. 2023, Eq 7), for responses of one token.
+    """Compute the DPO loss (Rafailov et al. 2023, Eq 7) for responses of one token.
 
     Args:
-        policy: Log-probabilities under the model that is trained, shape (B, V).
-        reference: Under the model that it started from, shape (B, V).
-        chosen: Token ids of the preferred responses, shape (B,).
-        rejected: Token ids of the others, shape (B,).
+        policy: Log-probabilities under the trained model, shape (B, V).
+        reference: Log-probabilities under the reference model, shape (B, V).
+        chosen: Token ids of the chosen responses, shape (B,).
+        rejected: Token ids of the rejected responses, shape (B,).
         beta: Weight of the distance to the reference, above 0.
 
     Returns:
-        The mean loss in nats, ln 2 where the policy is the reference.
+        The mean loss in nats; ln 2 if the policy equals the reference.
     """
     moved = policy - reference
     margin = moved.gather(1, chosen[:, None]) - moved.gather(1, rejected[:, None])
@@ -126,11 +126,11 @@ def dpo_loss(
 
 
 class StepTrainer(Trainer):
-    """The Trainer on batches that are drawn whole; its dataset's items are steps.
+    """Train on a dataset whose items are the whole batches of each step.
 
     Args:
-        reference: With it, DPO against this model; without, pre-training.
-        **kwargs: Passed on.
+        reference: Reference model of DPO; None means pre-training.
+        **kwargs: Arguments of ``transformers.Trainer``.
     """
 
     def __init__(self, reference: LlamaForCausalLM | None, **kwargs: Any) -> None:
@@ -140,10 +140,11 @@ class StepTrainer(Trainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, torch.Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """The stage's loss. Prompts are padded on the right, so that causal attention needs no mask."""
+        """Compute the stage's loss; right-padded prompts need no mask under causal attention."""
         logits = model(input_ids=inputs["input_ids"]).logits
         if self.reference is None:
-            # Facts are learned without options first, as from text; letters alone stay at ln 4 for much longer.
+            # Questions without options teach the facts; with letters alone, the loss stays near
+            # ln 4 for much longer.
             asked = {name.removeprefix("open_"): value for name, value in inputs.items() if name.startswith("open_")}
             open_logits = model(input_ids=asked["input_ids"]).logits
             return pretraining_loss(logits, inputs) + pretraining_loss(open_logits, asked)
@@ -155,16 +156,16 @@ class StepTrainer(Trainer):
 def train(
     model: LlamaForCausalLM, bank: PromptBank, stage: Stage, reference: LlamaForCausalLM | None = None
 ) -> LlamaForCausalLM:
-    """Run one stage on the CPU, in float32.
+    """Run a training stage on the CPU, in float32.
 
     Args:
-        model: Changed in place.
+        model: The model, trained in place.
         bank: The world's prompts.
-        stage: How long and with what.
-        reference: The model that DPO starts from; pre-training where not given.
+        stage: Steps, batch size, learning rate and seed.
+        reference: Reference model of DPO; None means pre-training.
 
     Returns:
-        The model.
+        The model, in evaluation mode.
     """
     dataset: Sized = Steps(bank, stage)
     threads = torch.get_num_threads()
@@ -197,15 +198,15 @@ def train(
 
 
 def save(model: LlamaForCausalLM, bank: PromptBank, folder: Path) -> LlamaForCausalLM:
-    """Write a checkpoint with weights in float16, which the config asks to load as float32.
+    """Write a checkpoint with float16 weights, whose config says to load them as float32.
 
     Args:
-        model: The model to write; it is not changed.
-        bank: For its tokenizer.
-        folder: Where to.
+        model: The model to write; its weights are not changed.
+        bank: Holder of the tokenizer.
+        folder: Folder of the checkpoint.
 
     Returns:
-        The model as it is loaded from there, so that what follows starts from the very weights that were written.
+        The model loaded from the checkpoint, so that the next stage starts from its rounded weights.
     """
     weights = {name: value.to(torch.float16) for name, value in model.state_dict().items()}
     model.config.dtype, model.config.use_cache = torch.float32, True
@@ -221,19 +222,19 @@ def rebuild(
     pretraining: Stage = PRETRAINING,
     alignment: Stage = ALIGNMENT,
 ) -> tuple[Path, Path]:
-    """Make both checkpoints again.
+    """Train both checkpoints from scratch.
 
-    The same machine, torch and number of threads give the same bytes; another machine, weights that differ by rounding
-    which training then magnifies, and scores that agree within their sampling error.
+    The same machine, torch and number of threads give the same bytes. On another machine, training
+    amplifies rounding differences; the scores then agree within their sampling error.
 
     Args:
         bank: The world's prompts.
-        output: The folder to write ``pretrained`` and ``aligned`` into.
+        output: Folder in which ``pretrained`` and ``aligned`` are written.
         pretraining: The first stage.
-        alignment: The second.
+        alignment: The second stage.
 
     Returns:
-        Both folders.
+        Folders of the pre-trained and the aligned checkpoint.
     """
     pretrained, aligned = output / "pretrained", output / "aligned"
     reference = save(train(new_model(bank), bank, pretraining), bank, pretrained)

@@ -1,4 +1,4 @@
-"""Refuse what cannot be evaluated, before weights are loaded."""
+"""Check an evaluation's input before any weights are loaded."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ LOOKED_AT = 8
 
 
 def check_output(output: Path) -> None:
-    """Refuse an output folder that lm_eval could not write to: it would say nothing, after hours perhaps.
+    """Check that lm_eval can write to the output folder; lm_eval itself reports no error.
 
     Raises:
-        UserError: With what is in the way.
+        UserError: The folder is a file, ends in .json or cannot be written.
     """
     if output.suffix == ".json":
         raise UserError(f"--output {output} ends in .json, which lm_eval takes for a file; give a folder")
     try:
         there = next(path for path in (output, *output.absolute().parents) if path.exists())
         if not there.is_dir():
-            raise UserError(f"--output {output}: {there} is a file; give a folder")
+            raise UserError(f"--output {output} cannot be made: {there} is a file; give a folder")
         with tempfile.TemporaryFile(dir=there) as file:
             file.write(b"\n")
     except OSError as error:
@@ -45,17 +45,18 @@ def check_output(output: Path) -> None:
 
 
 def check_model(spec: ModelSpec, arguments: Mapping[str, Any]) -> Any:
-    """Refuse a model that cannot be evaluated, before any task or weights are loaded.
+    """Check that a model can be evaluated, before any task or weights are loaded.
 
     Args:
         spec: The base model.
-        arguments: lm_eval's, which may name another tokenizer.
+        arguments: Model arguments of lm_eval, which may name another tokenizer.
 
     Returns:
         The tokenizer.
 
     Raises:
-        UserError: See the functions of :mod:`calibtune.models.loading`; or there is no chat template to apply.
+        UserError: See the functions of :mod:`calibtune.models.loading`; or the spec asks for a
+            chat template and the tokenizer has none.
     """
     check_spec(spec)
     config = load_config(spec)
@@ -64,7 +65,7 @@ def check_model(spec: ModelSpec, arguments: Mapping[str, Any]) -> Any:
     if spec.apply_chat_template and not tokenizer.chat_template:
         raise UserError(
             f"the tokenizer of {arguments.get('tokenizer', spec.name)} has no chat template; give "
-            "--no-apply-chat-template, or put a chat_template.jinja beside it"
+            "--no-apply-chat-template, or add a chat_template.jinja to its folder"
         )
     return tokenizer
 
@@ -112,43 +113,46 @@ def warn_of_low_mass(results: Mapping[str, Mapping[str, float]], questions: Mapp
 
 
 def tokenizer_spec(spec: ModelSpec, arguments: Mapping[str, Any]) -> ModelSpec:
-    """Return where the tokenizer is loaded from: the base model, or an artifact whose tokenizer has the template.
+    """Return the spec of the tokenizer: the base model's, or an artifact's with a chat template.
 
     Raises:
-        UserError: The artifact has lost its tokenizer.
+        UserError: The artifact needs its own tokenizer, which is missing.
     """
     spec = dataclasses.replace(spec, apply_chat_template=False, chat_template=None)
     folder = arguments.get("tokenizer", spec.name)
     if folder == spec.name:
         return spec
     if not (Path(folder) / "tokenizer_config.json").is_file():
-        raise UserError(f"{folder} was fitted with a chat template and holds no tokenizer that has it; fit it again")
+        raise UserError(
+            f"{folder} was fitted with a chat template, but its tokenizer is missing; copy or fit the artifact again"
+        )
     return dataclasses.replace(spec, name=folder, revision=None)
 
 
 def check_shots(tasks: Sequence[Any], shots: int | None) -> None:
-    """Refuse more few-shot examples than a task has.
+    """Check that each task has enough few-shot examples.
 
     Raises:
-        UserError: With the task and how many it has.
+        UserError: A task has fewer; the message names it and its number of examples.
     """
     for task in tasks:
-        # A task that sets 0 itself is shown none, whatever is asked for.
+        # The harness gives no examples to a task that sets num_fewshot to 0 itself.
         if not shots or not isinstance(task, ConfigurableTask) or task.get_config("num_fewshot") == 0:
             continue
-        # No question is an example for itself.
+        # A question of the test split cannot be its own example.
         count = len(task.sampler.fewshot_docs()) - (task.fewshot_cfg.split == task.config.test_split)
         if shots > count:
             raise UserError(
-                f"--num-fewshot {shots}: task {task.task_name} has {max(count, 0)} examples; give no more than that"
+                f"--num-fewshot {shots} is more than the {max(count, 0)} examples of task {task.task_name}; give at "
+                "most that number"
             )
 
 
 def check_disjoint(tasks: Sequence[Any], artifact: Artifact | None) -> None:
-    """Refuse to evaluate an artifact on documents that it was fitted on.
+    """Check that an artifact is not evaluated on documents that it was fitted on.
 
     Raises:
-        UserError: With the task, the count and the first such question.
+        UserError: A task has such documents; the message gives their number and the first one.
     """
     if artifact is None:
         return

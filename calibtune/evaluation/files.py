@@ -1,4 +1,4 @@
-"""Write lm_eval's result and sample files, and make sure that they are whole."""
+"""Write lm_eval's results and samples files, and check that they are complete."""
 
 from __future__ import annotations
 
@@ -12,13 +12,18 @@ from calibtune.files import read_json
 
 
 def save_results(tracker: EvaluationTracker, results: dict[str, Any], samples: dict[str, list[Any]]) -> Path:
-    """Write lm_eval's files, and make sure of it: lm_eval logs what goes wrong there and goes on.
+    """Write lm_eval's files and check them, because lm_eval only logs a failure to write.
+
+    Args:
+        tracker: lm_eval's tracker, which knows the output folder.
+        results: Results of all tasks.
+        samples: Samples by task.
 
     Returns:
-        The folder that they are in.
+        The folder of the files.
 
     Raises:
-        WorkFailed: A file is missing or not whole.
+        WorkFailed: A file is missing or incomplete.
     """
     tracker.save_results_aggregated(results=results, samples=samples)
     for task in results["configs"]:
@@ -35,6 +40,6 @@ def save_results(tracker: EvaluationTracker, results: dict[str, Any], samples: d
                     raise WorkFailed("some lines are missing")
     except (OSError, UserError) as error:
         raise WorkFailed(
-            f"{file} was not written whole; see whether the disk is full, and run the same command again"
+            f"{file} was not written completely; check whether the disk is full, and run the same command again"
         ) from error
     return folder

@@ -1,4 +1,4 @@
-"""The release gate: does a tuned artifact still prefer what people preferred, as often as its base did?"""
+"""Check that tuning does not lower the win rate on human preference pairs by more than a margin."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ TASK = "ultrafeedback_winrate"
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the paired comparison says; win rates and differences as shares, within [-1, 1]."""
+    """Hold the result of the paired comparison; win rates and differences are shares."""
 
-    #: Win rates (paper Eq 21, summed log-probabilities) on the shared pairs.
+    #: Win rates on the pairs (arXiv 2505.01997, Eq 21, summed log-probabilities), in [0, 1].
     base: float
     tuned: float
     #: ``tuned - base`` and its 95 % paired bootstrap interval.
     difference: float
     low: float
     high: float
-    #: Largest loss that is let pass.
+    #: Largest accepted loss of win rate.
     margin: float
-    #: Pairs compared.
+    #: Number of pairs.
     n: int
-    #: False only if the whole interval lies below ``-margin``.
+    #: False only if the whole interval is below ``-margin``.
     passed: bool
 
     def sentence(self) -> str:
-        """The verdict in words, for the terminal and the report."""
+        """Return the verdict as a sentence, for the terminal and the report."""
         numbers = (
             f"win rate {self.base:.4f} before and {self.tuned:.4f} after tuning, difference {self.difference:+.4f} "
             f"[{self.low:+.4f}, {self.high:+.4f}] on {self.n} pairs"
@@ -48,10 +48,14 @@ class Verdict:
 
 
 def check_base(base_samples: Path, margin: float) -> None:
-    """Refuse what :func:`guard` could not compare with, before the tuned artifact is evaluated; arguments as there.
+    """Check the base model's samples and the margin before the tuned artifact is evaluated.
+
+    Args:
+        base_samples: As in :func:`guard`.
+        margin: As in :func:`guard`.
 
     Raises:
-        UserError: The margin is out of range, or there are no or several such files.
+        UserError: The margin is out of range, or there is not exactly one samples file.
         UserError: The file is missing, damaged or incomplete.
     """
     check_margin(margin)
@@ -59,29 +63,33 @@ def check_base(base_samples: Path, margin: float) -> None:
 
 
 def check_margin(margin: float) -> None:
-    """Refuse a margin that is no share of pairs.
+    """Check that the margin is in [0, 1).
 
     Raises:
-        UserError: With the margin.
+        UserError: The margin is out of range.
     """
     if not 0 <= margin < 1:
-        raise UserError(f"--margin {margin:g} is not within [0, 1); 0.02 lets a loss of two points pass")
+        raise UserError(
+            f"--margin {margin:g} is not within [0, 1); give a share such as 0.02, which accepts a loss of 2 points"
+        )
 
 
 def guard(base_samples: Path, tuned_samples: Path, margin: float) -> Verdict:
-    """Compare base and tuned model on the same preference pairs.
+    """Compare the win rates of base and tuned model on the same preference pairs.
 
     Args:
-        base_samples: ``samples_ultrafeedback_winrate_*.jsonl`` of the base model, or a folder that holds one.
-        tuned_samples: The same of the tuned artifact; pairs are matched by lm_eval's document hash.
-        margin: Loss of win rate that is let pass, within [0, 1): 0.02 lets two points pass.
+        base_samples: ``samples_ultrafeedback_winrate_*.jsonl`` of the base model, or a folder with
+            one such file.
+        tuned_samples: Samples file or folder of the tuned artifact; pairs are matched by lm_eval's
+            document hash.
+        margin: Largest accepted loss of win rate, in [0, 1); 0.02 accepts a loss of two points.
 
     Returns:
-        The verdict; it fails only when the interval says that the loss exceeds the margin.
+        The verdict, which fails only if the whole interval of the loss exceeds the margin.
 
     Raises:
-        UserError: The margin is out of range, a folder holds no or several such files, or the two were not evaluated on
-            the same pairs with the same prompts.
+        UserError: The margin is out of range, a folder does not have exactly one samples file, or
+            the models were not evaluated on the same pairs with the same prompts.
         UserError: A file is damaged or incomplete.
     """
     check_margin(margin)
@@ -96,8 +104,8 @@ def guard(base_samples: Path, tuned_samples: Path, margin: float) -> Verdict:
     other = sum(a != b for a, b in zip(base.prompts, (tuned.prompts[row] for row in order), strict=True))
     if other:
         raise UserError(
-            f"{files[1]} and {files[0]} gave {other} of {len(base.keys)} pairs another prompt; evaluate both with the "
-            "same chat template"
+            f"{files[1]} and {files[0]} have different prompts for {other} of {len(base.keys)} pairs; evaluate both "
+            "with the same chat template"
         )
     wins = base.wins, tuned.wins[order]
     interval = paired_difference(lambda values: float(np.mean(values)), (wins[0],), (wins[1],))
@@ -123,12 +131,12 @@ def _file(path: Path) -> Path:
 
 @dataclass(frozen=True)
 class _Pairs:
-    """The preference pairs of one samples file."""
+    """Hold the preference pairs of one samples file."""
 
     keys: tuple[Key, ...]
-    #: 1.0 where the chosen response is likelier, as the task's ``win_rate``; a tie is no win. Shape (N,).
+    #: Shape (N,): 1.0 if the chosen response is more likely, as in ``win_rate``; a tie is not a win.
     wins: FloatArray
-    #: lm_eval's hash of each prompt.
+    #: Hash of each prompt, from lm_eval.
     prompts: tuple[str | None, ...]
 
 
@@ -136,6 +144,6 @@ def _pairs(path: Path) -> _Pairs:
     rows = read_samples(path)
     answers = rows.log_probs.shape[1]
     if answers != 2:
-        raise UserError(f"{rows.path} holds {answers} answers a row, not two; give {TASK}'s samples")
+        raise UserError(f"{rows.path} has {answers} answers per row, not two; give a samples file of {TASK}")
     wins = (rows.log_probs[:, 0] > rows.log_probs[:, 1]).astype(np.float64)
     return _Pairs(question_keys(rows), wins, rows.prompt_hashes)

@@ -1,1 +1,1 @@
-"""Loading models, adapters and prefix caches; sharded models."""
+"""Load models and adapters, score questions, and support sharded models."""

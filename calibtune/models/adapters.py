@@ -1,4 +1,4 @@
-"""Load finished adapters; unpack the scales of 4-bit layers."""
+"""Load trained adapters, and unpack the scales of 4-bit layers."""
 
 from __future__ import annotations
 
@@ -12,17 +12,21 @@ from calibtune.files import read_json
 
 
 def load_adapter(model: Any, folder: Path) -> Any:
-    """Return a base model with a finished adapter on it, not trainable.
+    """Return a base model with a trained, frozen adapter on it.
 
     Raises:
-        UserError: The folder holds no adapter, or one for a model of another shape.
+        UserError: The folder has no adapter, its weights are damaged, or it does not fit the model.
     """
     from peft import PeftModel
 
     if not (folder / "adapter_config.json").is_file():
-        raise UserError(f"{folder} holds no adapter (no adapter_config.json); give a folder that calibtune fit wrote")
+        raise UserError(
+            f"{folder} holds no adapter (adapter_config.json is missing); give an output folder of `calibtune fit`"
+        )
     if not (folder / "adapter_model.safetensors").is_file():
-        raise UserError(f"{folder} holds no weights (no adapter_model.safetensors); copy or fit the adapter again")
+        raise UserError(
+            f"{folder} holds no weights (adapter_model.safetensors is missing); copy or fit the adapter again"
+        )
     try:
         return PeftModel.from_pretrained(model, str(folder))
     except SafetensorError as error:
@@ -32,14 +36,16 @@ def load_adapter(model: Any, folder: Path) -> Any:
             raise
         base = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
         raise UserError(
-            f"the adapter {folder} does not fit this model; it was made for {base} ({str(error).splitlines()[0]:.120})"
+            f"the adapter {folder} does not fit the base model ({str(error).splitlines()[0]:.120}); give the base that "
+            f"it was trained on, {base}"
         ) from error
 
 
 def unpack_scales(layer: Any) -> None:
-    """Keep a 4-bit layer's block scales in float32; QLoRA's double quantization would unpack them in each pass.
+    """Store a 4-bit layer's block scales in float32, which saves unpacking them in each pass.
 
-    The weights' values stay as they are; each takes .37 bits more memory. Other layers are left alone.
+    This undoes QLoRA's double quantization. The weights' values do not change, but each weight
+    takes .37 bits more memory. Layers without double quantization are not changed.
     """
     state = getattr(getattr(layer, "weight", None), "quant_state", None)
     if state is None or not state.nested:

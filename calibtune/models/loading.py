@@ -1,4 +1,4 @@
-"""Load base models and tokenizers; every refusal comes before any weights are read."""
+"""Load base models and tokenizers, and check a model before its weights are read."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from calibtune.errors import UserError, is_out_of_memory
 from calibtune.models.heads import check_places
 from calibtune.spec import ModelSpec
 
-#: Where configurations keep the context's length, as the harness looks for it.
+#: Names under which configurations store the context length, in the harness's order.
 LENGTHS = ("n_positions", "max_position_embeddings", "n_ctx")
 
 
@@ -32,21 +32,22 @@ def load_tokenizer(spec: ModelSpec) -> Any:
     """Load the model's tokenizer, with the spec's chat template if it names one.
 
     Raises:
-        UserError: There is no such model, or no chat template where one is to be applied.
+        UserError: The model does not exist, the template file cannot be read, or the spec asks for
+            a chat template and there is none.
     """
     tokenizer = _from(AutoTokenizer, spec)
     if spec.chat_template is not None:
         path = Path(spec.chat_template)
         if not path.is_file():
-            raise UserError(f"--chat-template {path} is no file; give one that holds a Jinja template")
+            raise UserError(f"--chat-template {path} is not a file; give a file with a Jinja template")
         try:
             tokenizer.chat_template = path.read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
-            raise UserError(f"--chat-template {path} is not UTF-8 ({error}); write it again as such") from None
+            raise UserError(f"--chat-template {path} is not UTF-8 ({error}); save it as UTF-8") from None
     if spec.apply_chat_template and not tokenizer.chat_template:
         raise UserError(
-            f"the tokenizer of {spec.name} has no chat template; give one with --chat-template FILE, or leave "
-            "--apply-chat-template out"
+            f"the tokenizer of {spec.name} has no chat template; give one with --chat-template FILE, or leave out "
+            "--apply-chat-template"
         )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
@@ -57,7 +58,7 @@ def load_config(spec: ModelSpec) -> Any:
     """Load the model's configuration.
 
     Raises:
-        UserError: There is no such model, or it is not a causal language model.
+        UserError: The model does not exist, or it is not a causal language model.
     """
     config = _from(AutoConfig, spec)
     names = config.architectures or []
@@ -79,10 +80,10 @@ def load_config(spec: ModelSpec) -> Any:
 
 
 def context_length(config: Any, tokenizer: Any) -> int:
-    """Return the model's context in tokens.
+    """Return the model's context length in tokens.
 
     Raises:
-        UserError: The configuration gives less than one, as XLNet's does.
+        UserError: The configuration gives a length below one, as XLNet's does.
     """
     text = config.get_text_config()
     lengths = [getattr(text, name) for name in LENGTHS if getattr(text, name, None)]
@@ -95,11 +96,11 @@ def context_length(config: Any, tokenizer: Any) -> int:
 
 
 def load_base(spec: ModelSpec, dtype: torch.dtype | None = None) -> Any:
-    """Load the base model onto its device, quantized where the spec says so.
+    """Load the base model onto its device, quantized if the spec says so.
 
     Args:
         spec: The model.
-        dtype: Of the weights; by default the spec's precision.
+        dtype: Data type of the weights; the spec's precision by default.
 
     Raises:
         UserError: The model cannot be loaded, or some of its weights are missing.
@@ -109,15 +110,16 @@ def load_base(spec: ModelSpec, dtype: torch.dtype | None = None) -> Any:
     if spec.quantization == "nf4":
         options["quantization_config"] = nf4(dtype)
         options["device_map"] = {"": device(spec.device)}
-    # The base model is scored before FSDP splits it, by all processes; where only the first reads the weights and sends
-    # them then, transformers before 5.23 leaves the others without any until then.
+    # All processes score the base model before FSDP shards it. With RAM-efficient loading only the
+    # first process has weights until then (transformers before 5.23).
     with patch_environment(fsdp_cpu_ram_efficient_loading="false"):
         model, info = _from(AutoModelForCausalLM, spec, **options)
     check_whole(info, spec.name)
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
-            # bitsandbytes 0.50 repacks 4-bit weights at the first scoring on such CPUs, for a kernel without gradients,
-            # and goes on using it in training: adapters would get wrong gradients.
+            # On such CPUs, bitsandbytes 0.50 repacks 4-bit weights at the first pass without
+            # gradients, for a kernel that computes none, and keeps using it in training: adapters
+            # would get wrong gradients.
             module.support_avx512bf16_for_cpu = False
     model = model if spec.quantization == "nf4" else model.to(device(spec.device))
     check_causal(model, spec.name)
@@ -136,8 +138,8 @@ def check_whole(info: Mapping[str, Any], name: str) -> None:
     """
     if missing := sorted(info["missing_keys"]):
         raise UserError(
-            f"--model {name}: {len(missing)} weights that its config.json asks for are not there, such as "
-            f"{missing[0]}; copy the model again"
+            f"--model {name} lacks {len(missing)} weights that its config.json requires, such as {missing[0]}; "
+            "copy the model again"
         )
 
 
@@ -171,7 +173,7 @@ def check_causal(model: Any, name: str) -> None:
 
 
 def nf4(dtype: torch.dtype) -> BitsAndBytesConfig:
-    """Return the configuration of 4-bit NormalFloat with quantized constants (QLoRA), computing in ``dtype``."""
+    """Return the configuration of QLoRA's 4-bit NormalFloat with double quantization."""
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
@@ -181,7 +183,7 @@ def nf4(dtype: torch.dtype) -> BitsAndBytesConfig:
 
 
 def device(name: str | None) -> torch.device:
-    """Return the device of that name, or this process's accelerator, or the CPU."""
+    """Return the device of that name, by default this process's accelerator or the CPU."""
     return torch.device(name) if name else PartialState().device
 
 
@@ -203,40 +205,42 @@ def weights_dtype(spec: ModelSpec) -> torch.dtype:
 
 
 def found_device() -> str:
-    """Return this process's accelerator, or "cpu"; the hf backend's own default is CUDA even where there is none."""
+    """Return this process's accelerator or "cpu"; the hf backend defaults to CUDA even without one."""
     return PartialState().device.type
 
 
 def check_spec(spec: ModelSpec) -> None:
-    """Refuse a device that this machine does not have, and 4 bits without bitsandbytes.
+    """Check that the device exists, and that bitsandbytes is installed for 4 bits.
 
     Raises:
-        UserError: With the device or the package.
+        UserError: The device cannot be used, or bitsandbytes is missing.
     """
     if spec.device is not None:
         try:
             torch.empty(0, device=spec.device)
         except (RuntimeError, AssertionError) as error:
             reason = str(error).splitlines()[0]
-            raise UserError(f"--device {spec.device} cannot be used here: {reason:.120}; leave it out") from error
+            raise UserError(
+                f"--device {spec.device} cannot be used here ({reason:.120}); leave it out or give another device"
+            ) from error
     if spec.quantization == "nf4":
         check_packages(["bitsandbytes"])
 
 
 def check_packages(names: Collection[str]) -> None:
-    """Refuse work that needs packages which are not installed.
+    """Check that packages are installed.
 
     Raises:
-        UserError: With their names.
+        UserError: Some are missing; the message names them.
     """
     missing = sorted(name for name in names if importlib.util.find_spec(name) is None)
     if missing:
-        raise UserError(f"this needs {', '.join(missing)}, not installed here; pip install {' '.join(missing)}")
+        raise UserError(f"this command needs {', '.join(missing)}, not installed here; pip install {' '.join(missing)}")
 
 
 def _from(loader: Any, spec: ModelSpec, **options: Any) -> Any:
     name = spec.name
-    # A name of this form would be taken for a hub id, and the error would be about its letters.
+    # transformers would take such a name for a hub id and complain about its characters.
     if (Path(name).is_absolute() or name.startswith((".", "~"))) and not Path(name).exists():
         raise UserError(f"--model {name} does not exist; give a folder that transformers loads, or a hub id")
     options |= {"trust_remote_code": spec.trust_remote_code}
@@ -249,6 +253,6 @@ def _from(loader: Any, spec: ModelSpec, **options: Any) -> Any:
             raise
         reason = " ".join(str(error).split())
         raise UserError(
-            f"--model {name} cannot be loaded: {reason:.300}; give a folder with its whole config.json, tokenizer and "
-            "*.safetensors, or a hub id"
+            f"--model {name} cannot be loaded: {reason:.300}; give a hub id, or a folder with config.json, tokenizer "
+            "and *.safetensors"
         ) from error

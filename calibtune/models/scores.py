@@ -1,4 +1,4 @@
-"""Score questions: the log-likelihood of each letter under a model, over all processes."""
+"""Compute the log-likelihood of each letter of each question, distributed over all processes."""
 
 from __future__ import annotations
 
@@ -17,35 +17,39 @@ from calibtune.models.prefix import SHORTEST_PREFIX, common, prefix_cache, repea
 from harness_ext.binning import FloatArray
 from harness_ext.ragged import ragged
 
-#: Scoring keeps no activations, so it takes so many times larger batches than training does.
+#: Ratio of scoring to training batch size; scoring keeps no activations, so it needs less memory.
 LARGER = 8
-#: Share of all tokens from which the prompts' common beginning is computed once.
+#: The prompts' common prefix is cached if it makes up at least this share of all tokens.
 LEAST_SHARE = 0.2
 
 
 def score(model: Any, examples: Sequence[TokenExample], pad_id: int, batch_size: int) -> FloatArray:
-    """Letter log-likelihoods of some questions under the present model, each scored once over all processes.
+    """Compute the letter log-likelihoods of N questions under the model's present weights.
+
+    The questions are distributed over all processes.
 
     Args:
-        model: Causal language model, wrapped or not; left in evaluation mode.
+        model: Causal language model, wrapped or not; it is left in evaluation mode.
         examples: N questions.
-        pad_id: Token to pad with.
-        batch_size: In training; a forward pass takes the tokens of ``LARGER`` times so many average questions.
+        pad_id: Padding token.
+        batch_size: Training batch size; a scoring batch has as many tokens as ``LARGER`` times so
+            many questions of average length.
 
     Returns:
-        Shape (N, K), float64, NaN where a question has fewer letters; the same on every process.
+        Shape (N, K), float64, NaN where the letter is absent; the same on every process.
     """
     state = PartialState()
     device = next(model.parameters()).device
     model.eval()
-    # By whole prompts: what they begin with is kept for each, however short the rest is.
+    # Use the lengths of whole prompts: the cached prefix takes memory for each of them.
     lengths = [len(example.input_ids) for example in examples]
     batches = even_batches(lengths, LARGER * batch_size * sum(lengths) / len(lengths))
     shared = examples[0].input_ids[: _shared(examples)]
     cache = prefix_cache(model, shared, device, keeps_logits(model)) if shared else None
     if cache is not None:
         examples = [replace(example, input_ids=example.input_ids[len(shared) :]) for example in examples]
-    # Sharded models need as many forward passes on every process; what is scored twice is written twice.
+    # Sharded models need the same number of forward passes on every process, so the last batch is
+    # repeated; a question scored twice overwrites its own scores.
     batches += batches[-1:] * (-len(batches) % state.num_processes)
     mine = batches[state.process_index :: state.num_processes]
     found: list[tuple[int, list[float]]] = []
@@ -59,12 +63,13 @@ def score(model: Any, examples: Sequence[TokenExample], pad_id: int, batch_size:
 
 
 def _shared(examples: Sequence[TokenExample]) -> int:
-    """Tokens that all prompts begin with, such as a chat template's system prompt; 0 where they are not worth it.
+    """Return the length of the prompts' common prefix, such as a system prompt, or 0.
 
-    Their keys and values are kept for each prompt of a batch, which takes memory, so they must be a part of the work.
+    Keys and values of the prefix take memory for each prompt of a batch. A prefix that saves too
+    little work therefore counts as 0.
     """
     prompts = [example.input_ids for example in examples]
-    # What the first and the last in order have in common, all between them have.
+    # In sorted order, the common prefix of the first and the last prompt is the one of all.
     length = common(min(prompts), max(prompts), 0)
     length = min(length, min(map(len, prompts)) - 1)
     worth = length * len(prompts) >= LEAST_SHARE * sum(map(len, prompts))

@@ -1,4 +1,4 @@
-"""What a fit needs where FSDP or DeepSpeed splits the model over the processes, as accelerate's configuration says."""
+"""Support models that FSDP or DeepSpeed shards over the processes, as configured in accelerate."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from calibtune.errors import UserError, WorkFailed
 
 
 def is_sharded() -> bool:
-    """Whether accelerate was told to split the weights among processes, which takes them out of their layers."""
+    """Return whether accelerate is configured to shard the weights over the processes."""
     return _launched_with("FSDP") or _launched_with("DEEPSPEED")
 
 
@@ -25,28 +25,28 @@ def _launched_with(name: str) -> bool:
 
 
 def check_sharding() -> None:
-    """Refuse to split a model by FSDP's version 1.
+    """Check that a sharded model does not use FSDP version 1.
 
     Raises:
-        UserError: accelerate is configured for it.
+        UserError: accelerate is configured for FSDP version 1.
     """
     if _launched_with("FSDP") and os.environ.get("FSDP_VERSION", "1") == "1":
-        # PEFT 0.21 saves adapters without their weights there, and no error says so.
+        # With FSDP version 1, PEFT 0.21 saves adapters without weights and without an error.
         raise UserError(
-            "FSDP's version 1 is not supported; set fsdp_version: 2 in accelerate's configuration (--fsdp_version 2)"
+            "FSDP version 1 is not supported; set fsdp_version: 2 in accelerate's configuration (--fsdp_version 2)"
         )
 
 
 def is_split(model: Any, layer: torch.nn.Module) -> bool:
-    """Whether a layer's weights are gathered within the model's own forward pass, and can be used nowhere else."""
-    # Only a model of a loaded FSDP can be one of its; loading it takes half a second.
+    """Return whether a layer's weights are sharded, so only the model's forward pass has them."""
+    # A model can be sharded by FSDP only if FSDP is loaded; loading it takes half a second.
     fsdp = sys.modules.get("torch.distributed.fsdp")
     split = fsdp is not None and isinstance(model, fsdp.FSDPModule)
     return split or any(hasattr(weights, "ds_id") for weights in layer.parameters())
 
 
 def whole(model: Any) -> AbstractContextManager[Any]:
-    """A context in which a model that ZeRO 3 split as it was loaded can be run before it is trained."""
+    """Return a context that gathers weights sharded by ZeRO 3, to run a model before training."""
     if not is_deepspeed_zero3_enabled():
         return nullcontext()
     import deepspeed
@@ -55,18 +55,20 @@ def whole(model: Any) -> AbstractContextManager[Any]:
 
 
 def save_whole(trainer: Any, tokenizer: Any, folder: Path) -> None:
-    """Gather a trained model's or adapter's weights and write them with its tokenizer; all processes call it.
+    """Gather the weights of a trained model or adapter, and write them with the tokenizer.
+
+    All processes must call it.
 
     Args:
-        trainer: After training.
-        tokenizer: The model's.
-        folder: The artifact's.
+        trainer: Trainer after training.
+        tokenizer: The model's tokenizer.
+        folder: The artifact's folder.
 
     Raises:
-        WorkFailed: DeepSpeed's configuration keeps the weights split.
+        WorkFailed: DeepSpeed's configuration does not gather the weights.
     """
     if trainer.is_fsdp_enabled:
-        # For checkpoints the configuration may say otherwise, and then Trainer would write no weights here.
+        # With the state dict type SHARDED, which suits checkpoints, Trainer would write no weights.
         trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
     trainer.save_model(str(folder))
     if trainer.is_world_process_zero():

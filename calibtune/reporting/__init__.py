@@ -1,1 +1,1 @@
-"""The report: from lm_eval's result and sample files to one page, figures and tables, without a model."""
+"""Build the report's page, figures and tables from lm_eval's results and samples files."""

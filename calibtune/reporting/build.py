@@ -1,4 +1,4 @@
-"""From folders to the one dictionary of numbers that all of the report's outputs show."""
+"""Compute the dictionary of results from which page, figures and tables are made."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from calibtune.reporting.runs import Run, find_runs, merge_runs
 from calibtune.reporting.winrates import win_rates
 from calibtune.results.pairs import matching_rows
 
-#: The harness's own numbers may differ from ours by this much before the report says so.
+#: Larger differences between the harness's conf-ECE and the recomputed one are reported in a note.
 AGREE = 1e-6
 
 
@@ -28,22 +28,23 @@ def build(
     labels: Sequence[str] = (),
     step: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """Read the runs below the folders and take every number.
+    """Read the runs in the folders and compute all results.
 
     Args:
-        folders: What lm_eval wrote, one or more runs in each.
-        base: Folder or label of the run to compare to; the first by default.
-        labels: Labels of the user's own, one a run.
+        folders: Output folders of lm_eval, each with one or more runs.
+        base: Folder or label of the run to compare with; the first run by default.
+        labels: The user's labels, one for each run.
         step: Called with a text after each piece of work.
 
     Returns:
-        ``base``, ``methods`` (a list, in the report's order), ``tasks`` (by name: ``questions``, ``pooled``,
-        ``figures``, ``methods`` by label, as :func:`calibtune.reporting.numbers.measure` gives them, with
-        ``difference``), ``win_rates`` and ``notes``. JSON-able; what is not defined is None.
+        A dictionary that can be written as JSON, in which undefined numbers are None:
+        ``base``; ``methods``, a list in the report's order; ``tasks`` by name, each with
+        ``questions``, ``pooled``, ``figures`` and ``methods`` by label (see
+        :func:`calibtune.reporting.numbers.measure`) with ``difference``; ``win_rates``; ``notes``.
 
     Raises:
-        UserError: No runs, an unknown base, labels that do not fit.
-        UserError: A damaged samples file.
+        UserError: There are no runs, the base is unknown, or the labels do not fit the runs.
+        UserError: A samples file is damaged.
     """
     runs = _runs(folders)
     if not labels:
@@ -56,7 +57,10 @@ def build(
     questions = pool_groups(runs, same_tasks([found[i] for i in order]))
     rates = win_rates(runs, base_run)
     if not any(questions) and not rates:
-        raise UserError(f"{folders[0]}: no task there can be reported: {'; '.join(notes) or 'no samples'}")
+        raise UserError(
+            f"{folders[0]} has no task that can be reported ({'; '.join(notes) or 'no samples'}); give the output "
+            "folder of an evaluation with --log_samples"
+        )
     methods = [(m, tasks) for run, tasks in zip(runs, questions, strict=True) for m in methods_of(run, tasks)]
     tasks = _tasks(methods, step)
     notes += [*_disagreements(methods, tasks), *_other_prompts(runs, base_run), *_suspicious(runs, questions)]
@@ -96,7 +100,7 @@ def _base(runs: Sequence[Run], base: str | None) -> Run:
         if base == run.label or Path(base).resolve() in {each.resolve() for each in (run.source, run.folder, *run.own)}:
             return run
     known = ", ".join(run.label for run in runs)
-    raise UserError(f"--base {base} is none of the folders given, nor a label among: {known}; give one of these")
+    raise UserError(f"--base {base} is neither a folder of a run nor a label; give one of the labels: {known}")
 
 
 def _tasks(
@@ -144,7 +148,7 @@ def _describe(method: Method, tasks: Mapping[str, Questions]) -> dict[str, Any]:
 def _disagreements(
     methods: Sequence[tuple[Method, Mapping[str, Questions]]], tasks: Mapping[str, dict[str, Any]]
 ) -> list[str]:
-    """Where lm_eval's own conf-ECE is not the one recomputed from its samples."""
+    """Return notes on each conf-ECE of lm_eval that differs from the recomputed one."""
     notes = []
     for method, questions in methods:
         for task in questions:
@@ -152,14 +156,14 @@ def _disagreements(
             ours = tasks[task]["methods"][method.label]["numbers"]["conf_ece_10"]
             if method.fixed is None and isinstance(own, (int, float)) and abs(own - ours) > AGREE:
                 notes.append(
-                    f"{method.label}, {task}: the results file says conf-ECE {own:.6f}, its samples {ours:.6f}; "
-                    "the report shows the latter"
+                    f"{method.label}, {task}: conf-ECE is {own:.6f} in the results file, but {ours:.6f} recomputed "
+                    "from the samples; the report shows the recomputed one"
                 )
     return notes
 
 
 def _other_prompts(runs: Sequence[Run], base: Run) -> list[str]:
-    """Runs whose prompts differ from the base's: their differences are not the method's alone."""
+    """Return notes on runs whose prompts differ from the base's, which confounds the comparison."""
     notes = []
     for run in runs:
         if run.model_args and base.model_args and run.settings != base.settings and run.files:
@@ -167,7 +171,10 @@ def _other_prompts(runs: Sequence[Run], base: Run) -> list[str]:
             notes.append(f"{run.label} was evaluated with {words[0]}, {base.label} with {words[1]}")
         for task in sorted(run.shots.keys() & base.shots.keys() & run.files.keys()):
             if run.shots[task] != base.shots[task]:
-                notes.append(f"{task}: {run.label} saw {run.shots[task]} examples, {base.label} {base.shots[task]}")
+                notes.append(
+                    f"{task}: {run.label} was evaluated with {run.shots[task]} few-shot examples, {base.label} with "
+                    f"{base.shots[task]}"
+                )
     return notes
 
 
@@ -198,7 +205,7 @@ def _suspicious(runs: Sequence[Run], questions: Sequence[Mapping[str, Questions]
 
 
 def _plain(value: Any) -> Any:
-    """JSON has no NaN: what is not defined (an empty bin's accuracy) becomes None."""
+    """Replace NaN, such as an empty bin's accuracy, by None, because JSON has no NaN."""
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

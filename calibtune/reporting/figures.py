@@ -1,4 +1,4 @@
-"""What each figure draws; all take numbers from :mod:`calibtune.reporting.build` and compute none."""
+"""Draw the figures from the results of :mod:`calibtune.reporting.build`; nothing is computed here."""
 
 from __future__ import annotations
 
@@ -16,32 +16,32 @@ from matplotlib.patches import Patch
 from calibtune.reporting.style import LIGHT, SHADE_TEXTS, line, shade
 
 Entries = Mapping[str, Mapping[str, Any]]
-#: Panels side by side in a file's figure.
+#: Number of panels in a row of a figure file.
 ACROSS = 4
-#: Class-by-class panels drawn for one method; tables and results.json hold all letters.
+#: Largest number of class-wise panels of a method; results.json has all letters.
 MOST_CLASSES = 10
 
 
 def shorten(text: str, length: int = 26) -> str:
-    """The text, its middle left out where it is longer than a panel is wide."""
+    """Return the text, with an ellipsis in the middle if it is longer than ``length``."""
     return text if len(text) <= length else f"{text[: length // 2 - 1]}…{text[-(length // 2) :]}"
 
 
 def questions_text(count: int) -> str:
-    """N as every figure states it."""
+    """Return the number of questions as text, such as "N = 2,000 questions"."""
     return f"N = {count:,} question{'' if count == 1 else 's'}"
 
 
 def reliability(entries: Entries, scale: Entries | None = None, across: int = ACROSS) -> Figure:
-    """Reliability diagrams of the confidence, one panel a method on one scale, a histogram of confidence below each.
+    """Draw a reliability diagram and a histogram of the confidence for each method.
 
-    Bars: accuracy of each bin, shaded by the bin's share of the questions, with its 95 % interval. Hatched: the gap to
-    the bin's mean confidence. Dashed: the diagonal.
+    Bars are the bins' accuracies with 95 % intervals, shaded by the bin's share of the questions.
+    The hatched area is the gap to the bin's mean confidence; the dashed line is the diagonal.
 
     Args:
-        entries: Method label -> its numbers on one task.
-        scale: All methods that the axes must have room for; ``entries`` by default.
-        across: Panels in a row.
+        entries: Results of a task by method label.
+        scale: Results of all methods that share the axes' scale; ``entries`` by default.
+        across: Number of panels in a row.
     """
     columns, rows = min(across, len(entries)), math.ceil(len(entries) / across)
     figure = Figure(figsize=(2.75 * columns, 3.55 * rows), layout="constrained")
@@ -69,7 +69,7 @@ def _shares(bins: Mapping[str, Sequence[float]]) -> list[float]:
 
 
 def draw_bins(axes: Axes, bins: Mapping[str, Sequence[Any]], ticks: int = 6) -> None:
-    """Draw one reliability diagram of M bins on [0, 1], with this many ticks on either axis."""
+    """Draw a reliability diagram of M bins on [0, 1], with ``ticks`` ticks on each axis."""
     size = len(bins["count"])
     axes.plot([0, 1], [0, 1], color=LIGHT["faint"], linestyle=(0, (4, 3)), linewidth=1)
     used = np.flatnonzero(bins["count"])
@@ -96,18 +96,18 @@ def _histogram(axes: Axes, bins: Mapping[str, Sequence[float]], most: float) -> 
 
 
 def _boxes(axes: Axes, left: Any, width: float, bottom: Any, top: Any, **style: Any) -> None:
-    """Bars as one collection: a bar chart's many rectangles take several times as long to draw."""
+    """Draw bars as one collection, which is several times faster than single rectangles."""
     corners = [(left, bottom), (left, top), (left + width, top), (left + width, bottom)]
     boxes = np.stack([np.stack(corner, axis=-1) for corner in corners], axis=1)
     axes.add_collection(PolyCollection(list(boxes), **{"linewidths": 0.6, **style}), autolim=False)
 
 
 def classwise(entries: Entries, across: int | None = None) -> Figure:
-    """Reliability diagrams class by class: how often each letter is right, by the probability given to it.
+    """Draw class-wise reliability diagrams: how often a letter is right, by its probability.
 
     Args:
-        entries: Method label -> its numbers on one task; one row of panels a method, or with ``across`` wrapped.
-        across: Panels in a row.
+        entries: Results of a task by method label.
+        across: Number of panels in a row; by default all letters of a method are in one row.
     """
     letters = {label: list(entry["classes"].items())[:MOST_CLASSES] for label, entry in entries.items()}
     columns = across or max(map(len, letters.values()))
@@ -130,7 +130,13 @@ def classwise(entries: Entries, across: int | None = None) -> Figure:
 
 
 def options(entries: Entries, scale: Entries | None = None, across: int = ACROSS) -> Figure:
-    """How often each letter is chosen, with a 95 % interval, beside how often it is right; one panel a method."""
+    """Draw how often each letter is chosen, with a 95 % interval, and how often it is right.
+
+    Args:
+        entries: Results of a task by method label; each method has a panel.
+        scale: Results of all methods that share the axes' scale; ``entries`` by default.
+        across: Number of panels in a row.
+    """
     shares = [entry["options"][name] for entry in (scale or entries).values() for name in ("chosen_high", "right")]
     most = max(map(max, shares))
     columns, rows = min(across, len(entries)), math.ceil(len(entries) / across)
@@ -159,7 +165,7 @@ def options(entries: Entries, scale: Entries | None = None, across: int = ACROSS
 
 
 def coverage(entries: Entries) -> Figure:
-    """Accuracy on the most confident share of the questions, all methods."""
+    """Draw accuracy at coverage, a line for each method."""
     figure = Figure(figsize=(3.9, 3.1), layout="constrained")
     axes = figure.subplots()
     for number, (label, entry) in enumerate(entries.items()):
@@ -172,7 +178,7 @@ def coverage(entries: Entries) -> Figure:
 
 
 def temperatures(entries: Entries) -> Figure:
-    """conf-ECE and NLL at T = 1 and at T, with 95 % intervals, of the methods that have a temperature."""
+    """Draw conf-ECE and NLL at T = 1 and at the fitted T, with 95 % intervals."""
     scaled = {label: entry for label, entry in entries.items() if "unscaled" in entry}
     figure = Figure(figsize=(3.9, 1.15 + 0.5 * len(scaled)), layout="constrained")
     for axes, (name, text) in zip(
@@ -202,7 +208,7 @@ def temperatures(entries: Entries) -> Figure:
 
 
 def plane(entries: Entries) -> Figure:
-    """Accuracy against conf-ECE with 95 % intervals, all methods in one plane (the shape of the paper's figure 2)."""
+    """Draw conf-ECE against accuracy with 95 % intervals, as arXiv 2505.01997, figure 2."""
     figure = Figure(figsize=(3.9, 3.1), layout="constrained")
     axes = figure.subplots()
     for number, (label, entry) in enumerate(entries.items()):
@@ -236,11 +242,11 @@ def _legend(figure: Figure, axes: Axes, entries: Entries) -> None:
 
 
 def add_key(figure: Figure, lines: bool) -> None:
-    """Add what shades, hatching and lines of a reliability diagram mean, for a figure that stands without the page.
+    """Add a key of shades, hatching and lines to a reliability diagram that is not on the page.
 
     Args:
-        figure: Drawn already; it grows by the key's height.
-        lines: Whether it has the lines of a histogram of confidence.
+        figure: The drawn figure; it grows by the key's height.
+        lines: Whether the figure has a histogram with lines for mean confidence and accuracy.
     """
     patches = [
         Patch(facecolor=LIGHT[f"shade{number}"], edgecolor=LIGHT["ink"], linewidth=0.5, label=f"bin holds {text}")
@@ -257,7 +263,7 @@ def add_key(figure: Figure, lines: bool) -> None:
     figure.legend(handles=handles, loc="outside lower left", ncols=columns, fontsize=7)
 
 
-#: Figure name -> how it is drawn for the files, all methods in one.
+#: Function that draws each figure file, with all methods in one figure.
 FOR_FILES: dict[str, Callable[[Entries], Figure]] = {
     "reliability": reliability,
     "classwise": classwise,

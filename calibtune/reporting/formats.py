@@ -1,4 +1,4 @@
-"""Tables as Markdown and as LaTeX."""
+"""Write the tables as Markdown and as LaTeX."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 from calibtune.reporting.tables import BETTER, WORSE, Cell, Table, titled
 
 ABOUT = (
-    "Below or beside each number its 95 % interval; differences are paired by question, marked where the interval "
-    f"excludes 0: {BETTER} better, {WORSE} worse."
+    "Each number has its 95 % interval below or beside it. Differences are paired by question and marked if the "
+    f"interval excludes 0: {BETTER} better, {WORSE} worse."
 )
 LATEX = {
     "\\": r"\textbackslash{}",
@@ -27,7 +27,7 @@ LATEX = {
 
 
 def markdown(results: Mapping[str, Any]) -> str:
-    """Every table as GitHub's Markdown."""
+    """Return all tables as GitHub's Markdown."""
     parts = ["# Calibration report", ABOUT, *(f"> {_escaped(note)}" for note in results["notes"])]
     for title, table in titled(results):
         parts += [f"## {_escaped(title)}", _markdown_table(table)]
@@ -50,7 +50,7 @@ def _escaped(text: str) -> str:
 
 
 def latex(results: Mapping[str, Any]) -> str:
-    """Every table as a LaTeX ``table`` with booktabs rules; the intervals in a second, smaller line of the row."""
+    """Return all tables in LaTeX with booktabs; intervals are in a second, smaller line of a row."""
     parts = [
         "% Needs: \\usepackage{booktabs,amssymb,graphicx}",
         f"% {ABOUT}",
@@ -85,7 +85,7 @@ def _latex_table(title: str, table: Table) -> str:
 
 
 def tex(text: str) -> str:
-    r"""Text with LaTeX's special characters escaped.
+    r"""Escape LaTeX's special characters.
 
     Example:
         >>> print(tex("95 % of a_b"))

@@ -1,4 +1,4 @@
-"""What the report calls each run: as short as it can be, and never the same for two."""
+"""Give each run a short and unique label."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ from calibtune.reporting.runs import Run
 
 
 def set_labels(runs: Sequence[Run], given: Sequence[str] = ()) -> None:
-    """Give every run its label.
+    """Set the label of each run.
 
-    Without ``given``: the model's name, or the adapter's folder name where all runs share one model, else both. What
-    is still alike gets the arguments that differ, then its folder.
+    By default a label is the model's name for a run without an adapter, the adapter's folder name
+    if all runs have the same model, and both names otherwise. Equal labels get the settings and
+    arguments that differ, then the folder.
 
     Args:
-        runs: The runs, in the report's order; changed in place.
-        given: Labels of the user's own, one a run.
+        runs: The runs in the report's order; changed in place.
+        given: The user's labels, one for each run.
 
     Raises:
-        UserError: Not one label a run, or the same twice.
+        UserError: There is not one label for each run, or two labels are the same.
     """
     if given:
         _check_given(runs, given)
@@ -38,7 +39,7 @@ def _check_given(runs: Sequence[Run], given: Sequence[str]) -> None:
         raise UserError(f"{len(given)} --label for {len(runs)} runs; give one for each of: {found}")
     doubled = [label for label, count in Counter(given).items() if count > 1]
     if doubled:
-        raise UserError(f"--label {doubled[0]!r} is given twice; each run needs its own")
+        raise UserError(f"--label {doubled[0]!r} is given twice; give each run a label of its own")
 
 
 def _derived(runs: Sequence[Run]) -> list[str]:
@@ -57,7 +58,7 @@ def _derived(runs: Sequence[Run]) -> list[str]:
 
 
 def shortest_names(paths: Sequence[str]) -> dict[str, str]:
-    """The last part of each path or hub id, or as many of its last parts as it takes to tell them apart.
+    """Return the shortest unique tail of each path or hub id.
 
     Example:
         >>> shortest_names(["a/x/final", "a/y/final", "b/z"])
@@ -81,7 +82,7 @@ def _unlike(runs: Sequence[Run], labels: list[str]) -> list[str]:
         alike = {label: [r for r, name in zip(runs, labels, strict=True) if name == label] for label in doubled}
         words = [describe(run, alike[label]) if label in alike else "" for run, label in zip(runs, labels, strict=True)]
         labels = [f"{label} ({word})" if word else label for label, word in zip(labels, words, strict=True)]
-    # One folder can hold two such runs only where all that the label shows is alike; numbers part them.
+    # Runs that still have the same label differ in nothing that a label shows, so number them.
     counts = Counter(labels)
     seen: Counter[str] = Counter()
     for position, label in enumerate(labels):

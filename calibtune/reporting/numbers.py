@@ -1,4 +1,4 @@
-"""Every number that the report shows, in one nested dictionary: ``results.json``, tables, figures and page read it."""
+"""Compute the numbers of each method and task, and the differences between methods."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ from harness_ext.prompts import LETTERS
 from harness_ext.registry import MEANS
 
 BINS = 10
-#: Shares of the questions answered in the accuracy-at-coverage curve.
+#: Coverages of the accuracy-at-coverage curve.
 COVERAGE = tuple(step / 20 for step in range(1, 21))
-#: Temperatures closer to one another than this are one.
+#: Temperatures that differ by less than this count as equal.
 SAME_T = 1e-6
-#: Differences this small come from the order of additions.
+#: Smaller differences can be rounding errors.
 ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
 class Method:
-    """One line of the report's tables: a run, at the temperature of one of its filters or of a ``temperature.json``."""
+    """Describe a row of the report's tables: a run at the temperature of a filter or a fit."""
 
     label: str
     run: Run
-    #: Filter of the samples whose temperature is taken; None with ``fixed``.
+    #: Filter of the samples that gives the temperature; None with ``fixed``.
     filter: str | None = None
     #: Temperature from ``temperature.json``.
     fixed: float | None = None
 
     def temperature(self, questions: Questions) -> float:
-        """T on these questions; 1 where their samples tell of none."""
+        """Return T on these questions; 1 if their samples have no temperature."""
         if self.fixed is not None:
             return self.fixed
         value = questions.temperatures.get(self.filter or "", 1.0)
@@ -49,14 +49,15 @@ class Method:
 
 
 def methods_of(run: Run, tasks: Mapping[str, Questions]) -> list[Method]:
-    """The lines of one run: one for each filter with a temperature of its own, and one for a fitted temperature.
+    """Return the methods of a run: one for each distinct temperature of a filter or a fit.
 
     Args:
-        run: The run, labeled.
-        tasks: Its questions.
+        run: The run, with its label.
+        tasks: Its questions by task.
 
     Returns:
-        The unscaled one first, under the run's label; the others as "label + filter" and "label + temperature".
+        The unscaled method first, with the run's label; then "label + filter" and "label +
+        temperature".
     """
     filters: dict[str, tuple[float, ...]] = {}
     for name in dict.fromkeys(name for questions in tasks.values() for name in questions.temperatures):
@@ -75,16 +76,16 @@ def methods_of(run: Run, tasks: Mapping[str, Questions]) -> list[Method]:
 
 
 def measure(questions: Questions, temperature: float, figures: bool) -> dict[str, Any]:
-    """The numbers of one method on one task.
+    """Compute the results of a method on a task.
 
     Args:
-        questions: What the model answered.
-        temperature: T.
-        figures: Also what the figures draw: bins, classes, options, coverage.
+        questions: The questions with the model's log-likelihoods.
+        temperature: T > 0.
+        figures: Whether to add ``bins``, ``classes``, ``options`` and ``coverage`` for the figures.
 
     Returns:
-        ``questions`` (N), ``temperature``, ``numbers`` (as ``rescore`` prints them, with ``_low`` and ``_high``), and
-        where T is not 1 ``unscaled``, the same at T = 1.
+        ``questions`` (N), ``temperature`` and ``numbers`` (the metrics of ``rescore``, with
+        ``_low`` and ``_high``); if T is not 1, also ``unscaled``, the metrics at T = 1.
     """
     numbers = _numbers(questions, temperature)
     entry: dict[str, Any] = {"questions": len(questions.gold), "temperature": temperature, "numbers": numbers}
@@ -112,7 +113,8 @@ def _numbers(questions: Questions, temperature: float) -> dict[str, float]:
     for name, column in zip(MEANS[1:], means.T[1:], strict=True):
         half = Z * column.std(ddof=1) / math.sqrt(rows) if rows > 1 else math.inf
         top_value = {"letter_mass": 1.0, "brier": 2.0}.get(name, math.inf)
-        # The half-precision sums of some backends lie a little above 1; the interval must still hold its estimate.
+        # Half-precision backends can give a letter mass slightly above 1; the interval must still
+        # contain the estimate.
         numbers[f"{name}_low"] = max(0.0, numbers[name] - half)
         numbers[f"{name}_high"] = max(numbers[name], min(top_value, numbers[name] + half))
     return numbers
@@ -133,7 +135,7 @@ def _bins(table: BinTable) -> dict[str, list[float]]:
 
 
 def _classes(probs: FloatArray, gold: IntArray) -> dict[str, dict[str, list[float]]]:
-    """For each letter: bins over its own probability, and how often it is right in each."""
+    """Return the bins of each letter's probability, with how often the letter is right in each."""
     classes = {}
     for letter in range(probs.shape[1]):
         has = ~np.isnan(probs[:, letter])
@@ -142,7 +144,7 @@ def _classes(probs: FloatArray, gold: IntArray) -> dict[str, dict[str, list[floa
 
 
 def letter_name(index: int) -> str:
-    """The letter of an option; its number where the task has more options than there are letters."""
+    """Return the letter of an option, or its number from 27 on."""
     return LETTERS[index] if index < len(LETTERS) else str(index + 1)
 
 
@@ -163,7 +165,10 @@ def _options(probs: FloatArray, predicted: IntArray, gold: IntArray) -> dict[str
 
 
 def entropy(shares: FloatArray) -> float:
-    """Entropy in bits of shares that sum to 1; 0 when one letter is chosen always, log2 K when all alike."""
+    """Compute the entropy in bits of shares that sum to 1, in [0, log2 K].
+
+    It is 0 if one letter is always chosen, and log2 K if all are chosen equally often.
+    """
     used = shares[shares > 0]
     return float(abs((used * np.log2(used)).sum()))
 
@@ -171,16 +176,17 @@ def entropy(shares: FloatArray) -> float:
 def compare(
     methods: Sequence[tuple[Method, Mapping[str, Questions]]], base: Method, step: Callable[[str], None]
 ) -> dict[str, dict[str, dict[str, Any]]]:
-    """Paired differences of every method to the base, by task and method label.
+    """Compute the paired differences between each method and the base.
 
     Args:
-        methods: Each method with its run's questions; the base among them.
-        base: The method compared to.
+        methods: Each method with its run's questions, including the base.
+        base: The method to compare with.
         step: Called with a text after each task of each method.
 
     Returns:
-        ``{task: {label: {"questions": matched, name: {estimate, low, high, clear}}}}``, where ``clear`` says that the
-        interval excludes 0; a method that shares no question with the base on a task has ``{"questions": 0}``.
+        ``{task: {label: {"questions": n, metric: {estimate, low, high, clear}}}}``, where n is the
+        number of shared questions and ``clear`` says that the interval excludes 0. Without shared
+        questions it is ``{"questions": 0}``.
     """
     base_tasks = next(tasks for method, tasks in methods if method is base)
     output: dict[str, dict[str, dict[str, Any]]] = {}
@@ -206,14 +212,14 @@ def _difference(
         count = len(mine.keys)
         if not count:
             return {"questions": 0}
-        # The temperature is that of the whole task: which questions are shared does not change it.
+        # Use the temperature of the whole task, which does not depend on the shared questions.
         sides = scored(theirs, base.temperature(base_questions)), scored(mine, method.temperature(questions))
     return {"questions": count, **{name: clear(item) for name, item in paired_differences(*sides).items()}}
 
 
 def clear(item: Interval) -> dict[str, Any]:
-    """A difference as the report keeps it: ``estimate``, ``low``, ``high``, and whether the interval excludes 0.
+    """Return ``estimate``, ``low``, ``high`` and ``clear``, whether the interval excludes 0.
 
-    What rounding alone can make is no difference.
+    An interval that excludes 0 only by a rounding error does not count as clear.
     """
     return {**item._asdict(), "clear": bool(item.low > ROUNDING or item.high < -ROUNDING)}

@@ -1,4 +1,4 @@
-"""The page: one HTML file with everything in it."""
+"""Render the report's page, a single HTML file without external files."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from markupsafe import Markup
 from calibtune.reporting import figures, tables
 from calibtune.reporting.style import COLORS, SHADE_TEXTS, inline_svg, styled
 
-#: Panels of one method's classes side by side on the page, legible on a phone.
+#: Number of class-wise panels in a row on the page; two are legible on a phone.
 CLASSES_ACROSS = 2
 
 
 def render(results: Mapping[str, Any], step: Callable[[str], None] = lambda _: None) -> str:
-    """The whole page as HTML.
+    """Render the page as HTML.
 
     Args:
-        results: From :func:`calibtune.reporting.build.build`.
+        results: Results of :func:`calibtune.reporting.build.build`.
         step: Called with a text after each task's figures.
 
     Returns:
-        A document that refers to nothing outside itself.
+        An HTML document without external references.
     """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("calibtune.reporting", package_path=""),
@@ -96,7 +96,7 @@ def _task(number: int, name: str, task: Mapping[str, Any], base: str) -> dict[st
                     _drawn(
                         f"t{number}-temperature",
                         figures.temperatures(entries),
-                        f"The table's numbers on {name}, drawn.",
+                        f"conf-ECE and NLL at T = 1 and at the fitted T on {name}, as in the table.",
                     )
                 ],
             },
@@ -110,9 +110,9 @@ def _panels(
     tell: Callable[[str, Mapping[str, Any], str], str],
     task: str,
 ) -> list[dict[str, Any]]:
-    """One drawing a method, all on one scale, so that a phone shows them below one another."""
+    """Draw a separate figure for each method with the same scale, so that a phone can stack them."""
     return [
-        # A label too long for the drawing's title stands whole below it.
+        # The caption has the full label if the title is shortened.
         _drawn(
             f"{name}-{i}",
             draw({label: entry}, entries),

@@ -1,4 +1,4 @@
-"""All paired differences of two models at once."""
+"""Compute the paired differences of all metrics between two models."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from harness_ext.intervals import SEED, Interval, basic_interval, ece_difference
 from harness_ext.registry import BINS, ECES, MEANS
 
 DRAWS = 1000
-#: Resamples worked on at a time: enough for the matrix products, few enough that 100,000 questions fit in the cache.
+#: Number of resamples per matrix product; with more, 100,000 questions would not fit in the cache.
 BATCH = 16
 
 
 @dataclass(frozen=True)
 class Scored:
-    """One model's answers in the form that every number is taken from."""
+    """Hold a model's per-question terms, from which all metrics are computed."""
 
-    #: Each question's share of the means, shape (N, 4), columns as ``MEANS``.
+    #: Value of each question for the metrics ``MEANS``, shape (N, 4).
     means: FloatArray
-    #: The cells of each ECE, by name.
+    #: Terms of each ECE, by name.
     gaps: dict[str, BinGaps]
 
 
 def scored(questions: Questions, temperature: float = 1.0) -> Scored:
-    """Score every question at one temperature."""
+    """Compute the per-question terms of all metrics at a temperature."""
     log_probs = letter_log_softmax(questions.loglikelihoods, temperature)
     probs, gold = np.exp(log_probs), questions.gold
     means = np.stack(
@@ -50,7 +50,7 @@ def scored(questions: Questions, temperature: float = 1.0) -> Scored:
 
 
 def paired_differences(a: Scored, b: Scored, draws: int = DRAWS, seed: int = SEED) -> dict[str, Interval]:
-    """Compute the difference b - a of every number with its 95 % interval, on the same questions.
+    """Compute the difference b - a of all metrics with 95 % intervals on the same questions.
 
     Means have the basic bootstrap of :func:`harness_ext.intervals.paired_difference`: the same
     resamples with the same seed, and so the same interval, but drawn once for all means. ECEs have
@@ -58,13 +58,13 @@ def paired_differences(a: Scored, b: Scored, draws: int = DRAWS, seed: int = SEE
     values does not cover.
 
     Args:
-        a: The base model's answers.
-        b: The other's, rows in the same order.
+        a: The base model's terms.
+        b: The other model's terms, rows in the same order.
         draws: Number of resamples.
         seed: Seed of the resampling.
 
     Returns:
-        For each of ``MEANS`` and each ECE the difference with its interval.
+        Difference and interval of each of ``MEANS`` and each ECE.
     """
     rows = len(a.means)
     difference = (b.means - a.means).T

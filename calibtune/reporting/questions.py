@@ -1,4 +1,4 @@
-"""The questions of each run and task as arrays, subjects pooled, and which tasks of two runs are the same."""
+"""Read the questions of each run and task, pool groups of tasks, and match tasks of two runs."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ from calibtune.results.samples import read_samples
 from harness_ext.binning import FloatArray, IntArray
 from harness_ext.ragged import ragged
 
-#: A group with more tasks than this is pooled into one for the figures (MMLU has 57).
+#: A group with more tasks than this is pooled into one task (MMLU has 57).
 MANY = 6
-#: How the task that evaluates a fitted temperature is named after its original.
+#: Suffix of the task that evaluates a fitted temperature.
 SCALED = "_scaled"
-#: Log-likelihoods (nats) closer than this in every letter of every question are one model's on one prompt.
+#: If all log-likelihoods of two runs differ by less (in nats), model and prompts are the same.
 SAME_ANSWERS = 0.05
 
 
 @dataclass(frozen=True)
 class Questions:
-    """What one model answered on one task."""
+    """Hold a task's questions with a model's log-likelihoods."""
 
-    #: Raw log-likelihoods of the letters, shape (N, K), NaN where a question has fewer.
+    #: Raw log-likelihoods of the letters, shape (N, K), NaN where the letter is absent.
     loglikelihoods: FloatArray
     #: Index of the right letter, shape (N,).
     gold: IntArray
     #: See :func:`calibtune.results.pairs.question_keys`.
     keys: tuple[Key, ...]
-    #: Filter -> its temperature, where the samples tell it.
+    #: Temperature of each filter for which it can be inferred.
     temperatures: dict[str, float]
-    #: The tasks pooled here; empty for a single task.
+    #: The pooled tasks; empty for a single task.
     pooled: tuple[str, ...] = ()
     #: lm_eval's hash of each prompt as the model saw it; empty where the questions are pooled.
     prompts: tuple[str | None, ...] = ()
@@ -45,17 +45,17 @@ class Questions:
 def read_questions(
     runs: Sequence[Run], step: Callable[[str], None] = lambda _: None
 ) -> tuple[list[dict[str, Questions]], list[str]]:
-    """Read every samples file of every run that can be read as a multiple-choice task.
+    """Read the samples files of all multiple-choice tasks of all runs.
 
     Args:
-        runs: The runs, labeled.
+        runs: The runs, with their labels.
         step: Called with a text after each file.
 
     Returns:
-        For each run its questions by task, and notes on the files left out with the reason.
+        The questions of each run by task, and notes that name the files left out and why.
 
     Raises:
-        UserError: A file that begins as such a task is damaged or incomplete.
+        UserError: A samples file of a multiple-choice task is damaged or incomplete.
     """
     found: list[dict[str, Questions]] = []
     left_out: dict[tuple[str, str], list[str]] = {}
@@ -76,7 +76,7 @@ def read_questions(
 
 
 def unsuitable(path: Path, kind: str | None, win_rate: bool = False) -> str | None:
-    """Why a samples file cannot be one of letters with a right answer, judged by its first line; None if it can."""
+    """Return why a samples file is not one of a letter task, judged by its first line, or None."""
     if win_rate or path.name.startswith(f"samples_{WIN_TASK}_"):
         return "it compares two responses"
     if kind is not None and kind != "multiple_choice":
@@ -88,10 +88,10 @@ def unsuitable(path: Path, kind: str | None, win_rate: bool = False) -> str | No
         scored = isinstance(first, list) and float(first[0]) <= 1e-3 and len(sample["resps"]) > 1
         target = sample.get("target")
     except (ValueError, KeyError, IndexError, TypeError):
-        # A damaged first line is the reader's to explain; anything else is no log-likelihood of a choice.
-        return None if kind == "multiple_choice" else "its responses are no log-likelihoods of choices"
+        # A damaged line of a multiple-choice task gets a better error when the file is read.
+        return None if kind == "multiple_choice" else "its responses are not log-likelihoods of choices"
     if not scored:
-        return "its responses are no log-likelihoods of choices"
+        return "its responses are not log-likelihoods of choices"
     return None if str(target).strip().isdigit() else f"its right answer is {target!r:.40}, not the index of a choice"
 
 
@@ -101,10 +101,13 @@ def _read(path: Path) -> Questions:
 
 
 def same_tasks(found: Sequence[Mapping[str, Questions]]) -> list[dict[str, Questions]]:
-    """Put the tasks that ``calibtune fit --method temperature`` generates under their original's name.
+    """Merge each task ``X_scaled``, written by ``fit --method temperature``, into its task ``X``.
 
-    ``X_scaled`` asks the questions of ``X`` with X's prompts, so it is one more temperature of X. Tasks of other names
-    stay apart even on the same documents: their prompts may differ.
+    ``X_scaled`` has the same prompts as ``X``, so it adds a temperature to X. Other tasks are never
+    merged, even on the same documents, because their prompts may differ.
+
+    Args:
+        found: Questions of each run by task.
     """
     originals = {(task, tuple(sorted(each.keys))) for tasks in found for task, each in tasks.items()}
     renamed = []
@@ -126,15 +129,19 @@ def same_tasks(found: Sequence[Mapping[str, Questions]]) -> list[dict[str, Quest
 
 
 def _same_answers(a: Questions, b: Questions) -> bool:
-    """Whether both come from one model: batching moves log-likelihoods by less than this, a prompt by far more."""
+    """Return whether both are from the same model and prompts, up to the effect of batching."""
     return a.keys == b.keys and np.allclose(a.loglikelihoods, b.loglikelihoods, atol=SAME_ANSWERS, equal_nan=True)
 
 
 def pool_groups(runs: Sequence[Run], found: Sequence[Mapping[str, Questions]]) -> list[dict[str, Questions]]:
-    """Add to each run its large groups as one task each, since a mean of the subjects' ECEs is not the ECE.
+    """Pool each large group of tasks into one task, because a mean of ECEs is not the group's ECE.
+
+    Args:
+        runs: The runs, which know their groups.
+        found: Questions of each run by task.
 
     Returns:
-        The tasks with a pooled one, named as the group, for each outermost group of more than ``MANY`` tasks.
+        The tasks of each run, with a pooled task for each outermost group of more than ``MANY``.
     """
     output = []
     for run, tasks in zip(runs, found, strict=True):
@@ -152,14 +159,14 @@ def _outermost(groups: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
 
     def leaves(name: str, above: frozenset[str]) -> list[str]:
         if name in above:
-            raise UserError(f"the results file's groups contain one another at {name!r}; run the evaluation again")
+            raise UserError(f"group {name!r} of the results file contains itself; run the evaluation again")
         return [leaf for task in groups[name] for leaf in (leaves(task, above | {name}) if task in groups else [task])]
 
     return {name: sorted(set(leaves(name, frozenset()))) for name in groups if name not in inside}
 
 
 def _pool(parts: Sequence[Questions], names: tuple[str, ...]) -> Questions:
-    # The task's name keeps questions apart that two subjects share.
+    # The task's name distinguishes the same question in two subjects.
     keys = tuple((f"{name} {key[0]}", *key[1:]) for name, part in zip(names, parts, strict=True) for key in part.keys)
     temperatures = [part.temperatures for part in parts]
     same = temperatures[0] if all(t.items() == temperatures[0].items() for t in temperatures) else {}
@@ -168,7 +175,7 @@ def _pool(parts: Sequence[Questions], names: tuple[str, ...]) -> Questions:
 
 
 def take(questions: Questions, rows: IntArray) -> Questions:
-    """Some of the questions, in the order given."""
+    """Return the questions at ``rows``, in that order."""
     return replace(
         questions,
         loglikelihoods=questions.loglikelihoods[rows],
@@ -178,6 +185,6 @@ def take(questions: Questions, rows: IntArray) -> Questions:
 
 
 def match(a: Questions, b: Questions) -> tuple[Questions, Questions]:
-    """Return the questions that both have, in the order of ``a``; empty where there are none."""
+    """Return the questions that both have, in the order of ``a``, with each side's scores."""
     mine, theirs = matching_rows(a.keys, b.keys)
     return take(a, mine), take(b, theirs)

@@ -1,4 +1,4 @@
-"""Finding runs of lm_eval in folders: which models were evaluated there, on what, and where their samples lie."""
+"""Find the runs of lm_eval in a folder: their models, tasks, settings and samples files."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from calibtune.errors import UserError
 from calibtune.files import read_json
 from calibtune.results.samples import FILE_NAME
 
-#: What lm_eval names a results file: ``results``, or the stem of an ``--output_path`` that ends in .json.
+#: Name of a results file: ``results`` or the stem of an ``--output_path`` that ends in .json, then
+#: the time of the run.
 RESULTS_NAME = re.compile(r".+_(?P<date>\d{4}-\d{2}-\d{2}T[\d.\-:]+)\.json")
-#: Where model_args name the model, in lm_eval's backends.
+#: Keys of model_args that name the model in lm_eval's backends.
 MODEL_KEYS = ("pretrained", "model", "path", "engine", "base_url")
 ADAPTER_KEYS = ("peft", "delta")
 WIN_TASK = "ultrafeedback_winrate"
@@ -24,47 +25,51 @@ WIN_TASK = "ultrafeedback_winrate"
 
 @dataclass
 class Run:
-    """One model, or model with adapter, as evaluated in one folder; its tasks may come from several evaluations."""
+    """Describe a model, with or without adapter, and its evaluations in one folder."""
 
     #: The folder that the user gave.
     source: Path
-    #: The folder below it that holds the files.
+    #: The folder with the files, in or below ``source``.
     folder: Path
-    #: lm_eval's ``model_args``; empty where the results file is missing.
+    #: lm_eval's ``model_args``; empty if the results file is missing.
     model_args: dict[str, Any]
-    #: What else tells two evaluations of one model apart, in words ("chat template").
+    #: Other settings of the evaluation, as text ("chat template").
     settings: tuple[str, ...]
     #: Time of the first evaluation, as lm_eval writes it.
     date: str
-    #: What the report calls it; set by :mod:`calibtune.reporting.labels`.
+    #: Label in the report; set by :mod:`calibtune.reporting.labels`.
     label: str = ""
     #: Samples file of each task.
     files: dict[str, Path] = field(default_factory=dict)
-    #: lm_eval's own numbers of each task.
+    #: lm_eval's results of each task.
     results: dict[str, dict[str, Any]] = field(default_factory=dict)
-    #: Group -> its tasks, as lm_eval ran them.
+    #: Tasks of each group.
     groups: dict[str, list[str]] = field(default_factory=dict)
     #: Number of few-shot examples of each task.
     shots: dict[str, int] = field(default_factory=dict)
-    #: ``output_type`` of each task, where the results file tells it.
+    #: ``output_type`` of each task, if the results file has it.
     kinds: dict[str, str] = field(default_factory=dict)
-    #: Folders that belong to this run alone, in which a temperature or a manifest is its own.
+    #: Folders of this run alone, whose temperature and manifest therefore belong to it.
     own: tuple[Path, ...] = ()
-    #: Records of ``winrate_*.json`` files.
+    #: Contents of ``winrate_*.json`` files.
     win_records: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def model(self) -> str:
-        """Hub id or folder of the model without its adapter."""
+        """Return hub id or folder of the base model."""
         return next((str(self.model_args[key]) for key in MODEL_KEYS if self.model_args.get(key)), self.folder.name)
 
     @property
     def adapter(self) -> str | None:
-        """Folder of the adapter, or None."""
+        """Return the folder of the adapter, or None."""
         return next((str(self.model_args[key]) for key in ADAPTER_KEYS if self.model_args.get(key)), None)
 
     def manifest(self) -> dict[str, Any]:
-        """``calibtune.json`` of the adapter or model, where it is there and whole; else empty."""
+        """Return the manifest of the adapter, model or run, or an empty dict if there is none.
+
+        Raises:
+            UserError: The manifest cannot be read.
+        """
         for folder in (self.adapter, self.model, *self.own):
             path = Path(folder) / "calibtune.json" if folder else None
             if path is not None and path.is_file():
@@ -73,12 +78,12 @@ class Run:
         return {}
 
     def fitted_temperature(self) -> tuple[float, Path] | None:
-        """T of a ``temperature.json`` beside the run's files, and where it lies.
+        """Return T and path of a ``temperature.json`` in the run's folders, or None.
 
-        Not of one beside the model: a baked model's logits are scaled already.
+        The model's folder is not searched, because a baked model's logits are already scaled.
 
         Raises:
-            UserError: The file holds no finite number above 0 under ``temperature``.
+            UserError: ``temperature`` in the file is not a finite number above 0.
         """
         for folder in self.own:
             path = folder / "temperature.json"
@@ -86,25 +91,26 @@ class Run:
                 value = read_json(path)
                 number = value.get("temperature") if isinstance(value, dict) else None
                 if isinstance(number, bool) or not isinstance(number, (int, float)) or not 0 < number < math.inf:
-                    raise UserError(f"{path}: temperature is {number!r}; fit it again, it must be a number above 0")
+                    raise UserError(f"{path}: temperature is {number!r}, not a number above 0; fit it again")
                 return float(number), path
         return None
 
 
 def find_runs(folder: Path) -> list[Run]:
-    """All runs below a folder, in the order of their first evaluation.
+    """Return all runs in a folder and its subfolders, in the order of their first evaluation.
 
-    Files belong to one run when they lie in one folder and share model_args, chat template, system instruction and
-    few-shot count; of a task evaluated twice so, the newer files count.
+    Files are of the same run if they are in the same folder and have the same model_args, chat
+    template, system instruction and number of few-shot examples. If a task was evaluated twice, the
+    newer files are used.
 
     Args:
-        folder: What was ``--output_path`` of lm_eval, or a folder above or below.
+        folder: The ``--output_path`` of lm_eval, a subfolder or a parent folder.
 
     Returns:
         At least one run with samples or win rates.
 
     Raises:
-        UserError: The folder does not exist, or holds no samples; the message names ``--log_samples``.
+        UserError: The folder does not exist or has no samples.
     """
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "does not exist"
@@ -121,7 +127,7 @@ def find_runs(folder: Path) -> list[Run]:
     found = [run for run in runs.values() if run.files or run.win_records or WIN_TASK in run.results]
     if not found:
         raise UserError(
-            f"{folder} holds no samples_*.jsonl{' but results files' if results else ''}; "
+            f"{folder} has {'results files but ' if results else ''}no samples_*.jsonl; "
             f"run lm_eval again with --log_samples --output_path {folder}"
         )
     for run in found:
@@ -131,9 +137,9 @@ def find_runs(folder: Path) -> list[Run]:
 
 
 def merge_runs(runs: Sequence[Run]) -> list[Run]:
-    """Join runs of one model, from other folders, where no task is in both.
+    """Merge runs of the same model from different folders if they have no task in common.
 
-    So a temperature's tasks, or win rates, evaluated later and elsewhere, stand beside the model's other numbers.
+    A model's scaled tasks or win rates are often evaluated later, into another folder.
     """
     merged: list[Run] = []
     for run in runs:
@@ -151,7 +157,7 @@ def merge_runs(runs: Sequence[Run]) -> list[Run]:
 def _joinable(a: Run, b: Run) -> bool:
     alike = a.model_args == b.model_args and a.settings == b.settings
     if not (a.files and b.files):
-        # A judge's rates name a model and nothing else of its evaluation.
+        # A win-rate file names the model but none of its settings.
         names = {record.get("model") for run in (a, b) for record in run.win_records}
         alike = alike or (a.model, a.adapter) == (b.model, b.adapter) or bool({a.adapter, b.adapter} & names - {None})
     return alike and not a.files.keys() & b.files.keys()
@@ -169,7 +175,11 @@ def _results_files(folder: Path) -> dict[tuple[Path, str], dict[str, Any]]:
 
 
 def _check_shape(path: Path, record: Mapping[str, Any]) -> None:
-    """Refuse a results file whose parts are not those that lm_eval writes, before anything is taken from them."""
+    """Check that a results file has the structure that lm_eval writes.
+
+    Raises:
+        UserError: A part has another type; the message names it.
+    """
     parts = {key: record.get(key) or {} for key in ("results", "config", "configs", "n-shot", "group_subtasks")}
     bad: dict[str, Any] = {key: value for key, value in parts.items() if not isinstance(value, dict)}
     if not bad:
@@ -193,14 +203,14 @@ def _run_of(runs: dict[tuple[Path, str], Run], source: Path, place: Path, date: 
     shots = record.get("n-shot") or {}
     key = place, json.dumps([model_args, settings], sort_keys=True, default=str)
     if key in runs and any(runs[key].shots.get(task, count) != count for task, count in shots.items()):
-        # The same task with another number of examples is another run, not a newer version of this one.
+        # The same task with another number of examples is another run, not a newer evaluation.
         settings = (*settings, "/".join(sorted({str(count) for count in shots.values()})) + "-shot")
         key = place, json.dumps([model_args, settings], sort_keys=True, default=str)
     return runs.setdefault(key, Run(source, place, model_args, settings, date))
 
 
 def _model_args(record: Mapping[str, Any]) -> dict[str, Any]:
-    """lm_eval writes model_args as a mapping or, through its Python interface, as the string that it was given."""
+    """Return model_args as a dict; lm_eval can also write them as a string."""
     given = (record.get("config") or {}).get("model_args")
     if isinstance(given, dict):
         return given
@@ -234,7 +244,7 @@ def _add(run: Run, record: Mapping[str, Any], files: Mapping[str, Path]) -> None
 def _add_win_record(runs: dict[tuple[Path, str], Run], source: Path, path: Path) -> None:
     record = read_json(path)
     if not isinstance(record, dict) or "win_rate" not in record:
-        raise UserError(f"{path}: no win_rate in it; write it again with `python -m calibtune winrate`")
+        raise UserError(f"{path} has no win_rate; write it again with `python -m calibtune winrate`")
     near = [run for run in runs.values() if path.parent in (run.folder, *run.folder.parents)]
     if not near:
         name = str(record.get("model") or path.parent.name)

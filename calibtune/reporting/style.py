@@ -1,4 +1,4 @@
-"""Colors, fonts and file formats of the figures; the one place where light and dark are defined."""
+"""Define colors, fonts and file formats of the figures, for light and dark pages."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from matplotlib.figure import Figure
 
 from calibtune.files import replacing
 
-#: Name -> color on a light and on a dark page. The hues are those of Okabe & Ito (2008), told apart by color-blind
-#: readers; the shades differ in lightness alone. Every light color here is unlike the others: the page finds them in
-#: the drawing and puts its own variables in their place.
+#: Each color on a light and on a dark page. The hues are from Okabe & Ito (2008), which color-blind
+#: readers can distinguish; the shades differ in lightness only. All light colors must be distinct,
+#: because the page replaces each of them in the SVG by its own variable.
 COLORS = {
     "ink": ("#1f2328", "#e6e8eb"),
     "faint": ("#8b939c", "#8a929b"),
@@ -40,10 +40,10 @@ COLORS = {
 }
 LIGHT = {name: pair[0] for name, pair in COLORS.items()}
 LINES = [LIGHT[f"line{number}"] for number in range(1, 8)]
-#: Beside its color each method has a marker and a dash of its own, for print and for readers who see no color.
+#: Each method has its own marker and dash too, for print and for readers who see no color.
 MARKERS = "osD^vPX"
 DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)), (0, (3, 1)), "-", (0, (5, 2)))
-#: Shades by the share of the questions that lie in a bin: upper ends.
+#: Upper ends of the shades, as a bin's share of the questions.
 SHADES = (0.01, 0.03, 0.1, 0.3, 1.0)
 SHADE_TEXTS = ("up to 1 %", "1 to 3 %", "3 to 10 %", "10 to 30 %", "over 30 %")
 
@@ -76,40 +76,40 @@ SETTINGS: dict[str, Any] = {
     "figure.facecolor": LIGHT["paper"],
     "hatch.linewidth": 0.6,
     "lines.linewidth": 1.4,
-    # Text stays text: it can be found, read aloud and scaled, and the page is a tenth of the size.
+    # Keep text as text: it can be searched and read aloud, and the page is a tenth of the size.
     "svg.fonttype": "none",
-    # The same numbers give the same file.
+    # Make files reproducible.
     "svg.hashsalt": "calibtune",
-    # Model names hold underscores and dollars that are no mathematics.
+    # Model names can have underscores and dollar signs, which are not math.
     "text.parse_math": False,
 }
 
 
 @contextmanager
 def styled() -> Iterator[None]:
-    """Settings of matplotlib for the report, inside a ``with`` block only."""
+    """Apply the report's matplotlib settings inside a ``with`` block."""
     with rc_context(cast(Any, SETTINGS)):
         yield
 
 
 def shade(share: float) -> str:
-    """Color of a bin that holds this share of the questions, in [0, 1]: the darker, the more."""
+    """Return the color of a bin with this share of the questions, in [0, 1]; darker means more."""
     return LIGHT[f"shade{next(i for i, most in enumerate(SHADES, start=1) if share <= most + 1e-12)}"]
 
 
 def line(number: int) -> dict[str, Any]:
-    """Color, marker and dash of the method with this number, as keywords of ``plot``."""
+    """Return color, marker and dash of the method with this number, as arguments of ``plot``."""
     turn = number % len(LINES)
-    # After seven methods the colors come again with the other end's markers and dashes.
+    # From the eighth method on, colors repeat with other markers and dashes.
     other = turn if number < len(LINES) else (turn + 3) % len(LINES)
     return {"color": LINES[turn], "marker": MARKERS[other], "linestyle": DASHES[other]}
 
 
 def save(figure: Figure, stem: Path) -> None:
-    """Write ``stem.png`` (200 dots an inch) and ``stem.svg``."""
+    """Write ``stem.png`` (200 dots per inch) and ``stem.svg``."""
     with replacing(stem.with_name(f"{stem.name}.svg")) as temporary, temporary.open("w", encoding="utf-8") as file:
         _draw_svg(figure, file)
-    # The places are found once; the second format keeps them.
+    # Compute the layout only once, for both formats.
     figure.set_layout_engine("none")
     with replacing(stem.with_name(f"{stem.name}.png")) as temporary, temporary.open("wb") as file:
         figure.set_dpi(200)
@@ -117,17 +117,17 @@ def save(figure: Figure, stem: Path) -> None:
 
 
 def _draw_svg(figure: Figure, file: Any) -> None:
-    # Not savefig: that draws every figure twice, and drawing is what a report spends its time on.
+    # savefig would draw each figure twice, and drawing takes most of a report's time.
     FigureCanvasSVG(figure).print_svg(file, metadata={"Date": None})
 
 
 def inline_svg(figure: Figure, name: str, description: str) -> str:
-    """The figure as an ``<svg>`` element for a page, its colors taken from the page's variables.
+    """Return the figure as an ``<svg>`` element that uses the page's color variables.
 
     Args:
-        figure: What to draw.
-        name: Unlike any other figure's on the page; its ids begin with it.
-        description: What the figure shows, for readers who do not see it.
+        figure: The figure.
+        name: Unique name on the page, the prefix of all ids.
+        description: Text for readers who cannot see the figure.
 
     Returns:
         The element, with ``role="img"`` and the description as its label.

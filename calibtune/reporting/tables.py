@@ -1,4 +1,4 @@
-"""Tables of the report: cells once, then shown by the page, as Markdown and as LaTeX (booktabs)."""
+"""Build the report's tables, which the page, Markdown and LaTeX show."""
 
 from __future__ import annotations
 
@@ -8,34 +8,34 @@ from typing import Any
 
 from harness_ext.registry import METRICS
 
-#: Decimals of every number.
+#: Number of decimals.
 DIGITS = 4
-#: The columns of the table of all tasks.
+#: Columns of the table of all tasks.
 FEW = ("acc", "conf_ece_10", "cw_ece_10", "nll")
 BETTER, WORSE = "▲", "▼"
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell: its text, the interval below it, and what marks it."""
+    """Hold a cell's text, interval and mark."""
 
     value: str
     interval: str = ""
-    #: "better" or "worse" where the difference's interval excludes 0, "text" for words, else empty.
+    #: "better" or "worse" if the difference's interval excludes 0, "text" for words, else empty.
     kind: str = ""
     mark: str = ""
 
 
 @dataclass
 class Table:
-    """Heads and rows; each row's first cell names it."""
+    """Hold a table's head and rows; the first cell of a row is its name."""
 
     head: list[str]
     rows: list[list[Cell]] = field(default_factory=list)
 
 
 def measures(task: Mapping[str, Any]) -> Table:
-    """The methods' numbers on one task, with their intervals."""
+    """Return the metrics of all methods on a task, with their intervals."""
     table = Table(["method", "N", *(head for head, _ in METRICS.values()), "T"])
     for label, entry in task["methods"].items():
         cells = [number_cell(entry["numbers"], name) for name in METRICS]
@@ -44,7 +44,7 @@ def measures(task: Mapping[str, Any]) -> Table:
 
 
 def number_cell(numbers: Mapping[str, Any], name: str) -> Cell:
-    """A number with its interval."""
+    """Return a number with its interval."""
     digits = DIGITS
     low, high = numbers[f"{name}_low"], numbers[f"{name}_high"]
     interval = "" if low is None or high is None else f"{low:.{digits}f}–{high:.{digits}f}"
@@ -52,7 +52,7 @@ def number_cell(numbers: Mapping[str, Any], name: str) -> Cell:
 
 
 def differences(task: Mapping[str, Any]) -> Table | None:
-    """The methods' paired differences to the base on one task; None where there is no other method."""
+    """Return the paired differences of all methods to the base on a task, or None without others."""
     table = Table(["method", "N paired", *(head for head, _ in METRICS.values())])
     for label, entry in task["methods"].items():
         if found := entry.get("difference"):
@@ -62,7 +62,7 @@ def differences(task: Mapping[str, Any]) -> Table | None:
 
 
 def difference_cell(found: Mapping[str, Any], name: str) -> Cell:
-    """A difference, marked better or worse where its interval excludes 0."""
+    """Return a difference, marked better or worse if its interval excludes 0."""
     if name not in found:
         return Cell("–")
     item, digits = found[name], DIGITS
@@ -71,7 +71,7 @@ def difference_cell(found: Mapping[str, Any], name: str) -> Cell:
 
 
 def signed(value: float, digits: int = 4) -> str:
-    """A difference with its sign; what rounds to nothing has none.
+    """Return a difference with its sign, but without one if it rounds to 0.
 
     Example:
         >>> signed(0.25, 2), signed(-1e-9, 2)
@@ -86,14 +86,14 @@ def _signed_interval(item: Mapping[str, Any], digits: int = 4) -> str:
 
 
 def marked(item: Mapping[str, Any], higher_is_better: bool) -> tuple[str, str]:
-    """Mark and kind of a difference: both empty where its interval holds 0."""
+    """Return mark and kind of a difference, both empty if its interval contains 0."""
     if not item["clear"]:
         return "", ""
     return (BETTER, "better") if (item["estimate"] > 0) == higher_is_better else (WORSE, "worse")
 
 
 def all_tasks(tasks: Mapping[str, Mapping[str, Any]]) -> Table:
-    """A row for each task and method, a few columns, with the differences' marks."""
+    """Return a few metrics of each task and method, with the marks of their differences."""
     table = Table(["task", "method", "N", *(METRICS[name].title for name in FEW)])
     for task, entries in tasks.items():
         for label, entry in entries["methods"].items():
@@ -108,7 +108,7 @@ def all_tasks(tasks: Mapping[str, Mapping[str, Any]]) -> Table:
 
 
 def temperature(task: Mapping[str, Any]) -> Table | None:
-    """conf-ECE, cw-ECE and NLL at T = 1 and at T of the methods that have a temperature; None where none has."""
+    """Return conf-ECE, cw-ECE and NLL at T = 1 and at T, or None if no method has a temperature."""
     names = ("conf_ece_10", "cw_ece_10", "nll")
     heads = [f"{METRICS[name].title}, {when}" for name in names for when in ("T = 1", "at T")]
     table = Table(["method", "T", *heads])
@@ -120,7 +120,7 @@ def temperature(task: Mapping[str, Any]) -> Table | None:
 
 
 def entropies(task: Mapping[str, Any]) -> Table:
-    """Entropy of the options chosen and right, and the largest possible."""
+    """Return the entropies of the chosen and of the right options, and the largest possible one."""
     table = Table(["method", "chosen", "right", "most possible", "most chosen option"])
     for label, entry in task["methods"].items():
         found = entry["options"]
@@ -131,7 +131,7 @@ def entropies(task: Mapping[str, Any]) -> Table:
 
 
 def win_rates(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """The win rates, with their differences to the base where the same pairs were judged."""
+    """Return the win rates, with differences to the base if the same pairs were judged."""
     table = Table(["model", "win rate", "difference to base", "benchmark", "against", "N", "note"])
     for row in rows:
         ends = row.get("low"), row.get("high")
@@ -150,7 +150,7 @@ def win_rates(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def runs(methods: Sequence[Mapping[str, Any]]) -> Table:
-    """What each method is and where it was read; columns that would be empty are left out."""
+    """Return model, settings and folder of each method, without empty columns."""
     heads = {
         "model": "model",
         "adapter": "adapter",
@@ -171,7 +171,7 @@ def runs(methods: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def titled(results: Mapping[str, Any]) -> list[tuple[str, Table]]:
-    """Every table of the report with its title, for the files."""
+    """Return all tables with their titles, for the files."""
     found = []
     for name, task in results["tasks"].items():
         if task["figures"]:

@@ -1,4 +1,4 @@
-"""The win-rate table: from the task ``ultrafeedback_winrate`` and from ``calibtune winrate``'s files."""
+"""Collect win rates of the task ``ultrafeedback_winrate`` and of ``calibtune winrate``."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from calibtune.reporting.numbers import clear
 from calibtune.reporting.runs import WIN_TASK, Run
 from harness_ext.intervals import paired_difference
 
-#: The harness's metric, and what the table calls it.
+#: Title of each metric of the harness in the table.
 METRICS = {"win_rate": "UltraFeedback, summed log-probability", "win_rate_avg": "UltraFeedback, mean per token"}
 
 
 def win_rates(runs: Sequence[Run], base: Run) -> list[dict[str, Any]]:
-    """All win rates of the runs.
+    """Return all win rates of the runs.
 
     Args:
-        runs: The runs, labeled.
-        base: The run that UltraFeedback's rates are compared to, pair by pair.
+        runs: The runs, with their labels.
+        base: The run with which UltraFeedback's win rates are compared, pair by pair.
 
     Returns:
-        Rows with ``label``, ``benchmark``, ``baseline``, ``win_rate``, ``low``, ``high`` (shares in [0, 1]), ``n``,
-        ``note`` and, for UltraFeedback, ``difference`` to the base; empty where no run has any.
+        Rows with ``label``, ``benchmark``, ``baseline``, ``win_rate``, ``low``, ``high`` (shares in
+        [0, 1]), ``n``, ``note`` and, for UltraFeedback, ``difference`` to the base.
 
     Raises:
-        UserError: A rate is no share.
+        UserError: A win rate is not in [0, 1], or a samples file is damaged.
     """
     rows = []
     for metric, name in METRICS.items():
@@ -97,8 +97,10 @@ def _wins(path: Path, metric: str) -> dict[tuple[str, int], float]:
                 sample = json.loads(line)
                 digest, win = str(sample["doc_hash"]), float(sample[metric])
             except (ValueError, KeyError, TypeError):
-                raise UserError(f"{path}, line {number}: no whole sample with {metric}; run the task again") from None
-            # The same pair can be in the data twice.
+                raise UserError(
+                    f"{path}, line {number} is not a complete sample with {metric}; run the evaluation again"
+                ) from None
+            # The data can contain the same pair twice.
             copy = 0
             while (digest, copy) in wins:
                 copy += 1

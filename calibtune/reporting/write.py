@@ -1,4 +1,4 @@
-"""Writing the report's files."""
+"""Write the report's files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from calibtune.reporting.formats import latex, markdown
 from calibtune.reporting.page import render
 from calibtune.reporting.style import save, styled
 
-#: Figures whose bars are shaded, and so need a key.
+#: Figures with shaded bars, which need a key.
 SHADED = ("reliability", "classwise")
 
 
@@ -23,17 +23,17 @@ def write(
     """Write ``report.html``, ``figures/``, ``tables.md``, ``tables.tex`` and ``results.json``.
 
     Args:
-        results: From :func:`calibtune.reporting.build.build`.
-        output: The folder; made where it is missing.
-        overwrite: Remove what it holds.
+        results: Results of :func:`calibtune.reporting.build.build`.
+        output: The output folder; created if it does not exist.
+        overwrite: Remove existing files in ``output``.
         step: Called with a text after each piece of work.
 
     Returns:
         The number of figures.
 
     Raises:
-        UserError: The folder holds files and ``overwrite`` is off.
-        WorkFailed: It cannot be written.
+        UserError: The folder is not empty and ``overwrite`` is off.
+        WorkFailed: A file cannot be written.
     """
     page = render(results, step)
     refuse_existing(output, overwrite)

@@ -1,1 +1,1 @@
-"""lm_eval's result files as arrays and numbers; nothing here loads torch."""
+"""Read lm_eval's samples files and compute metrics from them, without loading torch."""

@@ -1,4 +1,4 @@
-"""Every number of one model on one task, by name: for ``rescore``, the report and the fitter alike."""
+"""Compute all metrics of a model on a task by name, for ``rescore``, ``report`` and ``fit``."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ def harness_measures(
     bins: tuple[int, ...] = BINS,
     edge: Edge = "left",
 ) -> dict[str, float]:
-    """The metrics of the harness's table, under their names there.
+    """Compute the metrics of the harness's table, by their names there.
 
     Args:
-        loglikelihoods: Raw letter log-likelihoods, shape (N, K), NaN where a question has fewer letters.
+        loglikelihoods: Raw letter log-likelihoods, shape (N, K), NaN where the letter is absent.
         gold: Index of the right letter, shape (N,).
-        temperature: T that the log-likelihoods are divided by.
+        temperature: T > 0, by which the log-likelihoods are divided.
         bins: Numbers of bins.
         edge: See :func:`harness_ext.binning.bin_index`.
 
     Returns:
-        ``acc``, ``nll``, ``brier``, ``letter_mass``, and for each number of bins ``conf_ece_M`` and ``cw_ece_M`` with
-        ``_low`` and ``_high``.
+        ``acc``, ``nll``, ``brier``, ``letter_mass``, and for each number of bins M ``conf_ece_M``
+        and ``cw_ece_M``, each with ``_low`` and ``_high``.
 
     Raises:
         UserError: See :func:`harness_ext.calibration.validate_rows`.
@@ -68,11 +68,19 @@ def harness_measures(
 
 
 def further_measures(loglikelihoods: FloatArray, gold: IntArray, temperature: float = 1.0) -> dict[str, float]:
-    """What the harness's table has no room for; arguments as in :func:`harness_measures`.
+    """Compute the metrics that are not in the harness's table (:mod:`harness_ext.estimators`).
+
+    Args:
+        loglikelihoods: As in :func:`harness_measures`.
+        gold: As in :func:`harness_measures`.
+        temperature: As in :func:`harness_measures`.
 
     Returns:
-        Mean confidence, equal-mass, debiased and smooth ECE, maximum calibration error, the Brier decomposition of
-        the confidence, its AUROC, and accuracy at 25, 50 and 75 % coverage.
+        Mean confidence; equal-mass, debiased and smooth ECE; maximum calibration error; the Brier
+        decomposition of the confidence and its AUROC; accuracy at 25, 50 and 75 % coverage.
+
+    Raises:
+        UserError: See :func:`harness_ext.calibration.validate_rows`.
     """
     loglikelihoods, gold = validate_rows(loglikelihoods, gold)
     confidence, predicted = top(np.exp(letter_log_softmax(loglikelihoods, temperature)))

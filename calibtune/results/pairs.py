@@ -10,16 +10,17 @@ import numpy as np
 from calibtune.results.samples import Samples
 from harness_ext.binning import IntArray
 
-#: What makes a question the same in another run: its document's hash, right answer, and how often both came before.
+#: Identifies a question across runs: hash of its document, right answer, and the number of earlier
+#: rows with the same two.
 Key = tuple[str, int, int]
 
 
 def question_keys(rows: Samples) -> tuple[Key, ...]:
-    """Return the key of each question of a samples file; the same question may be in it twice."""
+    """Return the key of each question of a samples file; repeated questions get different keys."""
     before: Counter[tuple[str, int]] = Counter()
     keys = []
     for number, (digest, right) in enumerate(zip(rows.doc_hashes, rows.labels.tolist(), strict=True)):
-        # Samples of an lm_eval too old to hash documents match nothing.
+        # Old versions of lm_eval did not hash documents; such questions must match no others.
         item = (f"{rows.path} {number}" if digest == "None" else digest, right)
         keys.append((*item, before[item]))
         before[item] += 1
@@ -27,7 +28,7 @@ def question_keys(rows: Samples) -> tuple[Key, ...]:
 
 
 def matching_rows(a: Sequence[Key], b: Sequence[Key]) -> tuple[IntArray, IntArray]:
-    """Return the rows of the questions that both have, in the order of ``a``.
+    """Return the rows in ``a`` and in ``b`` of the questions that both have, in the order of ``a``.
 
     Example:
         >>> rows = matching_rows([("x", 0, 0), ("y", 1, 0)], [("y", 1, 0), ("z", 0, 0)])

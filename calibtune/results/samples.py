@@ -1,4 +1,4 @@
-"""lm_eval's ``--log_samples`` files as arrays; every number and plot can be made again from them, without a model."""
+"""Read the files that lm_eval writes with ``--log_samples`` as arrays."""
 
 from __future__ import annotations
 
@@ -20,38 +20,38 @@ from harness_ext.calibration import validate_rows
 from harness_ext.ragged import ragged
 from harness_ext.sanity import check_scored, check_told_apart, warn_of_ties
 
-#: What lm_eval names such a file: task, then the time of the run.
+#: Name that lm_eval gives a samples file: task, then the time of the run.
 FILE_NAME = re.compile(r"samples_(?P<task>.+)_(?P<date>\d{4}-\d{2}-\d{2}T[\d.\-:]+)\.jsonl")
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Hold the questions of one samples file, in the order of their number."""
+    """Hold the questions of a samples file in the order of ``doc_id``."""
 
     task: str
-    #: The filter whose rows were read; all filters share the log-probabilities.
+    #: Filter whose rows were read; all filters have the same raw log-probabilities.
     filter: str
     path: Path
-    #: Log-probabilities that the model gave the letters (lm_eval's log-likelihoods), shape (N, K), NaN where a question
-    #: has fewer. They do not sum to 1 over the letters.
+    #: Raw log-probabilities of the letters (lm_eval's log-likelihoods), shape (N, K), NaN where the letter is absent.
+    #: They do not sum to 1 over the letters.
     log_probs: FloatArray
     #: Index of the right letter, shape (N,).
     labels: IntArray
-    #: lm_eval's hash of each document: the same question has the same one in another model's file.
+    #: lm_eval's hash of each document, the same for every model.
     doc_hashes: tuple[str, ...] = field(repr=False)
-    #: lm_eval's hash of each prompt as the model saw it, None where the file has none.
+    #: lm_eval's hash of each prompt as the model saw it, or None if the file has none.
     prompt_hashes: tuple[str | None, ...] = field(repr=False)
-    #: The documents themselves.
+    #: The documents.
     documents: tuple[dict[str, Any], ...] = field(repr=False)
-    #: The temperature at which the file's own numbers were taken, by filter, where it can be told.
+    #: Temperature of each filter whose temperature can be inferred.
     temperatures: dict[str, float]
 
 
 def find_samples(path: Path) -> list[Path]:
-    """The samples files that a path means: itself, or the newest of each task and folder below it.
+    """Return a samples file itself, or the newest one of each task and folder below a folder.
 
     Raises:
-        UserError: There is none.
+        UserError: The path does not exist, or the folder has no samples files.
     """
     if path.is_file():
         return [path]
@@ -60,26 +60,28 @@ def find_samples(path: Path) -> list[Path]:
         if match := FILE_NAME.fullmatch(file.name):
             newest[file.parent, match["task"]] = file
     if not path.exists():
-        raise UserError(f"{path} does not exist; give a samples file of lm_eval or the folder it wrote")
+        raise UserError(f"{path} does not exist; give a samples file of lm_eval or its output folder")
     if not newest:
-        raise UserError(f"{path}: no samples_*.jsonl there; run lm_eval with --log_samples --output_path {path}")
+        raise UserError(f"{path} has no samples_*.jsonl; run lm_eval with --log_samples --output_path {path}")
     return list(newest.values())
 
 
 def read_samples(path: Path) -> Samples:
-    """Read one samples file of a multiple-choice task.
+    """Read a samples file of a multiple-choice task.
+
+    If the folder has the run's ``results_<date>.json``, it is used to check that no question is
+    missing.
 
     Args:
-        path: ``samples_<task>_<date>.jsonl``; the ``results_<date>.json`` beside it, where there is one, tells how
-            many questions there must be, and which.
+        path: ``samples_<task>_<date>.jsonl``.
 
     Returns:
-        Its questions.
+        The questions of the file.
 
     Raises:
-        UserError: The file is cut off in mid-line, questions are missing, doubled or another task's, it holds no
-            letters' log-likelihoods or right answers, or the backend told no letters apart; the line or question and
-            the value are named.
+        UserError: A line is damaged; questions are missing, repeated or from another task; a
+            question has no log-likelihoods or no right answer; or the backend gave all letters the
+            same log-likelihood. The message names the line or question and the value.
     """
     samples = _parse(path)
     first = str(samples[0].get("filter", "none"))
@@ -150,9 +152,12 @@ def _is_sample(sample: Any) -> bool:
 def _check_complete(path: Path, doc_ids: list[int], samples: list[dict[str, Any]]) -> None:
     doubled = [a for a, b in itertools.pairwise(doc_ids) if a == b]
     if doubled:
-        raise UserError(f"{path}: question {doubled[0]} is there twice; are two runs or tasks joined in it?")
+        raise UserError(
+            f"{path}: question {doubled[0]} occurs twice, as if two runs were joined; give the file of one run"
+        )
     expected = _expected(path)
-    # `--limit` takes the first ones, so a gap means lost rows; `--samples` picks, and then the results file decides.
+    # With `--limit` the questions are the first ones, so a gap means lost rows. With `--samples`
+    # they can be any, so only the results file tells.
     if expected is None and doc_ids != list(range(len(doc_ids))):
         gap = next(i for i, doc_id in enumerate(doc_ids) if i != doc_id)
         raise UserError(f"{path}: question {gap} is missing; rows were removed, run the evaluation again")
@@ -162,19 +167,19 @@ def _check_complete(path: Path, doc_ids: list[int], samples: list[dict[str, Any]
     if len(doc_ids) != count:
         missing = sorted(set(range(count)) - set(doc_ids))[:5]
         raise UserError(
-            f"{path}: {len(doc_ids)} questions, but the run's results file counts {count} (missing: {missing}); "
-            "rows were removed, or it is the file of another task"
+            f"{path} has {len(doc_ids)} questions, but the run's results file counts {count} (missing: {missing}); "
+            "rows were removed or the file is from another task, so run the evaluation again"
         )
     hashes = "".join(str(s.get(key)) for s in samples for key in ("doc_hash", "prompt_hash", "target_hash"))
     if digest and digest != hashlib.sha256(hashes.encode()).hexdigest():
         raise UserError(
-            f"{path}: its questions are not those of the run's results file (their hash differs); rows were changed, "
-            "or it is the file of another task"
+            f"{path}: its questions are not those of the run's results file (their hash differs); rows were changed "
+            "or the file is from another task, so run the evaluation again"
         )
 
 
 def _expected(path: Path) -> tuple[int, str | None] | None:
-    """The number of questions and lm_eval's hash of them all, from the results file of the same run if it is there."""
+    """Return the number of questions and their common hash from the run's results file, or None."""
     match = FILE_NAME.fullmatch(path.name)
     results = path.parent / f"results_{match['date']}.json" if match else None
     if not match or results is None or not results.is_file():
@@ -188,7 +193,8 @@ def _expected(path: Path) -> tuple[int, str | None] | None:
         raise UserError(f"{path}: the run's results file counts no questions ({results}); run the evaluation again")
     if match["task"] not in counts:
         raise UserError(
-            f"{path}: the run's results file knows no task {match['task']!r}, only {sorted(counts)}; was it renamed?"
+            f"{path}: the run's results file has no task {match['task']!r}, only {sorted(counts)}; give the file its "
+            "original name"
         )
     count, hashes = counts[match["task"]], run.get("task_hashes") or {}
     effective = count.get("effective") if isinstance(count, dict) else None
@@ -208,7 +214,7 @@ def _loglikelihoods(path: Path, sample: dict[str, Any]) -> list[float]:
         value = float(value) if isinstance(value, str) and _is_number(value) else value
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
             raise UserError(
-                f"{path}, question {sample['doc_id']}: {response!r:.80} is no finite log-likelihood; "
+                f"{path}, question {sample['doc_id']}: {response!r:.80} is not a finite log-likelihood; "
                 "give the samples of a multiple-choice task"
             )
         values.append(float(value))
@@ -236,14 +242,14 @@ def _gold(path: Path, sample: dict[str, Any], letters: int) -> int:
 
 
 def _temperatures(samples: list[dict[str, Any]]) -> dict[str, float]:
-    """The T of each ``letter_softmax`` filter, from the ratio of differences of raw to scaled log-likelihoods."""
+    """Infer T of each ``letter_softmax`` filter from raw and scaled log-likelihoods."""
     temperatures: dict[str, float] = {}
     for sample in samples:
         name = str(sample.get("filter", "none"))
         if name in temperatures:
             continue
         letters = sample.get("filtered_resps") or []
-        # Another filter's responses may be triples too, say of a log-likelihood, a flag and a count of tokens.
+        # Other filters can have triples too, such as log-likelihood, flag and token count.
         ours = all(isinstance(x, list) and len(x) == 3 and all(_is_number(str(v)) for v in x) for x in letters)
         if not letters or not ours:
             continue

@@ -1,4 +1,4 @@
-"""Print numbers with their intervals beside them."""
+"""Format metrics and their intervals as text."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Mapping
 
 
 def numbers_table(title: str, numbers: Mapping[str, float]) -> str:
-    """Return one line a number, an interval's ends beside the number that they belong to.
+    """Return a text with one line per metric, followed by its interval if there is one.
 
     Args:
         title: The first line.
-        numbers: By metric; ``X_low`` and ``X_high`` are the ends of ``X``'s interval.
+        numbers: Value of each metric; ``X_low`` and ``X_high`` are the ends of X's interval.
 
     Example:
         >>> print(numbers_table("t: 64 questions", {"acc": 0.5, "ece": 0.1, "ece_low": 0.05, "ece_high": 0.2}))

@@ -1,1 +1,1 @@
-"""Fitting: temperature, label smoothing, CFT and RCFT."""
+"""Fit a temperature, label smoothing, CFT and RCFT."""

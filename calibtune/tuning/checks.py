@@ -1,4 +1,4 @@
-"""Refuse a fit that this machine or this model cannot run, before weights are read."""
+"""Check that this machine and this model can run a fit, before weights are read."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from calibtune.recipe import Recipe
 
 
 def check_machine(recipe: Recipe) -> None:
-    """Refuse a recipe that asks for what this machine does not have.
+    """Check that this machine has the device and the packages of a recipe.
 
     Raises:
-        UserError: The device is none of this machine's, or a package is missing.
+        UserError: The device, a GPU for an option, or a package is missing, or FSDP is version 1.
     """
     check_spec(recipe.spec)
     kind = device(recipe.device).type
@@ -33,10 +33,10 @@ def check_machine(recipe: Recipe) -> None:
 
 
 def check_kernels(recipe: Recipe, config: Any) -> None:
-    """Refuse ``--liger-kernel`` for a model that Liger has no kernels for; transformers would leave it as it is.
+    """Check that Liger has kernels for the model; else transformers ignores ``--liger-kernel``.
 
     Raises:
-        UserError: With the model's type.
+        UserError: Liger has no kernels for the model's type.
     """
     if not recipe.liger_kernel:
         return
@@ -44,22 +44,22 @@ def check_kernels(recipe: Recipe, config: Any) -> None:
 
     if config.model_type not in MODEL_TYPE_TO_APPLY_LIGER_FN:
         raise UserError(
-            f"--liger-kernel: Liger has no kernels for a {config.model_type} ({recipe.model}); leave it out"
+            f"--liger-kernel: Liger has no kernels for a {config.model_type} model ({recipe.model}); leave it out"
         )
 
 
 def on_cpu(name: str | None) -> bool:
-    """Return whether the fit runs on the CPU; accelerate must be told, or processes do not find each other."""
+    """Return whether the fit runs on the CPU; accelerate needs it to connect processes."""
     return name == "cpu" or (name is None and not torch.accelerator.is_available())
 
 
 def idle_gpus(recipe: Recipe) -> str:
-    """Return what to say where this process trains alone, on one of several GPUs."""
+    """Return a hint if one process trains on a machine with several GPUs, else an empty text."""
     count = torch.cuda.device_count()
     if count < 2 or recipe.cuda_graphs or on_cpu(recipe.device) or int(os.environ.get("WORLD_SIZE", "1")) > 1:
         return ""
     share = max(recipe.batch_size // count, 1)
     return (
-        f"\none of {count} GPUs is used; for all, in the same steps: torchrun --nproc_per_node {count} -m calibtune "
-        f"fit ... --batch-size {share}"
+        f"\none of {count} GPUs is used; to train on all of them with the same steps, run: torchrun --nproc_per_node "
+        f"{count} -m calibtune fit ... --batch-size {share}"
     )

@@ -1,4 +1,7 @@
-"""The E-step of Algorithm 1: take bin accuracies under the present model and set each training question's target."""
+"""Run the E-step: compute bin accuracies under the present model and the questions' targets.
+
+It is the E-step of Algorithm 1 in arXiv 2505.01997; see docs/methods.md.
+"""
 
 from __future__ import annotations
 
@@ -20,12 +23,12 @@ from harness_ext.calibration import letter_log_softmax, top
 
 
 def score_bins(scores: FloatArray, gold: IntArray, bins: int) -> BinTable:
-    """Compute count, accuracy and confidence of each bin of scored questions (B_m of paper Eq 19).
+    """Compute count, accuracy and mean confidence of each bin (B_m in arXiv 2505.01997, Eq 19).
 
     Args:
-        scores: Letter log-likelihoods, shape (N, K), NaN where a question has fewer letters.
+        scores: Letter log-likelihoods, shape (N, K), NaN where the letter is absent.
         gold: Index of the right letter, shape (N,).
-        bins: M equal-width bins.
+        bins: Number of equal-width bins, M.
     """
     confidence, predicted = top(np.exp(letter_log_softmax(scores)))
     return bin_table(confidence, predicted == gold, bins)
@@ -33,42 +36,44 @@ def score_bins(scores: FloatArray, gold: IntArray, bins: int) -> BinTable:
 
 @dataclass
 class EStep:
-    """The targets of one epoch; saved with every checkpoint.
+    """Hold the E-step's targets of one epoch; every checkpoint includes them.
 
     Args:
-        recipe: Of an RCFT fit.
+        recipe: Recipe of the fit.
     """
 
     recipe: Recipe
-    #: The epoch that the targets are for; -1 before the first E-step.
+    #: Epoch of the targets; -1 before the first E-step.
     epoch: int = -1
-    #: q of each training question, float32, shape (N, K), 0 where a letter is absent; None without L_ECE.
+    #: q of each training question, float32, shape (N, K), 0 where the letter is absent; None without
+    #: L_ECE.
     targets: torch.Tensor | None = None
-    #: Log-likelihoods that the targets were made of, shape (N, K), in the epoch's order of options.
+    #: Log-likelihoods that gave the targets, shape (N, K), in the epoch's option order.
     scores: FloatArray | None = None
-    #: Log-likelihoods of this process's training passes in this epoch, shape (N, K), NaN where there was none.
+    #: Log-likelihoods from this process's training passes in this epoch, shape (N, K), NaN for
+    #: questions that it has not trained on.
     passes: torch.Tensor | None = None
 
     def take(self, epoch: int, table: BinTable, scores: FloatArray) -> None:
-        """Set the targets of an epoch.
+        """Compute the targets of an epoch.
 
         Args:
-            epoch: From 0.
-            table: The bins whose accuracies the targets take.
-            scores: Log-likelihoods of the training questions in this epoch's order of options, shape (N, K), NaN where
-                a question has fewer.
+            epoch: Number of the epoch, from 0.
+            table: Bins that give the accuracies.
+            scores: Log-likelihoods of the training questions in this epoch's option order, shape
+                (N, K), NaN where the letter is absent.
         """
         self.epoch, self.scores, self.passes = epoch, scores, None
         self.targets = torch.tensor(epoch_targets(scores, bin_accuracies(table), self.recipe.mapping)).float()
 
     def batch_targets(self, batch: Batch) -> Batch:
-        """Return the targets of a batch's questions as its ``target``, shape (B, K); nothing without L_ECE."""
+        """Return ``target``, shape (B, K), for a batch, or an empty dict without L_ECE."""
         if self.targets is None:
             return {}
         return {"target": self.targets[batch["row"], : batch["letter_ids"].shape[1]]}
 
     def note(self, batch: Batch, letters: torch.Tensor) -> None:
-        """Keep the log-likelihoods (B, K) of a training pass; the running E-step uses them in the next epoch."""
+        """Store the log-likelihoods (B, K) of a training pass for the running E-step."""
         if self.scores is None:
             return
         if self.passes is None:
@@ -76,9 +81,9 @@ class EStep:
         self.passes[batch["row"], : letters.shape[1]] = letters.float()
 
     def latest_scores(self) -> FloatArray | None:
-        """Return the latest log-likelihoods of each training question, shape (N, K), from all processes' passes.
+        """Return each training question's latest log-likelihoods, shape (N, K), over all processes.
 
-        All processes call it. None before the first E-step.
+        All processes must call it. Returns None before the first E-step.
         """
         passes = gather_object([] if self.passes is None else [self.passes.cpu().double().numpy()])
         if self.scores is None:
@@ -89,7 +94,7 @@ class EStep:
         return scores
 
     def save(self, folder: Path) -> None:
-        """Write the state beside a checkpoint's other files; all processes call it, one writes."""
+        """Write the state into a checkpoint; all processes must call it."""
         latest = self.latest_scores()
         if not PartialState().is_main_process:
             return
@@ -99,7 +104,7 @@ class EStep:
                 np.savez(file, targets=self.targets.numpy(), scores=np.asarray(latest))
 
     def load(self, folder: Path) -> None:
-        """Read what :meth:`save` wrote."""
+        """Read the state that :meth:`save` wrote."""
         self.epoch = json.loads((folder / "estep.json").read_text())["epoch"]
         if (folder / "estep.npz").exists():
             with np.load(folder / "estep.npz") as arrays:

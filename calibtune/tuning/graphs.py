@@ -1,7 +1,8 @@
-"""``--cuda-graphs``: the forward and backward pass of a batch launched as one, for small models.
+"""Run forward and backward pass as one CUDA graph, to speed up small models (``--cuda-graphs``).
 
-A step of a small model is thousands of kernels that run faster than they can be launched one by one. A CUDA graph
-records them once for each shape of batch; see https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs.
+A step of a small model is thousands of kernels that run faster than they can be launched one by
+one. A CUDA graph records them once for each shape of batch and launches them together; see
+https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs.
 """
 
 from __future__ import annotations
@@ -19,16 +20,17 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from calibtune.errors import UserError
 from calibtune.models.heads import Batch
 
-#: Prompts are padded to a multiple of this, so that there are few shapes.
+#: Prompts are padded to a multiple of this many tokens, so that there are few shapes.
 BUCKET = 64
-#: Relative distance of a recording's gradients from the plain pass's that bfloat16 and other kernels may cause.
+#: Largest accepted relative distance between gradients with and without a graph; bfloat16 and other
+#: kernels cause small ones.
 APART = 0.05
 
 logger = logging.getLogger(__name__)
 
-#: SDPA that is causal without a mask. While a graph is recorded transformers would make a mask, which keeps attention
-#: from the fast kernels; fits with such masks ended in gradients that are not numbers (Qwen2.5 on an H200, torch 2.11),
-#: for which the mask is the likely reason, not a proven one.
+#: Name of SDPA attention that is causal without a mask. While a graph is recorded, transformers
+#: would create a mask, which rules out the fast attention kernels. Fits with such masks also ended
+#: in NaN gradients (Qwen2.5 on an H200, torch 2.11), probably because of the mask.
 CAUSAL = "calibtune-causal-sdpa"
 AttentionInterface.register(CAUSAL, sdpa_attention_forward)
 
@@ -38,7 +40,7 @@ Shapes = tuple[torch.Size, ...]
 
 @contextmanager
 def causal_attention(model: Any) -> Iterator[None]:
-    """Attention that is causal without a mask, where the model uses SDPA; prompts must be padded on the right."""
+    """Replace SDPA by causal attention without a mask; prompts must be padded on the right."""
     before = model.config._attn_implementation
     if before == "sdpa":
         model.set_attn_implementation(CAUSAL)
@@ -51,7 +53,7 @@ def causal_attention(model: Any) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Recording:
-    """A graph, the tensors that it reads and those that it writes."""
+    """Hold a CUDA graph with its input and output tensors."""
 
     graph: torch.cuda.CUDAGraph
     inputs: Batch
@@ -59,15 +61,16 @@ class Recording:
 
 
 class StepGraphs:
-    """Forward and backward pass of batches, recorded at the second batch of each shape.
+    """Run forward and backward passes, recorded at the second batch of each shape.
 
     Args:
-        model: Its trainable parameters' gradients are added to, as ``backward`` does.
-        loss: Gives a batch's loss, whose gradient is taken, and what else is wanted; must not wait for the GPU.
-        longest: Tokens of the longest prompt.
+        model: The model, whose gradients are accumulated as ``backward`` does.
+        loss: Function that returns a batch's loss and any other tensors; it must not wait for the
+            GPU.
+        longest: Number of tokens of the longest prompt.
 
     Raises:
-        UserError: Attention of the model does not reach over the longest prompt.
+        UserError: The model's attention window is shorter than the longest prompt.
     """
 
     def __init__(self, model: Any, loss: Callable[[Batch], Outputs], longest: int) -> None:
@@ -76,31 +79,32 @@ class StepGraphs:
         window = min((length for length in windows if length), default=longest)
         if window < longest:
             raise UserError(
-                f"--cuda-graphs: the model attends over {window} tokens and a prompt has {longest}; leave it out"
+                f"--cuda-graphs cannot be used: the model attends over {window} tokens and a prompt has {longest}; "
+                "leave it out"
             )
         self.model, self.loss = model, loss
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        # A graph writes to the memory that it was recorded with, so the gradients stay where they are: views of one
-        # tensor, which one kernel clears or copies.
+        # A graph writes to the memory that it was recorded with, so the gradients must keep their
+        # memory. They are views of one tensor, which one kernel clears or copies.
         first = self.parameters[0]
         sizes = [parameter.numel() for parameter in self.parameters]
         self.gradient = torch.zeros(sum(sizes), dtype=first.dtype, device=first.device)
         views = zip(self.gradient.split(sizes), self.parameters, strict=True)
         self.gradients = [view.view_as(parameter) for view, parameter in views]
-        #: By the batch's shapes; None where a recording gave other gradients than the plain pass, which is then taken.
+        #: Recording for each batch shape; None if its gradients were wrong.
         self.recordings: dict[Shapes, Recording | None] = {}
-        #: Shapes met once so far.
+        #: Shapes seen so far.
         self.met: set[Shapes] = set()
 
     def run(self, batch: Batch) -> Outputs:
-        """Add a batch's gradients; what the loss gives, detached."""
+        """Accumulate a batch's gradients and return the outputs of ``loss``, detached."""
         if any(parameter.grad is None for parameter in self.parameters):
             self.gradient.zero_()
             for parameter, gradient in zip(self.parameters, self.gradients, strict=True):
                 parameter.grad = gradient
         shapes = tuple(batch[name].shape for name in sorted(batch))
         if shapes not in self.met:
-            self.met.add(shapes)  # the longest prompts' may not come again
+            self.met.add(shapes)  # a rare shape may never come again, so do not record it yet
             return self._pass(batch)
         if shapes not in self.recordings:
             return self._recorded(shapes, batch)
@@ -113,7 +117,7 @@ class StepGraphs:
         return tuple(output.clone() for output in recording.outputs)
 
     def _recorded(self, shapes: Shapes, batch: Batch) -> Outputs:
-        """Take a batch plainly, and record the same pass for its shapes if that gives the same gradients."""
+        """Run a batch without a graph, and keep a recording of it if its gradients are the same."""
         before = self.gradient.clone()
         self.gradient.zero_()
         outputs = self._pass(batch)
@@ -125,13 +129,15 @@ class StepGraphs:
         alike = bool(apart <= APART) or not plain.any()
         if not alike:
             shape = "x".join(map(str, batch["input_ids"].shape))
-            logger.warning("--cuda-graphs: a recording of %s tokens gave other gradients; they are not recorded", shape)
+            logger.warning(
+                "--cuda-graphs: a graph for %s tokens gave wrong gradients; such batches run without a graph", shape
+            )
         self.recordings[shapes] = recording if alike else None
         self.gradient.copy_(before + plain)
         return outputs
 
     def _record(self, batch: Batch) -> Recording:
-        """A recording of a pass; one that was taken just before gave libraries their workspaces."""
+        """Record a pass; the same pass must have run before, so that libraries have workspaces."""
         inputs = {name: value.clone() for name, value in batch.items()}
         graph = torch.cuda.CUDAGraph()
         pool = next((recording.graph.pool() for recording in self.recordings.values() if recording), None)

@@ -1,4 +1,4 @@
-"""Everything that a fit reads before it loads weights, checked against each other."""
+"""Read and check a fit's input before weights are loaded."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from calibtune.tuning.checks import check_kernels, check_machine
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a fit reads before it loads weights."""
+    """Hold a fit's tokenizer, questions and other input."""
 
     recipe: Recipe
     tokenizer: Any
@@ -38,22 +38,22 @@ class Inputs:
 
     @property
     def gold(self) -> np.ndarray:
-        """Right letters of the held-out questions, shape (N,)."""
+        """Return the index of the right letter of each held-out question, shape (N,)."""
         return np.array([example.gold for example in self.held_out], dtype=np.int64)
 
     @cached_property
     def questions(self) -> Questions:
-        """The questions of a fit that trains, as tokens."""
+        """Return the tokenized training and held-out questions."""
         recipe = self.recipe
         data = TrainingSet(self.examples.train, self.encoder, self.max_length, recipe.seed, recipe.shuffle_options)
         return Questions(data, self.held_out, self.tokenizer.pad_token_id)
 
 
 def read_inputs(recipe: Recipe) -> Inputs:
-    """Tokenizer, tasks and questions.
+    """Read tokenizer, tasks and questions, and check them against each other.
 
     Raises:
-        UserError: Whatever is wrong with them; see the functions called.
+        UserError: The input is wrong; see the functions called.
     """
     check_machine(recipe)
     config = load_config(recipe.spec)
@@ -81,10 +81,10 @@ def read_inputs(recipe: Recipe) -> Inputs:
 
 
 def trained_on(recipe: Recipe) -> frozenset[str]:
-    """Hashes of the documents that the recipe's adapter, if it has one, was trained on.
+    """Return hashes of the documents on which the recipe's adapter was trained, if it has one.
 
     Raises:
-        UserError: ``--artifact`` is no adapter, or one for another base.
+        UserError: ``--artifact`` is not an adapter, or was trained on another base model.
     """
     if recipe.artifact is None:
         return frozenset()
@@ -97,10 +97,11 @@ def trained_on(recipe: Recipe) -> frozenset[str]:
 
 
 def check_counts(inputs: Inputs) -> None:
-    """Refuse a fit that has too few questions for what it is to do with them.
+    """Check that a fit has enough questions.
 
     Raises:
-        UserError: None is held out where some are needed, or there are fewer to train on than a step takes.
+        UserError: The method needs held-out questions and there are none, or there are fewer
+            training questions than a step takes.
     """
     recipe, tasks = inputs.recipe, ", ".join(inputs.recipe.tasks)
     if not inputs.held_out and recipe.method == "temperature":
@@ -115,21 +116,21 @@ def check_counts(inputs: Inputs) -> None:
     step = recipe.batch_size * recipe.gradient_accumulation * int(os.environ.get("WORLD_SIZE", "1"))
     if (count := len(inputs.examples.train)) < step:
         raise UserError(
-            f"a step takes {step} questions (batch size, accumulation, processes), and there are only {count} to train "
-            "on; lower --batch-size or --gradient-accumulation"
+            f"a step takes {step} questions (batch size x accumulation x processes), but there are only {count} to "
+            "train on; lower --batch-size or --gradient-accumulation"
         )
 
 
 def check_vocabulary(rows: Sequence[TokenExample], config: Any, model: str) -> None:
-    """Refuse a tokenizer that gives tokens which the model does not have.
+    """Check that the model's vocabulary has all tokens of the questions.
 
     Raises:
-        UserError: With the largest token.
+        UserError: A token id is too large; the message gives the largest.
     """
     size = config.get_text_config().vocab_size
     largest = max((token for row in rows for token in (*row.input_ids, *row.letter_ids)), default=0)
     if largest >= size:
         raise UserError(
-            f"--model {model}: its tokenizer gives token {largest} and the model knows {size}; the tokenizer there is "
-            "another model's, give a folder in which both belong together"
+            f"--model {model} has a tokenizer that gives token {largest}, but the vocabulary has {size} tokens; give a "
+            "folder in which model and tokenizer belong together"
         )

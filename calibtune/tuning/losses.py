@@ -1,7 +1,7 @@
-"""Compute what each method minimizes, one number a question, from one forward pass (docs/methods.md).
+"""Compute each method's loss per question from one forward pass (see docs/methods.md).
 
-Every loss reads the model where the harness reads it: at the prompt's last token, over the whole vocabulary. L_SFT2
-also reads the logits at the question's own tokens.
+Every loss uses the log-likelihoods that the harness scores: at the prompt's last token, normalized
+over the whole vocabulary. L_SFT2 also uses the logits at the question's tokens.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from torch.utils.checkpoint import checkpoint
 from calibtune.models.heads import Batch, forward, head_is_last, letter_log_likelihoods, widen
 from calibtune.recipe import Recipe
 
-#: Tokens whose logits are held at a time; each has as many as the vocabulary.
+#: Number of tokens whose logits, one per word of the vocabulary, are in memory at a time.
 CHUNK = 1024
 
 
 def cft_loss(letters: torch.Tensor, gold: torch.Tensor) -> torch.Tensor:
-    """L_SFT1: minus the right letter's log-likelihood, shape (B,) (paper section 3).
+    """Compute L_SFT1, ``-log pi(y | x)`` of the right letter, shape (B,) (arXiv 2505.01997).
 
     Args:
         letters: Log-likelihoods, shape (B, K); see :func:`letter_log_likelihoods`.
@@ -30,7 +30,14 @@ def cft_loss(letters: torch.Tensor, gold: torch.Tensor) -> torch.Tensor:
 
 
 def label_smoothing_loss(letters: torch.Tensor, gold: torch.Tensor, epsilon: float) -> torch.Tensor:
-    """Cross-entropy against ``1 - epsilon`` on the right letter and ``epsilon / (K - 1)`` on the others, shape (B,)."""
+    """Compute the cross-entropy of letters against a smoothed target, shape (B,).
+
+    Args:
+        letters: Log-likelihoods, shape (B, K).
+        gold: Index of the right letter, shape (B,).
+        epsilon: The target is ``1 - epsilon`` on the right letter and ``epsilon / (K - 1)`` on each
+            other one.
+    """
     present = letters.isfinite()
     right = torch.arange(letters.shape[1], device=letters.device) == gold[:, None]
     wrong = epsilon / (present.sum(1, keepdim=True) - 1)
@@ -39,12 +46,13 @@ def label_smoothing_loss(letters: torch.Tensor, gold: torch.Tensor, epsilon: flo
 
 
 def calibration_loss(letters: torch.Tensor, target: torch.Tensor, kind: str = "mse") -> torch.Tensor:
-    """L_ECE of each question, shape (B,): ``sum_j (p_j - q_j)^2``, or cross-entropy ``-sum_j q_j log p_j``.
+    """Compute L_ECE of each question, shape (B,): the distance of p and q (arXiv 2505.01997).
 
     Args:
-        letters: Log-likelihoods, shape (B, K); p is their softmax (paper Eq 1).
-        target: q, shape (B, K), 0 where the letter is absent; no gradient goes through it.
-        kind: "mse" (the paper) or "cross-entropy" (the distance for which convergence is claimed, appendix A.5).
+        letters: Log-likelihoods, shape (B, K); p is their softmax (Eq 1).
+        target: q, shape (B, K), 0 where the letter is absent; it gets no gradient.
+        kind: "mse" for ``sum_j (p_j - q_j)^2``, as in the paper's experiments, or "cross-entropy"
+            for ``-sum_j q_j log p_j``, as in its proof of convergence (appendix A.5).
     """
     target = target.detach()
     if kind == "mse":
@@ -54,21 +62,24 @@ def calibration_loss(letters: torch.Tensor, target: torch.Tensor, kind: str = "m
 
 
 def question_loss(states: torch.Tensor, head: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sum over the question's tokens after the first of minus their log-likelihood, and their number; both (B,).
+    """Compute the summed negative log-likelihood of the question's tokens after the first.
 
-    Never makes more than ``CHUNK`` rows of logits, or of their float32 copies, at a time: each chunk's are computed
-    again in the backward pass.
+    Logits and their float32 copies are computed for ``CHUNK`` tokens at a time, and again in the
+    backward pass, to save memory.
 
     Args:
-        states: At every token, shape (B, T, H).
-        head: Makes logits of them.
+        states: Hidden states at every token, shape (B, T, H).
+        head: Module that computes logits from hidden states.
         batch: See :func:`calibtune.data.tokens.collate`.
+
+    Returns:
+        The sums in nats and the numbers of tokens, both of shape (B,).
     """
     places = torch.arange(states.shape[1], device=states.device)
     last = batch["answer"][:, None]
     first = batch["attention_mask"].argmax(1, keepdim=True) if "attention_mask" in batch else torch.zeros_like(last)
     predicts = (places >= first) & (places < last)
-    # Cut nowhere, since flattening a part of the states would copy them.
+    # Keep all T positions and mask labels instead: flattening a slice would copy the states.
     labels = batch["input_ids"].roll(-1, 1).masked_fill(~predicts, -100)
 
     def of_chunk(states: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -82,14 +93,15 @@ def question_loss(states: torch.Tensor, head: torch.nn.Module, batch: Batch) -> 
 
 
 def sft2_loss(letter: torch.Tensor, question: torch.Tensor, count: torch.Tensor, weight: float | str) -> torch.Tensor:
-    """L_SFT2 of each question, shape (B,), under one of its normalizations (``findings.md``, point 2).
+    """Compute L_SFT2 of each question, shape (B,), with a weighted letter (docs/methods.md, RCFT).
 
     Args:
         letter: L_SFT1, shape (B,).
-        question: Sum over question tokens, shape (B,).
+        question: Summed negative log-likelihood of the question's tokens, shape (B,).
         count: Number of question tokens, shape (B,).
-        weight: "sum": all tokens summed, the paper as written. "token-mean": the mean over question tokens and letter,
-            as most libraries take it. A number: so many times the letter beside the mean over question tokens.
+        weight: "sum" for the sum over question tokens and letter, as in the paper; "token-mean" for
+            their mean, as in most libraries; a number w for the mean over question tokens plus w
+            times L_SFT1.
     """
     if weight == "sum":
         return question + letter
@@ -99,12 +111,12 @@ def sft2_loss(letter: torch.Tensor, question: torch.Tensor, count: torch.Tensor,
 
 
 def method_loss(model: Any, batch: Batch, recipe: Recipe) -> tuple[torch.Tensor, ...]:
-    """A method's loss, a mean over the batch's questions.
+    """Compute a method's loss, averaged over the batch's questions.
 
     Args:
         model: Causal language model, wrapped or not.
-        batch: See :func:`calibtune.data.tokens.collate`; with ``target`` (B, K), L_ECE is added.
-        recipe: Of a method that trains.
+        batch: See :func:`calibtune.data.tokens.collate`; if it has ``target`` (B, K), L_ECE is added.
+        recipe: Recipe of a method that trains.
 
     Returns:
         The scalar loss, and the letters' log-likelihoods (B, K), detached.

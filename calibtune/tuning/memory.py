@@ -1,4 +1,4 @@
-"""How many tokens one pass of a step takes, and ``--auto-batch``: the largest batch that fits the memory."""
+"""Limit the tokens of a forward pass, and find the largest batch that fits (``--auto-batch``)."""
 
 from __future__ import annotations
 
@@ -22,14 +22,20 @@ logger = logging.getLogger(__name__)
 
 
 def most_tokens(rows: Sequence[TokenExample], batch_size: int) -> float:
-    """Tokens that one forward and backward pass may have: twice an average batch's."""
+    """Return the largest number of tokens of a forward pass: twice that of an average batch."""
     return 2 * batch_size * sum(len(row.input_ids) for row in rows) / max(len(rows), 1)
 
 
 def largest_part(rows: Sequence[TokenExample], batch_size: int, most: float) -> list[TokenExample]:
-    """The part of a step with the most tokens that there can be, of one question several times.
+    """Return the part of a step with the most tokens, made of one question repeated.
 
-    The longest questions need not make it: two of them may be too many for a part, and of shorter ones several fill it.
+    This is not always the longest question: if two of those exceed ``most``, several shorter ones
+    can make a larger part.
+
+    Args:
+        rows: All training questions.
+        batch_size: Largest number of questions of a part.
+        most: Largest number of tokens of a part.
     """
 
     def repeated(row: TokenExample) -> int:
@@ -40,16 +46,19 @@ def largest_part(rows: Sequence[TokenExample], batch_size: int, most: float) -> 
 
 
 def fitting(model: Any, questions: Questions, recipe: Recipe, processes: int) -> Recipe:
-    """The recipe with another split of the same step into batch size and accumulated parts.
+    """Return the recipe with the largest batch size that fits the memory.
+
+    Batch size times gradient accumulation stays the same. Each size is tried with the largest part
+    that it allows.
 
     Args:
         model: The model to train, on its device.
-        questions: The most tokens that a part of a step may have of them are tried.
-        recipe: Its batch size times accumulation is kept.
-        processes: Over which the step is spread; each tries for itself, so all must have the same memory.
+        questions: The questions to train on.
+        recipe: The recipe of the fit.
+        processes: Number of processes; each tries for itself, so all need the same memory.
 
     Returns:
-        The recipe with the largest batch size whose forward and backward pass fits.
+        The recipe with new ``batch_size`` and ``gradient_accumulation``.
 
     Raises:
         WorkFailed: Not even one question fits.
@@ -75,7 +84,7 @@ def _fits(model: Any, batch: dict[str, torch.Tensor], recipe: Recipe) -> bool:
     model.train()
     held = []
     try:
-        # What a step finds taken: AdamW's two moments, and the gradients of the parts before.
+        # Allocate the other tensors of a real step: AdamW's two moments and accumulated gradients.
         for weight in model.parameters():
             held += [torch.empty_like(weight) for _ in range(3)] if weight.requires_grad else []
         with torch.autocast(device.type, torch.bfloat16, enabled=resolved_precision(recipe.spec) == "bf16"):

@@ -1,4 +1,4 @@
-"""What a fit says of its epochs: the held-out questions' table, and whether it should have ended earlier."""
+"""Write a fit's progress: a table of held-out metrics per epoch, and a warning if it overtrained."""
 
 from __future__ import annotations
 
@@ -8,12 +8,19 @@ import numpy as np
 
 from harness_ext.binning import BinTable
 
-#: Nats by which the held-out NLL must have been lower to be worth a word.
+#: A rise of the held-out NLL is reported from this many nats.
 WORSE = 0.02
 
 
 def epoch_table(epoch: int, table: BinTable, numbers: dict[str, float], bins: int) -> str:
-    """The held-out questions before an epoch, as text: one line a bin that has any, and a summary."""
+    """Return the held-out metrics before an epoch as text: a line per non-empty bin, and a summary.
+
+    Args:
+        epoch: Number of the epoch, from 0.
+        table: Bins of the held-out questions.
+        numbers: Metrics of the held-out questions.
+        bins: Number of bins.
+    """
     lines = [f"before epoch {epoch + 1}, held-out questions:", "  bin           count  accuracy  confidence"]
     for m in np.flatnonzero(table.count):
         lines.append(
@@ -28,14 +35,14 @@ def epoch_table(epoch: int, table: BinTable, numbers: dict[str, float], bins: in
 
 
 def overtrained(nll_before: Mapping[int, float], nll: float) -> str | None:
-    """Say when the held-out questions were better off before some epoch than at the end.
+    """Return a warning if the held-out NLL was lower before some epoch than at the end.
 
     Args:
-        nll_before: NLL before each epoch, from 0; after a resume, of the epochs since.
-        nll: At the end.
+        nll_before: NLL before each epoch, from 0; after a resume, of the epochs since then.
+        nll: NLL at the end.
 
     Returns:
-        None where the end is best, or worse by less than ``WORSE``.
+        The warning, or None if the NLL rose by less than ``WORSE``.
 
     Example:
         >>> overtrained({0: 1.42, 1: 1.22, 2: 1.21}, 1.40)

@@ -1,4 +1,4 @@
-"""Compute the E-step's targets: from bin accuracies to a distribution over each question's letters (paper Eq 6)."""
+"""Compute the E-step's targets from bin accuracies (arXiv 2505.01997, Eq 6 and appendix A.4)."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from harness_ext.binning import BinTable, FloatArray, bin_index
 from harness_ext.calibration import letter_log_softmax, top
 
 Mapping = Literal["simplified", "general"]
-#: alpha of the general mapping; Eqs 12-13 leave it free.
+#: alpha of the general mapping, which Eqs 12-13 of the paper leave free.
 ALPHA = 0.1
 
 
 def bin_accuracies(table: BinTable) -> FloatArray:
-    """acc(B_m) of each bin, shape (M,).
+    """Return acc(B_m) of each bin, shape (M,), in [0, 1].
 
-    An empty bin has no accuracy (it can be reached where the bins are taken on other rows): its questions take that
-    of the nearest bin that has one, the lower of two at the same distance.
+    An empty bin takes the accuracy of the nearest non-empty bin, the lower one if two are equally
+    near. A training question can fall into an empty bin, if the bins come from held-out questions.
 
     Args:
         table: The E-step's bins, equal-width and closed on the left.
@@ -35,7 +35,7 @@ def bin_accuracies(table: BinTable) -> FloatArray:
     """
     filled = np.flatnonzero(table.count)
     if not len(filled):
-        raise WorkFailed("the E-step has no questions to take bins from; raise --held-out or use --e-step-rows train")
+        raise WorkFailed("the E-step has no questions for its bins; raise --held-out or use --e-step-rows train")
     bins = np.arange(len(table.count))
     accuracy: FloatArray = table.accuracy[filled[np.abs(bins[:, None] - filled).argmin(axis=1)]]
     return accuracy
@@ -45,12 +45,12 @@ def epoch_targets(scores: FloatArray, accuracy: FloatArray, mapping: Mapping = "
     """Compute the target of each question from its scores and the accuracy of its bin.
 
     Args:
-        scores: Letter log-likelihoods, shape (N, K), NaN where a question has fewer letters.
+        scores: Letter log-likelihoods, shape (N, K), NaN where the letter is absent.
         accuracy: acc(B_m) of each bin, shape (M,); see :func:`bin_accuracies`.
-        mapping: "simplified" (Eqs 9-11) or "general" (Eqs 12-13).
+        mapping: "simplified" or "general"; see :func:`target_probs`.
 
     Returns:
-        q, shape (N, K), 0 where a question lacks the letter.
+        q, shape (N, K), 0 where the letter is absent.
     """
     probs = np.exp(letter_log_softmax(scores))
     bins = bin_index(top(probs)[0], len(accuracy))
@@ -58,34 +58,36 @@ def epoch_targets(scores: FloatArray, accuracy: FloatArray, mapping: Mapping = "
 
 
 def target_probs(probs: FloatArray, accuracy: FloatArray, mapping: Mapping = "simplified") -> FloatArray:
-    """Compute the target q of each question (paper Eq 6 and appendix A.4).
+    """Compute the target q of each question (arXiv 2505.01997, Eq 6 and appendix A.4).
 
-    The most probable letter takes the bin's accuracy. The others share the rest in the order of their probabilities,
-    through tanh(gamma p). The simplified mapping has alpha = beta (Eqs 9-11); the general one a fixed alpha (Eqs 12,
-    13), lowered where beta would fall below 0.
+    The most probable letter gets q_1 = accuracy. The other letters get ``alpha tanh(gamma p_i) +
+    beta``, with gamma = ln 3 / (p_2 (1 - accuracy)). The simplified mapping has alpha = beta (Eqs
+    9-11). The general mapping has alpha = :data:`ALPHA` (Eqs 12-13), or less if beta would be
+    negative.
 
-    q always sums to 1. It keeps the order of p where ``alpha tanh(gamma p_2) + beta <= accuracy``; for the simplified
-    mapping ``accuracy >= 2 / (K + 2)`` suffices. Below that, the first letter may fall behind the others. At accuracy 1
-    the first letter takes all. Where the second letter's probability is 0, the others share evenly.
+    q always sums to 1. It keeps the order of p if and only if ``alpha tanh(gamma p_2) + beta <=
+    accuracy``; for the simplified mapping ``accuracy >= 2 / (K + 2)`` suffices. Below that, the
+    first letter may get less than others. At accuracy 1 the first letter gets 1. If p_2 is 0, the
+    other letters get equal shares.
 
     Args:
-        probs: p, shape (N, K), NaN where a question has fewer letters.
+        probs: p, shape (N, K), NaN where the letter is absent.
         accuracy: acc(B_m) of each question, shape (N,), in [0, 1].
         mapping: "simplified" or "general".
 
     Returns:
-        q, shape (N, K), NaN where p is.
+        q, shape (N, K), in [0, 1], NaN where the letter is absent.
 
     Example:
         >>> target_probs(np.array([[0.75, 0.25]]), np.array([0.5])).tolist()
         [[0.5, 0.5]]
     """
     present = ~np.isnan(probs)
-    # Among equal probabilities the first letter counts as the most probable, as everywhere.
+    # Among equal probabilities the first letter counts as the most probable.
     first = np.arange(probs.shape[1]) == top(probs)[1][:, None]
     others = np.where(present & ~first, probs, 0.0)
     rest = 1.0 - accuracy
-    # p_i / p_2 before the rest of gamma p_i: gamma alone overflows where p_2 is tiny.
+    # Compute p_i / p_2 first: gamma alone overflows if p_2 is tiny.
     share = _quotient(others, others.max(axis=1, keepdims=True))
     squashed = np.tanh(_quotient(share, rest[:, None]) * math.log(3.0))
     total = squashed.sum(axis=1)

@@ -1,4 +1,4 @@
-"""Make a base model trainable: an adapter on its linear layers, or all weights."""
+"""Make a base model trainable, with an adapter or all of its weights."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ logger = logging.getLogger(__name__)
 
 
 def add_adapter(model: Any, recipe: Recipe) -> Any:
-    """Make a model trainable as the recipe says: an adapter on all linear layers, or all weights.
+    """Return a trainable model: with an adapter, or with all weights if the recipe says "full".
 
     Raises:
-        UserError: PEFT can put no adapter on its layers.
+        UserError: PEFT cannot add an adapter to the target modules.
     """
     model = model.requires_grad_(True) if recipe.tuning == "full" else _with_adapter(model, recipe)
     if device(recipe.device).type == "cuda" and not is_sharded():
@@ -76,6 +76,6 @@ def _with_adapter(model: Any, recipe: Recipe) -> Any:
         return get_peft_model(model, config)
     except ValueError as error:
         raise UserError(
-            f"no adapter can be put on {', '.join(recipe.target_modules)} of {recipe.model}: {error} Give other "
+            f"no adapter can be added to {', '.join(recipe.target_modules)} of {recipe.model}: {error} Give other "
             "--target-modules, or --tuning full"
         ) from error

@@ -1,4 +1,4 @@
-"""Train with transformers' Trainer: a method's loss, and for RCFT the E-step before each epoch."""
+"""Train a method's loss with transformers' Trainer, for RCFT with an E-step before each epoch."""
 
 from __future__ import annotations
 
@@ -33,21 +33,22 @@ from calibtune.tuning.steps import Progress
 
 logger = logging.getLogger(__name__)
 
-#: Liger's own losses stay off; ours are used.
+#: Turn off Liger's own losses, because the method's loss is used.
 LIGER = {"cross_entropy": False, "fused_linear_cross_entropy": False}
 
 
 class CalibrationTrainer(Trainer):
-    """Trainer whose loss is the recipe's method.
+    """Train the loss of the recipe's method.
 
     Args:
-        model: The model to train, adapters attached.
+        model: The model to train, with its adapter.
         args: See :func:`training_arguments`.
-        recipe: What to train.
-        questions: On what.
+        recipe: Recipe of the fit.
+        questions: Training and held-out questions.
     """
 
-    # The loss is a mean over the batch: without this, batch 1 accumulated 4 times trains with 4 times the loss.
+    # The loss is a mean over the batch. With True, Trainer would not divide it by the number of
+    # accumulated batches.
     loss_is_scaled_for_ga = False
 
     def __init__(self, model: Any, args: TrainingArguments, recipe: Recipe, questions: Questions) -> None:
@@ -59,7 +60,7 @@ class CalibrationTrainer(Trainer):
         self._rows: list[torch.Tensor] = []
         self._graphs: StepGraphs | None = None
         self._multiple = BUCKET if recipe.cuda_graphs else 1
-        # Sharded models need as many forward passes on every process.
+        # Sharded models need the same number of forward passes on every process, so none is split.
         self._most_tokens = math.inf if is_sharded() else most_tokens(questions.train.rows, recipe.batch_size)
         super().__init__(
             model=model,
@@ -81,32 +82,33 @@ class CalibrationTrainer(Trainer):
         order = GroupedOrder(self.questions.train, *passes)
         if not len(order):
             raise UserError(
-                f"a step takes {order.batch_size} questions (batch size, accumulation, processes), and there are only "
-                f"{len(self.questions.train)} to train on; lower --batch-size or --gradient-accumulation"
+                f"a step takes {order.batch_size} questions (batch size x accumulation x processes), but there are "
+                f"only {len(self.questions.train)} to train on; lower --batch-size or --gradient-accumulation"
             )
         return order
 
     def train(self, *args: Any, **options: Any) -> Any:
-        """Trainer's; autocast brings adapters and their inputs to bfloat16, so PEFT need not cast them to and fro.
+        """Train without PEFT's casts of inputs, because autocast already casts them to bfloat16.
 
-        DeepSpeed goes without autocast.
+        DeepSpeed has no autocast, so there the casts stay.
         """
         with disable_input_dtype_casting(self.model, active=self.args.bf16 and not self.is_deepspeed_enabled):
             return super().train(*args, **options)
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
-        """Trainer's for each part of the batch (see :func:`.parts`), or the same as CUDA graphs."""
+        """Run Trainer's step, or a CUDA graph, for each part of the batch (see :func:`.parts`)."""
         cut = parts(inputs, self._most_tokens, self._multiple)
         losses = []
         for part in cut:
-            # Processes may have different numbers of parts, so gradients are exchanged with the last one only.
+            # Processes can have different numbers of parts, so only the last one synchronizes
+            # gradients.
             with nullcontext() if part is cut[-1] else self.accelerator.no_sync(model):
                 run = self._graph_step if self.recipe.cuda_graphs else super().training_step
                 losses.append(run(model, part, num_items_in_batch))
         return torch.stack(losses).sum()
 
     def _graph_step(self, model: Any, inputs: dict[str, Any], _: Any) -> torch.Tensor:
-        if not model.training:  # visits thousands of modules, which takes as long as a small model's replay
+        if not model.training:  # train() visits all modules, which takes as long as a graph of a small model
             model.train()
         batch = self._prepare_inputs(inputs)
         if self._graphs is None:
@@ -118,19 +120,19 @@ class CalibrationTrainer(Trainer):
         return loss
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        """Not counted: Trainer's way visits every module of the model in each step."""
+        """Return 0, because counting would visit every module of the model in each step."""
         return 0
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """The method's loss over one batch; see :func:`calibtune.tuning.losses.method_loss`."""
+        """Compute the method's loss of a batch; see :func:`calibtune.tuning.losses.method_loss`."""
         loss, letters = self._loss(model, inputs)
         self._note(loss.detach(), inputs, letters)
         return (loss, {"letters": letters}) if return_outputs else loss
 
     def _part(self, model: Any, batch: dict[str, Any]) -> tuple[torch.Tensor, ...]:
-        """A batch's share of the step's loss, and its letters."""
+        """Compute a batch's share of the step's loss, and its letters' log-likelihoods."""
         loss, letters = self._loss(model, batch)
         return loss / self.args.gradient_accumulation_steps, letters
 
@@ -145,10 +147,11 @@ class CalibrationTrainer(Trainer):
         self.e_step.note(batch, letters)
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
-        """Trainer's gradient norm of one step; a loss or gradient that is not finite ends the run before the step.
+        """Return Trainer's gradient norm, and stop before the step if loss or norm is not finite.
 
         Raises:
-            WorkFailed: With the step, the loss, the questions and the checkpoint to go on from.
+            WorkFailed: Loss or gradient norm is not finite; the message names the step, the
+                questions and the last good checkpoint.
         """
         norm = super()._get_grad_norm(model, grad_norm)
         total = torch.stack(self._losses).sum()
@@ -165,7 +168,7 @@ class CalibrationTrainer(Trainer):
         return norm
 
     def begin_epoch(self, epoch: int) -> None:
-        """Put the questions into the epoch's form, show the held-out questions' table, and take the E-step."""
+        """Set the epoch's option order, log held-out metrics, and run the E-step of an RCFT fit."""
         train, recipe = self.questions.train, self.recipe
         train.set_epoch(epoch)
         held_out = self._score(self.questions.held_out) if self.questions.held_out else None
@@ -180,7 +183,7 @@ class CalibrationTrainer(Trainer):
         self.e_step.take(epoch, score_bins(counted, np.array([row.gold for row in rows]), recipe.bins), scores)
 
     def save_e_step(self) -> None:
-        """Write the E-step beside the checkpoint that was just saved, and seal it."""
+        """Add the E-step's state to the latest checkpoint, and mark it as complete."""
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
         self.e_step.save(folder)
         self.accelerator.wait_for_everyone()
@@ -200,7 +203,7 @@ class CalibrationTrainer(Trainer):
         return score(self.model_wrapped, examples, self.questions.pad_id, self.args.per_device_train_batch_size)
 
     def show(self, epoch: int, scores: np.ndarray) -> None:
-        """Log the table of the held-out questions, and their numbers for tensorboard or wandb."""
+        """Log the metrics of the held-out questions, also to tensorboard or wandb."""
         gold = np.array([row.gold for row in self.questions.held_out])
         numbers = harness_measures(scores, gold, bins=(self.recipe.bins,))
         self.nll_before[epoch] = numbers["nll"]
@@ -211,17 +214,17 @@ class CalibrationTrainer(Trainer):
 
 
 class Epochs(TrainerCallback):
-    """Tell the trainer when an epoch begins and when a checkpoint was saved."""
+    """Call the trainer when an epoch begins and after a checkpoint is saved."""
 
     def __init__(self, trainer: CalibrationTrainer) -> None:
         self.trainer = trainer
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """See :meth:`CalibrationTrainer.begin_epoch`."""
+        """Call :meth:`CalibrationTrainer.begin_epoch` unless resumed within an epoch."""
         done = state.epoch or 0.0
         epoch = int(done + 1e-6)
         if done - epoch > 1e-6:
-            # Resumed in mid-epoch: its E-step came with the checkpoint.
+            # Resumed within an epoch: the E-step's state was loaded with the checkpoint.
             self.trainer.questions.train.set_epoch(epoch)
         else:
             self.trainer.begin_epoch(epoch)
@@ -231,20 +234,20 @@ class Epochs(TrainerCallback):
         self.trainer.end_epoch()
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """See :meth:`CalibrationTrainer.save_e_step`."""
+        """Call :meth:`CalibrationTrainer.save_e_step`."""
         self.trainer.save_e_step()
 
 
 class OneGpu(TrainingArguments):
-    """Trainer's arguments for one GPU a process.
+    """Configure Trainer to use one GPU per process.
 
-    With several in sight, Trainer would spread each batch over them with DataParallel, which gives other batches and
-    knows no adapters in another precision than the base.
+    With several visible GPUs, Trainer would use DataParallel, which changes the batch size and does
+    not support adapters whose precision differs from the base model's.
     """
 
     @property
     def n_gpu(self) -> int:
-        """At most 1."""
+        """Return the number of GPUs that this process uses, at most 1."""
         return min(super().n_gpu, 1)
 
 
@@ -252,7 +255,8 @@ def training_arguments(recipe: Recipe, folder: Path) -> TrainingArguments:
     """Return the recipe as Trainer's arguments; checkpoints go to ``folder``.
 
     Raises:
-        UserError: ``training_arguments`` names one that an option of ours sets, or that Trainer does not have.
+        UserError: The recipe's ``training_arguments`` contain an argument that another option sets,
+            or that Trainer does not have.
     """
     ours: dict[str, Any] = {
         "output_dir": str(folder),
@@ -288,8 +292,8 @@ def training_arguments(recipe: Recipe, folder: Path) -> TrainingArguments:
     known = {item.name for item in dataclasses.fields(TrainingArguments)}
     if taken := sorted(given.keys() & ours.keys()):
         raise UserError(
-            f"--training-arguments: {', '.join(taken)} cannot be set there; calibtune sets it from its own "
-            "options, see `calibtune fit --help`"
+            f"--training-arguments cannot set {', '.join(taken)}; use calibtune's own options for it, see "
+            "`calibtune fit --help`"
         )
     if unknown := sorted(given.keys() - known):
         raise UserError(

@@ -1,1 +1,1 @@
-"""Win rates by a judge: answers generated in lm_eval, judged through alpaca-eval or read from Arena-Hard's files."""
+"""Compute win rates by an LLM judge with lm_eval, alpaca-eval and Arena-Hard."""

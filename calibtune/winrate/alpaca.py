@@ -1,7 +1,7 @@
-"""AlpacaEval's files and rates, through the package ``alpaca-eval`` (0.6.6).
+"""Read AlpacaEval's files and compute its win rates with the package ``alpaca-eval`` (0.6.6).
 
-An annotation's preference runs from 1 (the reference, ``output_1``) to 2 (the model, ``output_2``); 1.5, and 0 in old
-files, is a draw. Preference minus 1 is the model's score.
+An annotation's preference is from 1 (the reference wins, ``output_1``) to 2 (the model wins,
+``output_2``). 1.5 is a draw, and so is 0 in old files. The model's score is the preference minus 1.
 """
 
 from __future__ import annotations
@@ -22,35 +22,35 @@ from calibtune.errors import UserError
 from calibtune.winrate.rates import Rate, rate
 from calibtune.winrate.results import LengthControlled, Result
 
-#: What alpaca-eval stores for a pair whose judgment could not be read.
+#: Preference that alpaca-eval stores if it cannot parse the judge's reply.
 MISSING = -1
 
 
 @dataclass(frozen=True)
 class Judged:
-    """The judged pairs of one model against one reference."""
+    """Hold the judged pairs of a model and a reference."""
 
     model: str
     baseline: str
     #: Names of the judges, usually one.
     judges: tuple[str, ...]
-    #: Score by instruction, within [0, 1]; in the file's order.
+    #: The model's score on each instruction, in [0, 1], in the file's order.
     scores: dict[str, float]
-    #: Instructions without a readable judgment (refusals among them), which the rate leaves out as alpaca-eval does.
+    #: Instructions without a verdict, such as refusals, which the win rate leaves out.
     unjudged: tuple[str, ...]
-    #: The rows, as alpaca-eval writes them.
+    #: The annotations, as alpaca-eval writes them.
     rows: tuple[dict[str, Any], ...]
 
 
 @contextmanager
 def package() -> Iterator[ModuleType]:
-    """Import alpaca-eval without its changing the root logger's level or logging to it.
+    """Import alpaca-eval, but keep it from changing or using the root logger.
 
     Yields:
         The module ``alpaca_eval``.
 
     Raises:
-        UserError: It is not installed, or setuptools is too new for it.
+        UserError: alpaca-eval is not installed, or setuptools is too new for it.
     """
     root = logging.getLogger()
     level = root.level
@@ -66,7 +66,7 @@ def package() -> Iterator[ModuleType]:
         ) from error
     finally:
         root.setLevel(level)
-    # It logs a traceback for each verdict that it cannot read; those are counted in the result's note.
+    # It logs a traceback for each reply that it cannot parse; the result's note counts them instead.
     root.addFilter(_not_from_alpaca_eval)
     try:
         yield alpaca_eval
@@ -87,7 +87,7 @@ def read_rows(path: Path, needed: Sequence[str]) -> list[dict[str, Any]]:
         needed: Keys that every row must have.
 
     Raises:
-        UserError: It is missing, damaged, empty, or a row lacks a key; the row is named.
+        UserError: The file is missing, damaged or empty, or a row lacks a key; the message names it.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -96,17 +96,17 @@ def read_rows(path: Path, needed: Sequence[str]) -> list[dict[str, Any]]:
     except UnicodeDecodeError:
         raise UserError(f"{path} is not a text file; give a JSON or JSON-lines file") from None
     try:
-        # Not splitlines(), which also splits at the U+2028 that texts may hold.
+        # splitlines() would also split at U+2028, which texts can contain.
         lines = [line for line in text.split("\n") if line.strip()]
         rows = json.loads(text) if text.lstrip().startswith("[") else [json.loads(line) for line in lines]
     except json.JSONDecodeError as error:
-        raise UserError(f"{path} is not whole JSON ({error}); fetch or write it again") from None
+        raise UserError(f"{path} is not whole JSON ({error}); download or write it again") from None
     if not rows:
         raise UserError(f"{path} is empty; give a list of objects with {', '.join(needed)}")
     for number, row in enumerate(rows):
         lacking = [key for key in needed if key not in row] if isinstance(row, dict) else list(needed)
         if lacking:
-            raise UserError(f"{path}, entry {number}: no {lacking[0]!r} there; give objects with {', '.join(needed)}")
+            raise UserError(f"{path}, entry {number} has no {lacking[0]!r}; give objects with {', '.join(needed)}")
     return rows
 
 
@@ -120,19 +120,19 @@ def read_annotations(path: Path) -> Judged:
 
 
 def judged(rows: Sequence[dict[str, Any]], source: str) -> Judged:
-    """Check annotations and turn them into scores.
+    """Check annotations and convert preferences to scores.
 
     Args:
         rows: Annotations of alpaca-eval.
-        source: Where they come from, for errors.
+        source: Name of their file for errors.
 
     Raises:
-        UserError: An instruction is there twice, so that it would count twice; a preference is out of range; two
-            models or references are mixed.
+        UserError: An instruction occurs twice, a preference is out of range, or there is more than
+            one model or reference.
     """
     twice = [text for text, count in Counter(str(row["instruction"]) for row in rows).items() if count > 1]
     if twice:
-        raise UserError(f"{source}: {twice[0]!r:.80} is judged more than once; keep one row of it")
+        raise UserError(f"{source}: {twice[0]!r:.80} is judged more than once; keep one of its rows")
     scores, unjudged = {}, []
     for number, row in enumerate(rows):
         value = _preference(row["preference"], f"{source}, entry {number}")
@@ -151,7 +151,7 @@ def judged(rows: Sequence[dict[str, Any]], source: str) -> Judged:
 
 
 def published_rate(pairs: Judged) -> Rate:
-    """Win rate and standard error by alpaca-eval's own ``get_winrate``, with our bootstrap interval.
+    """Compute win rate and standard error with alpaca-eval, and add a bootstrap interval.
 
     Raises:
         UserError: No pair was judged.
@@ -163,14 +163,14 @@ def published_rate(pairs: Judged) -> Rate:
 
 
 def result(pairs: Judged, controlled: LengthControlled) -> Result:
-    """Return the win rate of judged pairs with its interval, the length-controlled rate and what was left out.
+    """Compute the result of judged pairs: win rate, length-controlled win rate, and notes.
 
     Raises:
         UserError: No pair was judged.
     """
     notes = ["interval by bootstrap over instructions", controlled.said]
     if pairs.unjudged:
-        notes.append(f"{len(pairs.unjudged)} of {len(pairs.rows)} pairs have no readable verdict and are left out")
+        notes.append(f"{len(pairs.unjudged)} of {len(pairs.rows)} pairs have no verdict and are left out")
     further = {
         "length_controlled_win_rate": controlled.win_rate,
         "length_controlled_standard_error": controlled.standard_error,
@@ -190,12 +190,15 @@ def _preference(value: Any, where: str) -> float | None:
     if number == 0:
         return 1.5
     if not 1 <= number <= 2:
-        raise UserError(f"{where}: the preference is {value!r}, not within [1, 2]; give annotations of alpaca-eval")
+        raise UserError(f"{where}: the preference is {value!r}, not in [1, 2]; give annotations of alpaca-eval")
     return number
 
 
 def _single(rows: Sequence[dict[str, Any]], key: str, otherwise: str, source: str) -> str:
     names = sorted({str(row[key]) for row in rows if row.get(key)})
     if len(names) > 1:
-        raise UserError(f"{source}: {key} is {names[0]!r} and {names[1]!r}; give the annotations of one pair of models")
+        raise UserError(
+            f"{source}: {key} is {names[0]!r} in some rows and {names[1]!r} in others; give annotations of one model "
+            "and one reference"
+        )
     return names[0] if names else otherwise

@@ -1,4 +1,4 @@
-"""Answers to open questions: generated in lm_eval (``hf`` model, ``generate_until`` task), batched, resumable."""
+"""Generate answers to open questions with lm_eval, in batches and resumable."""
 
 from __future__ import annotations
 
@@ -17,40 +17,40 @@ TASK = "calibtune_answers"
 
 @dataclass(frozen=True)
 class Model:
-    """What answers: a base model, with or without an adapter."""
+    """Name the model that answers: a base model, with or without an adapter."""
 
     #: Hub id or folder.
     base: str
-    #: PEFT folder, or None.
+    #: Folder of a PEFT adapter, or None.
     adapter: Path | None = None
-    #: Further ``model_args`` of lm_eval's ``hf`` model, such as ``dtype``.
+    #: Additional ``model_args`` of lm_eval's ``hf`` model, such as ``dtype``.
     extra: tuple[tuple[str, Any], ...] = ()
 
     def __post_init__(self) -> None:
-        """Refuse what is no adapter.
+        """Check that the adapter's folder has an adapter.
 
         Raises:
-            UserError: The folder holds no adapter.
+            UserError: The folder has no adapter.
         """
         if self.adapter is not None and not (self.adapter / "adapter_config.json").is_file():
             raise UserError(
-                f"--artifact {self.adapter} holds no adapter_config.json; give an adapter's folder (a temperature does "
-                "not change greedy answers, so leave it out)"
+                f"--artifact {self.adapter} has no adapter_config.json; give the folder of an adapter, or leave it out "
+                "(a temperature does not change greedy answers)"
             )
 
     @property
     def name(self) -> str:
-        """A short name: the last part of the base's name, and of the adapter's after a plus."""
+        """Return the last part of the base model's name, and of the adapter's if there is one."""
         parts = [self.base, *([str(self.adapter.resolve())] if self.adapter else [])]
         return "+".join(Path(part).name or part for part in parts)
 
     def model_args(self) -> dict[str, Any]:
-        """The harness's ``model_args``."""
+        """Return lm_eval's ``model_args``."""
         peft = {"peft": str(self.adapter)} if self.adapter else {}
         return {"pretrained": self.base, **peft, **dict(self.extra)}
 
     def fingerprint(self) -> str:
-        """Changes when the model does: a folder's files with size and time, or the hub id, and the arguments."""
+        """Return a hash of model arguments and of names, sizes and times of local files."""
         folders = [Path(self.base), *([self.adapter] if self.adapter else [])]
         files = [
             (str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns)
@@ -64,7 +64,7 @@ class Model:
 
 @dataclass(frozen=True)
 class Settings:
-    """How answers are generated; greedily, so that they can be had again."""
+    """Configure the generation of answers, which is greedy and thus reproducible."""
 
     max_new_tokens: int = 2048
     batch_size: int | str = 1
@@ -73,31 +73,33 @@ class Settings:
 
 @dataclass(frozen=True)
 class Answers:
-    """A model's answers, in the questions' order."""
+    """Hold a model's answers in the questions' order."""
 
     outputs: tuple[str, ...]
-    #: Questions that lost their beginning to fit the context beside ``max_new_tokens``.
+    #: Number of prompts cut at the beginning to leave ``max_new_tokens`` of the context.
     cut: int
-    #: Whether the model's chat template was used; a model without one answers the bare question.
+    #: Whether the chat template was used; a model without one gets the question alone.
     chat_template: bool
 
 
 def generate(model: Model, questions: Sequence[str], folder: Path, settings: Settings) -> Answers:
     """Answer every question once.
 
+    Single answers are stored in lm_eval's request cache and all of them in a file at the end. The
+    same call therefore resumes if it was interrupted, and reads the file if it was finished.
+
     Args:
-        model: What answers.
-        questions: User messages.
-        folder: Keeps the answers: one by one in lm_eval's request cache, whole when done, so that the same call resumes
-            where it was killed, and costs nothing when it had been done.
-        settings: Length, batch and device.
+        model: The model.
+        questions: The user messages.
+        folder: Folder of the stored answers.
+        settings: Length, batch size and device.
 
     Returns:
-        The answers; an answer may be empty.
+        The answers, of which some may be empty.
 
     Raises:
-        UserError: The model cannot be loaded, or its context has no room for an answer of that length.
-        WorkFailed: The device's memory is too small.
+        UserError: The model cannot be loaded, or its context is too short for the answer length.
+        WorkFailed: The device is out of memory.
     """
     key = key_of([model.fingerprint(), list(questions), settings.max_new_tokens])
     done = folder / f"{key[:16]}.json"
@@ -109,10 +111,10 @@ def generate(model: Model, questions: Sequence[str], folder: Path, settings: Set
     if room < 1:
         raise UserError(
             f"--max-new-tokens {settings.max_new_tokens} leaves no room for a question in the {lm.max_length} tokens "
-            f"of {model.base}; give less"
+            f"of context of {model.base}; give a smaller number"
         )
     template = bool(lm.tokenizer.chat_template)
-    # The cache knows requests, not models: its name has to.
+    # The cache does not store which model answered, so its name must identify the model.
     samples = _evaluate(lm, questions, settings, template, folder / f"requests-{model.fingerprint()[:16]}")
     cut = sum(len(lm.tok_encode(sample["arguments"][0][0])) > room for sample in samples)
     answers = Answers(tuple(sample["resps"][0][0] for sample in samples), cut, template)
@@ -147,7 +149,7 @@ def _evaluate(
         found = simple_evaluate(
             model=lm,
             tasks=[ConfigurableTask(config=_task(questions, settings.max_new_tokens))],
-            # The full index takes seconds, and this task is in none.
+            # Building the index of all tasks takes seconds and is not needed.
             task_manager=TaskManager(include_defaults=False),
             use_cache=str(cache),
             apply_chat_template=template,
@@ -158,8 +160,8 @@ def _evaluate(
         if not is_out_of_memory(error):
             raise
         raise WorkFailed(
-            f"the device's memory is too small for --batch-size {settings.batch_size}; run again with less, the "
-            "answers so far are kept"
+            f"the device's memory is too small for --batch-size {settings.batch_size}; run again with a smaller one, "
+            "the answers so far are kept"
         ) from error
     if found is None:
         raise UserError("calibtune winrate runs as one process; start it without torchrun or accelerate launch")
@@ -176,7 +178,7 @@ def _task(questions: Sequence[str], max_new_tokens: int) -> dict[str, Any]:
         "output_type": "generate_until",
         "doc_to_text": "question",
         "doc_to_target": "",
-        # Without `until` the harness would stop at a blank line.
+        # By default the harness would stop at a blank line.
         "generation_kwargs": {"until": [], "max_gen_toks": max_new_tokens, "do_sample": False},
         "process_results": lambda doc, results: {"characters": float(len(results[0]))},
         "metric_list": [{"metric": "characters", "aggregation": _mean, "higher_is_better": True}],

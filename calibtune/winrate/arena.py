@@ -1,4 +1,4 @@
-"""Arena-Hard's files: a local checkout of its tool is read and written in its own layout; its judge runs there.
+"""Read and write Arena-Hard's files in a local checkout of its tool, which runs the judge.
 
 DATA/question.jsonl                        uid, category, prompt
 DATA/model_answer/NAME.jsonl               uid, ans_id, model, messages, tstamp
@@ -19,8 +19,8 @@ from calibtune.files import write_text
 from calibtune.winrate.alpaca import read_rows
 from calibtune.winrate.journal import key_of
 
-#: Wins of the answer shown first (A) by label, and how often the verdict counts: a clear one counts three times, as
-#: in the tool's ``show_result.py``.
+#: Score of the answer shown first (A) and weight of each verdict; a clear verdict counts three
+#: times, as in the tool's ``show_result.py``.
 LABELS: dict[object, tuple[float, int]] = {
     **dict.fromkeys(("A>B", "B<A"), (1.0, 1)),
     **dict.fromkeys(("B>A", "A<B"), (0.0, 1)),
@@ -28,72 +28,70 @@ LABELS: dict[object, tuple[float, int]] = {
     **dict.fromkeys(("B>>A", "A<<B"), (0.0, 3)),
     **dict.fromkeys(("A=B", "B=A"), (0.5, 1)),
 }
-#: The baseline of v0.1, whose older judgment files do not name it.
+#: Baseline of v0.1, which older judgment files do not name.
 BASELINE = "gpt-4-0314"
 NOTE = (
-    "interval by bootstrap over questions (the tool itself draws verdicts and prints 90 %); no style control, which is "
-    "the tool's own: its show_result.py --control-features"
+    "95 % interval by bootstrap over questions (the tool resamples verdicts and prints 90 %); no style control (use "
+    "the tool's show_result.py --control-features)"
 )
 
 
 @dataclass(frozen=True)
 class Verdicts:
-    """The readable judgments of one model."""
+    """Hold the verdicts on one model."""
 
     model: str
     baseline: str
     judge: str
-    #: Model's score by question: weighted mean over both games' verdicts, within [0, 1].
+    #: The model's score on each question in [0, 1]: weighted mean over the verdicts of both games.
     scores: dict[str, float]
-    #: How often the question counts: from 2, two slight verdicts, to 6, two clear ones.
+    #: Weight of each question, from 2 (two slight verdicts) to 6 (two clear ones).
     weights: dict[str, float]
-    #: Judged questions without a readable verdict in both games; the tool leaves them out, too.
+    #: Judged questions without two verdicts, which the tool leaves out too.
     unjudged: tuple[str, ...]
-    #: Questions that were not judged at all.
+    #: Questions that were not judged.
     missing: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Bench:
-    """The data folder of one benchmark version in a checkout."""
+    """Hold the data folder of a benchmark version in a checkout, and its questions."""
 
     folder: Path
-    #: Prompt by question, in order.
+    #: Prompt of each question, in order.
     questions: dict[str, str]
-    #: Category by question.
+    #: Category of each question.
     categories: dict[str, str]
 
     def answers(self, name: str) -> Path:
-        """Where a model's answers are."""
+        """Return the path of a model's answers."""
         return self.folder / "model_answer" / f"{name}.jsonl"
 
     def judgments(self, name: str) -> dict[str, Path]:
-        """A model's judgment files by judge."""
+        """Return a model's judgment files by judge."""
         return {path.parent.name: path for path in sorted(self.folder.glob(f"model_judgment/*/{name}.jsonl"))}
 
 
 def open_bench(path: Path) -> Bench:
-    """Find the questions in a checkout.
+    """Find and read the questions in a checkout.
 
     Args:
-        path: The checkout, or the data folder itself (``data/arena-hard-v0.1``).
+        path: The checkout or its data folder (``data/arena-hard-v0.1``).
 
     Raises:
-        UserError: There are no questions, several versions, or another format.
+        UserError: There are no questions or several benchmark versions, or the file is damaged.
     """
     found = [path / "question.jsonl"] if (path / "question.jsonl").is_file() else []
     found = found or sorted([*path.glob("data/*/question.jsonl"), *path.glob("src/*/data/*/question.jsonl")])
     if not found:
-        raise UserError(
-            f"--bench {path} holds no question.jsonl; give a checkout of arena-hard-auto or its data folder"
-        )
+        raise UserError(f"--bench {path} has no question.jsonl; give a checkout of arena-hard-auto or its data folder")
     if len(found) > 1:
         names = ", ".join(str(file.parent.relative_to(path)) for file in found)
         raise UserError(f"--bench {path} holds several benchmarks ({names}); give one of these folders")
     rows = read_rows(found[0], ["uid", "prompt"])
     questions = {str(row["uid"]): str(row["prompt"]) for row in rows}
     if len(questions) != len(rows):
-        raise UserError(f"{found[0]} holds a uid twice; fetch it again")
+        raise UserError(f"{found[0]} has the same uid twice; download it again")
     categories = {str(row["uid"]): str(row.get("category", "")) for row in rows}
     return Bench(found[0].parent, questions, categories)
 
@@ -104,16 +102,16 @@ def write_answers(bench: Bench, name: str, outputs: Sequence[str]) -> Path:
     Args:
         bench: The benchmark.
         name: The model's name in the tool's configuration and tables.
-        outputs: One a question, in order.
+        outputs: One answer for each question, in order.
 
     Returns:
-        The file. It stays as it is if it holds these answers already, since judgments may belong to it.
+        Path of the file. A file with the same answers is not written again.
 
     Raises:
-        UserError: It holds other answers, or the name is no file name.
+        UserError: The file has other answers, or the name is not a file name.
     """
     if not name or Path(name).name != name:
-        raise UserError(f"--name {name} cannot be a file name; give one without slashes")
+        raise UserError(f"--name {name} cannot be a file name; give a name without slashes")
     path = bench.answers(name)
     answers = dict(zip(bench.questions, outputs, strict=True))
     if path.exists():
@@ -139,21 +137,21 @@ def write_answers(bench: Bench, name: str, outputs: Sequence[str]) -> Path:
 
 
 def read_verdicts(bench: Bench, name: str, judge: str | None = None, category: str | None = None) -> Verdicts:
-    """Read a model's judgments.
+    """Read the verdicts on a model.
 
     Args:
         bench: The benchmark.
-        name: The model.
-        judge: Whose judgments; needed where several judged it.
-        category: Which questions; needed where they have several baselines.
+        name: The model's name.
+        judge: The judge; required if several judges judged the model.
+        category: Category of the questions; required if categories have different baselines.
 
     Raises:
-        UserError: There are none, judges or baselines are mixed, or a line is not the tool's.
+        UserError: There are no judgments, several judges or baselines, or a damaged line.
     """
     judge, path = _judgment(bench, name, judge)
     wanted = [uid for uid in bench.questions if category in (None, bench.categories[uid])]
     if not wanted:
-        raise UserError(f"--category {category} has no question; there are {_categories(bench)}")
+        raise UserError(f"--category {category} has no question; give one of {_categories(bench)}")
     scores, weights, unjudged, baselines = {}, {}, [], set()
     for where, uid, row in _rows(bench, path):
         if category not in (None, bench.categories[uid]):
@@ -165,7 +163,7 @@ def read_verdicts(bench: Bench, name: str, judge: str | None = None, category: s
         else:
             scores[uid], weights[uid] = found
     if len(baselines) != 1:
-        said = f"compares with {', '.join(sorted(baselines))}" if baselines else f"holds nothing of {category}"
+        said = f"compares with {', '.join(sorted(baselines))}" if baselines else f"has no judgment of {category}"
         raise UserError(f"{path} {said}; choose one --category of {_categories(bench)}")
     missing = tuple(uid for uid in wanted if uid not in scores and uid not in unjudged)
     return Verdicts(name, baselines.pop(), judge, scores, weights, tuple(unjudged), missing)
@@ -185,14 +183,17 @@ def _judgment(bench: Bench, name: str, judge: str | None) -> tuple[str, Path]:
 
 
 def _rows(bench: Bench, path: Path) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """Where it is, question and row of each judgment."""
+    """Yield name for errors, question and row of each judgment."""
     seen = set()
     for number, row in enumerate(read_rows(path, ["games"])):
         uid = str(row.get("uid", row.get("question_id")))
         if uid not in bench.questions:
-            raise UserError(f"{path}, entry {number}: question {uid} is not in question.jsonl; are versions mixed?")
+            raise UserError(
+                f"{path}, entry {number}: question {uid} is not in question.jsonl; give judgments and questions of the "
+                "same version"
+            )
         if uid in seen:
-            raise UserError(f"{path}: question {uid} is judged twice and would count twice; keep one of its lines")
+            raise UserError(f"{path}: question {uid} is judged twice; keep one of its lines")
         seen.add(uid)
         yield f"{path}, entry {number}", uid, row
 
@@ -202,17 +203,19 @@ def _categories(bench: Bench) -> str:
 
 
 def _score(games: Any, where: str) -> tuple[float, float] | None:
-    """The model's score and its weight, from the game that shows the baseline first and the one that shows it last."""
+    """Return the model's score and weight; the baseline is shown first in the first game only."""
     if not isinstance(games, list) or len(games) != 2:
-        raise UserError(f"{where}: games is {games!r:.60}, not the verdicts of two games; give the tool's own file")
+        raise UserError(
+            f"{where}: games is {games!r:.60}, not the verdicts of two games; give a file that the tool wrote"
+        )
     labels = [game.get("score") if isinstance(game, dict) else None for game in games]
-    # The tool leaves a question out whole where it could read only one of its verdicts.
+    # The tool leaves out a question if either verdict is missing.
     if None in labels:
         return None
     for label in labels:
         if label not in LABELS:
             raise UserError(
-                f"{where}: {label!r} is no verdict of Arena-Hard ({', '.join(map(str, LABELS))}); judge it again"
+                f"{where}: {label!r} is not a verdict of Arena-Hard ({', '.join(map(str, LABELS))}); judge it again"
             )
     (baseline_first, first_weight), (model_first, second_weight) = (LABELS[label] for label in labels)
     weight = first_weight + second_weight

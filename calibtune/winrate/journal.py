@@ -1,4 +1,4 @@
-"""A file of paid answers: each is on disk before the next thing happens, and a killed run loses none of them."""
+"""Store paid replies on disk one by one, so that an interrupted run loses none of them."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from calibtune.errors import UserError, WorkFailed
 
 
 class Journal:
-    """JSON lines ``{"key": ..., "value": ...}``, appended and flushed to the disk one by one; safe across threads.
+    """Append key-value pairs to a file of JSON lines, each flushed to the disk; thread-safe.
 
-    :mod:`calibtune.files` replaces whole files; here every line must be there at once, so this one appends. A last line
-    that a kill cut in half is dropped on opening: its answer was never handed on.
+    :mod:`calibtune.files` writes whole files; here each line must be on disk at once. An incomplete
+    last line, from an interrupted run, is removed when the file is opened.
     """
 
     def __init__(self, path: Path) -> None:
-        """Open or make the file and keep other runs out of it.
+        """Open or create the file, and lock it against other runs.
 
         Args:
-            path: The file; its folder is made.
+            path: The file; missing folders are created.
 
         Raises:
-            UserError: Another run is writing it, or a line other than the last is damaged.
-            WorkFailed: It cannot be written.
+            UserError: Another run is writing the file, or a line other than the last is damaged.
+            WorkFailed: The file cannot be written.
         """
         self.path = path
         self._values: dict[str, Any] = {}
@@ -63,14 +63,14 @@ class Journal:
         return len(self._values)
 
     def get(self, key: str) -> Any:
-        """The value kept under ``key``, or None."""
+        """Return the value of ``key``, or None."""
         return self._values.get(key)
 
     def put(self, key: str, value: Any) -> None:
-        """Keep a value; when this returns, it is on the disk.
+        """Write a value to the disk before returning.
 
         Raises:
-            WorkFailed: The disk is full or gone.
+            WorkFailed: The file cannot be written.
         """
         line = json.dumps({"key": key, "value": value}, ensure_ascii=False).encode() + b"\n"
         with self._guard:
@@ -79,7 +79,9 @@ class Journal:
                 self._file.flush()
                 os.fsync(self._file.fileno())
             except OSError as error:
-                raise WorkFailed(f"{self.path} cannot be written: {error.strerror}; make room and run again") from error
+                raise WorkFailed(
+                    f"{self.path} cannot be written: {error.strerror}; free disk space and run the same command again"
+                ) from error
             self._values[key] = value
 
     def _load(self) -> None:
@@ -93,11 +95,11 @@ class Journal:
                 entry = json.loads(line)
                 self._values[entry["key"]] = entry["value"]
             except (ValueError, KeyError, TypeError):
-                raise UserError(f"{self.path}, line {number}: damaged; remove this line and run again") from None
+                raise UserError(f"{self.path}, line {number} is damaged; remove this line and run again") from None
 
 
 def key_of(value: Any) -> str:
-    """SHA-256 of a value's canonical JSON.
+    """Return the SHA-256 of a value's canonical JSON.
 
     Example:
         >>> key_of({"a": 1, "b": 2}) == key_of({"b": 2, "a": 1})

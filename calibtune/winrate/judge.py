@@ -1,9 +1,9 @@
-"""An OpenAI-compatible judge for alpaca-eval, every reply kept as it arrives.
+"""Ask an OpenAI-compatible judge for alpaca-eval, and store each reply when it arrives.
 
-alpaca-eval's own client keeps nothing until 128 pairs are done, stops a whole chunk at one HTTP error, and stores a
-pair that ran out of retries as judged without a verdict. So alpaca-eval makes the prompts, randomizes and parses;
-asking is done here, on the ``openai`` package: its retries cover time-outs, cut connections, 429 and 5xx, and obey
-Retry-After.
+alpaca-eval makes the prompts, randomizes the order and parses the replies. Its own client is not
+used: it stores nothing until 128 pairs are done, one HTTP error stops all of them, and a pair that
+ran out of retries is stored as judged without a verdict. The ``openai`` package is used instead; it
+retries time-outs, lost connections, 429 and 5xx, and obeys Retry-After.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from tqdm import tqdm
 from calibtune.errors import UserError, WorkFailed
 from calibtune.winrate.journal import Journal, key_of
 
-#: Replies of HTTP 200 that are no chat completion are asked for again, this often in all.
+#: Number of attempts if a reply of HTTP 200 is not a chat completion.
 MALFORMED_ATTEMPTS = 3
-#: Pairs that fail in a row before the endpoint counts as down.
+#: The endpoint counts as down after this many failed pairs in a row.
 FAILURES_IN_A_ROW = 10
-#: Shorter keys are placeholders of local servers, not secrets.
+#: Shorter keys are placeholders for local servers, not secrets.
 SECRET = 8
-#: What alpaca-eval 0.6.6 sends where a judge's configuration is silent.
+#: Settings that alpaca-eval 0.6.6 sends if the judge's configuration does not set them.
 DEFAULTS = {"temperature": 0.7, "top_p": 1.0, "max_tokens": 2048}
 #: Settings of alpaca-eval's client that are not part of a request.
 NOT_SENT = ("is_strip", "requires_chatml", "is_chat", "num_procs", "batch_size", "price_per_token")
@@ -37,17 +37,17 @@ NOT_SENT = ("is_strip", "requires_chatml", "is_chat", "num_procs", "batch_size",
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where the judge is asked, and how patiently."""
+    """Configure the judge's endpoint and its time-outs."""
 
-    #: Ends in ``/v1``; None is OpenAI's.
+    #: URL that ends in ``/v1``; None means OpenAI's.
     base_url: str | None
-    #: Taken from the environment; in no repr, file or log.
+    #: API key from the environment; it must never be in a repr, file or log.
     key: str = field(repr=False)
-    #: Seconds a reply may take.
+    #: Longest time to wait for a reply, in seconds.
     timeout: float = 120.0
-    #: Further attempts after a failed one.
+    #: Number of attempts after a failed request.
     retries: int = 5
-    #: Requests in flight at once.
+    #: Number of parallel requests.
     workers: int = 8
 
     @classmethod
@@ -55,77 +55,82 @@ class Endpoint:
         """Read the key from the environment.
 
         Args:
-            base_url: As typed by the user.
-            variable: Name of the environment variable that holds the key; a local server may do without.
-            patience: ``timeout``, ``retries``, ``workers``.
+            base_url: The user's URL.
+            variable: Name of the environment variable with the key; a local server may need none.
+            patience: ``timeout``, ``retries`` and ``workers``.
 
         Raises:
-            UserError: OpenAI itself is asked without a key, or the URL holds a password or is none.
+            UserError: There is no key for OpenAI, the key is malformed, or the URL is malformed or
+                contains a password.
         """
         parts = urlsplit(base_url or "https://")
         if parts.scheme not in ("http", "https") or (base_url and not parts.netloc):
-            raise UserError(f"--judge-base-url {base_url} is no http(s) address; give one such as http://host:8000/v1")
+            raise UserError(
+                f"--judge-base-url {base_url} is not an http(s) address; give one such as http://host:8000/v1"
+            )
         if "@" in parts.netloc or parts.query:
-            raise UserError("--judge-base-url holds a user, password or query; put the key in the environment instead")
+            raise UserError(
+                "--judge-base-url contains a user, password or query; put the key in the environment instead"
+            )
         key = os.environ.get(variable, "").strip()
         if not (key.isascii() and key.isprintable()):
             raise UserError(
-                f"the environment's {variable} is no key (it holds control or non-ASCII characters); set it"
+                f"the environment variable {variable} is not a key (it contains control or non-ASCII characters); set "
+                "it to the judge's key"
             )
         if not key and base_url is None:
             raise UserError(f"the environment has no {variable}; set it, or give --judge-base-url of a local judge")
         return cls(base_url, key or "none", **patience)
 
     def redact(self, text: str) -> str:
-        """The text without the key, should a server have echoed it."""
+        """Return the text without the key, which a server may have echoed."""
         return text if len(self.key) < SECRET else text.replace(self.key, "[key]")
 
 
 class Judge:
-    """alpaca-eval's ``fn_completions``: prompts in, replies out, each asked and paid for once."""
+    """Answer prompts as alpaca-eval's ``fn_completions``, paying for each prompt only once."""
 
     def __init__(self, endpoint: Endpoint, journal: Journal) -> None:
-        """Ask nothing yet.
+        """Set up the client without sending a request.
 
         Args:
-            endpoint: Where to ask.
-            journal: Keeps replies by request. The address is not part of the request, so that a run resumes when a
-                local server has moved to another port.
+            endpoint: The judge's endpoint.
+            journal: Store of replies by request. A request does not include the address, so that a
+                run can resume with a local server on another port.
         """
         import openai
 
         self.endpoint = endpoint
         self.journal = journal
-        #: What the endpoint said to the requests that it rejected (400, 422), which stay without a verdict.
+        #: Error texts of rejected requests (400, 422), whose pairs have no verdict.
         self.rejections: list[str] = []
-        #: Text of the first reply, for an error about replies that cannot be read.
+        #: Text of the first reply, for an error about replies that cannot be parsed.
         self.first_reply = ""
         self._client = openai.OpenAI(
             api_key=endpoint.key, base_url=endpoint.base_url, timeout=endpoint.timeout, max_retries=endpoint.retries
         )
 
     def __call__(self, prompts: Sequence[str], model_name: str, **settings: Any) -> dict[str, list[Any]]:
-        """Answer prompts from the journal, or ask.
+        """Answer prompts from the journal or the endpoint.
 
         Args:
-            prompts: ChatML prompts made by alpaca-eval.
+            prompts: ChatML prompts from alpaca-eval.
             model_name: The judge's name at the endpoint.
             settings: The judge's configuration: ``temperature``, ``logprobs``, ...
 
         Returns:
-            What alpaca-eval's decoders return: ``completions``, ``completions_all`` and its bookkeeping, in order.
+            The dictionary that alpaca-eval's decoders return: ``completions``, ``completions_all``,
+            ``price_per_example`` and ``time_per_example``, in the prompts' order.
 
         Raises:
-            UserError: The endpoint refuses the key, or knows no such model or address.
+            UserError: The endpoint refuses the key, or does not know the model or address.
             WorkFailed: Some pairs got no reply in all attempts, or the journal cannot be written.
         """
         from alpaca_eval.utils import prompt_to_chatml
 
         for name in ("tokens_to_favor", "tokens_to_avoid"):
             if settings.pop(name, None):
-                raise UserError(
-                    f"the judge's configuration sets {name}, which needs OpenAI's tokenizer; choose another"
-                )
+                raise UserError(f"the judge's configuration sets {name}, which is not supported; choose another judge")
         sent = DEFAULTS | {name: value for name, value in settings.items() if name not in NOT_SENT}
         requests = [{"model": model_name, "messages": prompt_to_chatml(p.strip()), **sent} for p in prompts]
         choices = self._answer(requests)
@@ -163,20 +168,21 @@ class Judge:
                     if isinstance(outcome, _Rejected):
                         rejected[futures[future]] = {"text": "", "rejected": outcome.why}
             finally:
-                # Also on an error or an interrupt: what is in flight is paid for and kept, nothing new is asked.
+                # Also after an error or interrupt: wait for the requests in flight, which are paid
+                # for, and send no new ones.
                 stop.set()
                 pool.shutdown(cancel_futures=True)
         left = sum(self.journal.get(key) is None and key not in rejected for key in open_)
         if left:
             raise WorkFailed(
-                f"{left} of {len(requests)} pairs are still unjudged (last error: {failures[-1]}); the others are kept "
-                f"in {self.journal.path}, run the same command again to judge the rest"
+                f"{left} of {len(requests)} pairs are still unjudged (last error: {failures[-1]}); the others are "
+                f"stored in {self.journal.path}, so run the same command again to judge the rest"
             )
         self.rejections += [choice["rejected"] for choice in rejected.values()]
         return [rejected.get(key) or self.journal.get(key) for key in keys]
 
     def _ask(self, key: str, request: Mapping[str, Any], stop: threading.Event) -> _Failed | _Rejected | None:
-        """One request with its retries; the reply goes into the journal."""
+        """Send a request with retries, and store the reply in the journal."""
         import openai
 
         began = time.monotonic()
@@ -188,7 +194,7 @@ class Judge:
                 reply = self._client.chat.completions.with_raw_response.create(**request)
                 choice = _choice(reply.http_response.text)
             except (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError) as error:
-                # Its text is not quoted: such replies repeat part of the key.
+                # Do not quote the reply: it can contain part of the key.
                 raise UserError(
                     f"the judge at {self.endpoint.base_url or 'OpenAI'} answers {error.status_code} to model "
                     f"{request['model']!r}; check the key in the environment, the model's name and --judge-base-url"
@@ -217,11 +223,14 @@ class _Rejected:
 
 
 class _Malformed(Exception):
-    """A reply of HTTP 200 that is no chat completion."""
+    """Report a reply of HTTP 200 that is not a chat completion."""
 
 
 def _choice(text: str) -> dict[str, Any]:
-    """The first choice of a chat completion, as alpaca-eval's parsers take it: with ``text`` and ``total_tokens``."""
+    """Return the first choice of a chat completion, with ``text`` and ``total_tokens`` added.
+
+    alpaca-eval's parsers read these two keys.
+    """
     try:
         reply = json.loads(text)
         choice = dict(reply["choices"][0])
@@ -230,5 +239,5 @@ def _choice(text: str) -> dict[str, Any]:
         choice["text"] = called.get("arguments") or message.get("content") or " "
         choice["total_tokens"] = (reply.get("usage") or {}).get("total_tokens", 0)
     except (ValueError, KeyError, IndexError, TypeError, AttributeError):
-        raise _Malformed(f"the reply is no chat completion: {text[:100]!r}") from None
+        raise _Malformed(f"the reply is not a chat completion: {text[:100]!r}") from None
     return choice

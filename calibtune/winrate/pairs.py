@@ -1,4 +1,4 @@
-"""Judging two models' answers pair by pair with alpaca-eval's annotator."""
+"""Judge two models' answers pair by pair with alpaca-eval's annotator."""
 
 from __future__ import annotations
 
@@ -18,24 +18,26 @@ Row = dict[str, Any]
 def annotate(
     model: Sequence[Row], reference: Sequence[Row], judge_name: str, judge: Judge, both_orders: bool = False
 ) -> list[Row]:
-    """Have each pair of answers judged.
+    """Judge each pair of answers.
 
     Args:
-        model: Outputs of AlpacaEval: ``instruction``, ``output``, ``generator``.
-        reference: The same of the reference, for the same instructions.
-        judge_name: A judge of alpaca-eval (``weighted_alpaca_eval_gpt4_turbo``, or a folder with ``configs.yaml``), or
-            any other model's name, which is then asked as AlpacaEval 2's judge is.
-        judge: Asks and keeps the replies.
-        both_orders: Judge each pair twice, each answer shown first once, and take the mean; otherwise alpaca-eval shows
-            one of them first at random, seeded by the instruction.
+        model: The model's outputs: ``instruction``, ``output``, ``generator``.
+        reference: The reference's outputs for the same instructions.
+        judge_name: A judge of alpaca-eval (``weighted_alpaca_eval_gpt4_turbo``, or a folder with
+            ``configs.yaml``), or the name of any model, which then gets the prompt of AlpacaEval 2.
+        judge: Sender of the requests.
+        both_orders: Judge each pair in both orders and average the preferences. Otherwise
+            alpaca-eval draws the order, seeded by the instruction.
 
     Returns:
-        Annotations as alpaca-eval writes them, in the reference's order; ``preference`` is None without a verdict. With
-        both orders also ``preference_reference_first`` and ``preference_model_first``.
+        Annotations as alpaca-eval writes them, in the reference's order; ``preference`` is None
+        without a verdict. With both orders they also have ``preference_reference_first`` and
+        ``preference_model_first``.
 
     Raises:
-        UserError: The two do not answer the same instructions, or the judge's configuration does not fit.
-        WorkFailed: Replies are missing, or none could be read.
+        UserError: Model and reference answer different instructions, or the judge's configuration
+            is not supported.
+        WorkFailed: Replies are missing, or none could be parsed.
     """
     _check_same_instructions(model, reference)
     with package() as alpaca_eval:
@@ -49,14 +51,17 @@ def annotate(
     if all(row["preference"] is None for row in rows):
         said = judge.rejections[0] if judge.rejections else judge.first_reply
         raise WorkFailed(
-            f"none of the {len(rows)} replies of judge {judge_name} could be read (first: {said[:200]!r}); "
-            "choose a judge whose endpoint returns what its configuration asks for"
+            f"none of the {len(rows)} replies of judge {judge_name} could be parsed (first: {said[:200]!r}); "
+            "choose a judge that answers in the format that its configuration asks for"
         )
     return rows
 
 
 def position_bias(rows: Sequence[Row]) -> float | None:
-    """Mean preference for the answer shown first, as a share; 0.5 is no bias. None unless both orders were judged."""
+    """Return the mean preference for the answer shown first, in [0, 1]; 0.5 means no bias.
+
+    Returns None if the pairs were not judged in both orders.
+    """
     shown = [
         2 - (row["preference_reference_first"] + 3 - row["preference_model_first"]) / 2
         for row in rows
@@ -73,8 +78,8 @@ def _annotator(alpaca_eval: ModuleType, name: str, judge: Judge, randomize: bool
     for settings in alpaca_eval.utils.load_configs(folder / config).values():
         asks = settings.get("fn_completions", "openai_completions")
         if asks != "openai_completions":
-            raise UserError(f"--judge {name} asks through {asks}, not OpenAI's chat completions; choose another judge")
-    # caching_path=None: the journal keeps replies, and "auto" would write into the installed package.
+            raise UserError(f"--judge {name} uses {asks}, not OpenAI's chat completions; choose another judge")
+    # The journal stores replies; caching_path="auto" would write into the installed package.
     annotator = alpaca_eval.annotators.PairwiseAnnotator(annotators_config=config, caching_path=None)
     for single in annotator.annotators.values():
         single.fn_completions = judge
@@ -89,9 +94,9 @@ def _annotator(alpaca_eval: ModuleType, name: str, judge: Judge, randomize: bool
 def _head_to_head(annotator: Any, first: Sequence[Row], second: Sequence[Row]) -> list[Row]:
     keys = ("instruction", "output", "generator")
     given = [[{key: row.get(key) for key in keys} for row in outputs] for outputs in (first, second)]
-    # One chunk: the journal, not the chunk, is what keeps replies.
+    # Chunks are not needed to store replies, which the journal does.
     rows = annotator.annotate_head2head(outputs_1=given[0], outputs_2=given[1], chunksize=None)
-    # pandas' NaN is no JSON: a missing verdict, or a price that nobody knows.
+    # Missing verdicts and unknown prices are NaN in pandas, which JSON does not have.
     rows = [{key: None if value != value else value for key, value in row.items()} for row in rows]
     return _in_order(rows, first)
 
@@ -116,7 +121,7 @@ def _check_same_instructions(model: Sequence[Row], reference: Sequence[Row]) -> 
     texts = [[row["instruction"] for row in outputs] for outputs in (model, reference)]
     for which, instructions in zip(("model", "reference"), texts, strict=True):
         if len(set(instructions)) != len(instructions):
-            raise UserError(f"the {which}'s outputs answer an instruction twice, which would count twice; keep one")
+            raise UserError(f"the {which}'s outputs answer an instruction twice; keep one of the answers")
     other = set(texts[0]) ^ set(texts[1])
     if other:
         raise UserError(

@@ -1,4 +1,4 @@
-"""Win rates as pure functions of per-question scores: rate, standard error, intervals, paired comparison."""
+"""Compute win rates, standard errors, intervals and paired differences from per-question scores."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ SEED = 0
 
 @dataclass(frozen=True)
 class Rate:
-    """A win rate as a share, within [0, 1], as the harness gives its metrics; a draw counts half a win."""
+    """Hold a win rate in [0, 1] with its error; a draw counts as half a win."""
 
     #: Mean score.
     win_rate: float
-    #: The scores' standard deviation (n - 1) over the root of n; NaN for one question alone.
+    #: Standard deviation of the scores (n - 1) divided by sqrt(n); NaN for a single question.
     standard_error: float
     #: Ends of the 95 % interval.
     low: float
     high: float
-    #: Questions judged.
+    #: Number of judged questions.
     n: int
 
 
@@ -37,19 +37,22 @@ def rate(
     draws: int = DRAWS,
     seed: int = SEED,
 ) -> Rate:
-    """Win rate with its standard error and percentile bootstrap interval over questions.
+    """Compute a win rate with its standard error and percentile bootstrap interval over questions.
+
+    If all scores are equal, a bootstrap interval has no width; Wilson's interval is used instead.
 
     Args:
-        scores: One a question, shape (n,), within [0, 1]: 1 a win, 0 a loss, between them a judge's weighted verdict.
-        weights: What each question counts, positive, shape (n,); equal if not given. They are drawn with the scores.
-        draws: Bootstrap resamples.
-        seed: Seed of the resampling; the same scores give the same interval.
+        scores: Score of each question, shape (n,), in [0, 1]: 1 for a win, 0 for a loss.
+        weights: Weight of each question, positive, shape (n,); equal by default. Weights are
+            resampled with the scores.
+        draws: Number of bootstrap resamples.
+        seed: Seed of the resampling.
 
     Returns:
-        The rate. Where all scores are equal a bootstrap has no width, and Wilson's interval stands in.
+        The win rate.
 
     Raises:
-        UserError: There is no score, or one is outside [0, 1].
+        UserError: There are no scores, or one is outside [0, 1].
 
     Example:
         >>> rate([1.0, 0.0, 0.0, 1.0])
@@ -57,13 +60,13 @@ def rate(
     """
     values = np.asarray(scores, dtype=np.float64)
     if not len(values):
-        raise UserError("no judged pair is left to take a win rate of; run the judge first")
+        raise UserError("there is no judged pair for a win rate; run the judge first")
     outside = ~((values >= 0) & (values <= 1))
     if outside.any():
-        raise UserError(f"a win rate needs scores within [0, 1], got {values[outside][0]!r}")
+        raise UserError(f"a score of a win rate is {values[outside][0]!r}; give scores in [0, 1]")
     counts = np.ones(len(values)) if weights is None else np.asarray(weights, dtype=np.float64)
     count, mean = len(values), _mean(values, counts)
-    # A ratio of sums: its error by linearization, which for equal weights is the usual standard error of a mean.
+    # Standard error of a ratio of sums by linearization; with equal weights it is the usual one.
     error = float((counts * (values - mean)).std(ddof=1) / counts.mean()) / math.sqrt(count) if count > 1 else math.nan
     if np.ptp(values) == 0:
         low, high = wilson(float(values.sum()), count)
@@ -80,20 +83,20 @@ def compare(
     weights: tuple[Mapping[str, float], Mapping[str, float]] | None = None,
     seed: int = SEED,
 ) -> tuple[Interval, int]:
-    """Difference of two models' win rates against the same baseline on the questions that both have.
+    """Compute the difference of two models' win rates on the questions that both have.
 
     Args:
-        model: Score by question.
-        other: The same of the model to compare with, its base for instance.
-        weights: What each question counts for the first and for the second model; equal if not given.
+        model: The model's score on each question.
+        other: The other model's scores against the same baseline.
+        weights: Weights of the questions for the first and for the second model; equal by default.
         seed: Seed of the resampling.
 
     Returns:
-        Difference ``model - other`` of the shares with its 95 % paired bootstrap interval, and the number of
+        Difference ``model - other`` with its 95 % paired bootstrap interval, and the number of
         shared questions.
 
     Raises:
-        UserError: No question is shared.
+        UserError: The models share no question.
     """
     shared = [question for question in model if question in other]
     if not shared:

@@ -1,4 +1,4 @@
-"""What a win-rate run leaves: ``winrate_<benchmark>.json``, lm_eval's results file, and the harness's table."""
+"""Write a win rate as ``winrate_<benchmark>.json``, as lm_eval's results file and as a table."""
 
 from __future__ import annotations
 
@@ -14,33 +14,36 @@ from calibtune.winrate.rates import Rate
 
 @dataclass(frozen=True)
 class LengthControlled:
-    """The rate, or why there is none."""
+    """Hold the length-controlled win rate, or the reason why there is none."""
 
     win_rate: float | None
     standard_error: float | None
-    #: One clause for the result's note.
+    #: Text for the result's note.
     said: str
 
 
 @dataclass(frozen=True)
 class Result:
-    """One model's win rate on one benchmark."""
+    """Hold a model's win rate on a benchmark."""
 
     #: ``alpaca_eval`` or ``arena_hard``.
     benchmark: str
     model: str
-    #: What it was compared with.
+    #: Name of the model that it was compared with.
     baseline: str
     rate: Rate
-    #: What a reader must know: how intervals were taken, what was left out.
+    #: Notes for readers: how the interval was computed, and how many pairs were left out.
     note: str
-    #: Further shares, counts, and names such as the judge's.
+    #: Additional shares, counts and names, such as the judge's.
     further: dict[str, Any] = field(default_factory=dict)
-    #: lm_eval's ``model_args``, where a model was run.
+    #: lm_eval's ``model_args``, if answers were generated.
     model_args: dict[str, Any] | None = None
 
     def summary(self) -> dict[str, Any]:
-        """The keys of ``winrate_<benchmark>.json``: shares, and ``per_cent`` as leaderboards print; None: undefined."""
+        """Return the content of ``winrate_<benchmark>.json``: shares, and the same in ``per_cent``.
+
+        Undefined numbers are None.
+        """
         numbers = {name: _finite(value) for name, value in asdict(self.rate).items()}
         further = {name: _finite(value) for name, value in self.further.items()}
         head = {"benchmark": self.benchmark, "model": self.model, "baseline": self.baseline}
@@ -48,7 +51,7 @@ class Result:
         return {**head, **numbers, "note": self.note, **further, "per_cent": per_cent}
 
     def harness(self) -> dict[str, Any]:
-        """The same as an lm_eval results dictionary, which its table and its readers take."""
+        """Return the result as lm_eval's results dictionary."""
         values: dict[str, Any] = {"alias": self.benchmark}
         for name, value in self.summary().items():
             if name == "standard_error" or not isinstance(value, float):
@@ -68,7 +71,7 @@ class Result:
 
 
 def write(result: Result, output: Path) -> None:
-    """Write the result's two files; a summary of an earlier run of this benchmark there is replaced.
+    """Write the results file, and replace the benchmark's ``winrate_<benchmark>.json``.
 
     Raises:
         WorkFailed: The folder cannot be written.
@@ -79,7 +82,7 @@ def write(result: Result, output: Path) -> None:
 
 
 def table(result: Result) -> str:
-    """The harness's own table of the result, and a sentence in the leaderboards' per cent."""
+    """Return the harness's table of the result, and a sentence in per cent."""
     from lm_eval.utils import make_table
 
     numbers = result.summary()["per_cent"]

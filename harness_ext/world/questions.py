@@ -83,7 +83,7 @@ def _choice(cumulative: np.ndarray, rng: np.random.RandomState) -> int:
 
 @functools.lru_cache(maxsize=1)
 def splits() -> dict[str, Documents]:
-    """Return ``train`` and ``test`` about the same facts, and ``out_domain`` about other relations."""
+    """Return ``train`` and ``test`` about the same facts, ``out_domain`` about other relations."""
     rng = np.random.RandomState(SEED + 1)
     inside = draw([fact for fact in facts() if fact.relation.in_domain], TRAIN + TEST, rng)
     outside = draw([fact for fact in facts() if not fact.relation.in_domain], TEST, rng)

@@ -13,7 +13,9 @@ from harness_ext.metrics import process_results as letter_results
 
 
 def true_calibration_error(probs: ArrayLike, p_star: ArrayLike) -> float:
-    """Compute the true calibration error, ``TCE = mean_n ||p_n - p*_n||_1`` (arXiv 2505.01997, Eq 3).
+    """Compute the true calibration error (arXiv 2505.01997, Eq 3).
+
+    ``TCE = mean_n ||p_n - p*_n||_1``.
 
     Args:
         probs: The model's probabilities of the options, shape (N, K).

@@ -43,7 +43,7 @@ def test_merge_and_bake_refuse_the_wrong_kind_of_artifact(model, tmp_path):
         merge(tmp_path / "t", tmp_path / "out", False, False)
     with pytest.raises(UserError, match=r"--dequantized: .* was not trained on a 4-bit base"):
         merge(tmp_path / "adapter", tmp_path / "out", True, False)
-    with pytest.raises(UserError, match="is no temperature"):
+    with pytest.raises(UserError, match="is not a temperature"):
         bake(tmp_path / "adapter", tmp_path / "out", False)
     assert not (tmp_path / "out").exists()
 

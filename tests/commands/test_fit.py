@@ -159,7 +159,7 @@ def test_each_recipe_opens_with_the_command_that_runs_it(path):
     [
         ({"tasks": "mc_calib_arcc"}, "the harness knows no task 'mc_calib_arcc'; did you mean mc_calib_arc"),
         ({"model": "/nowhere/model"}, "--model /nowhere/model does not exist"),
-        ({"apply_chat_template": None, "chat_template": "/no/file"}, "--chat-template /no/file is no file"),
+        ({"apply_chat_template": None, "chat_template": "/no/file"}, "--chat-template /no/file is not a file"),
         ({"letter_weight": "heavy"}, "letter-weight is 'heavy'; give a number from 0 up or token-mean or sum"),
         ({"limit": "0"}, "--limit is '0'; give a whole number from 1 up"),
         ({"quantization": "nf4", "tuning": "full"}, "--quantization nf4 cannot be trained in full"),
@@ -177,7 +177,7 @@ def test_a_missing_package_is_named_before_anything_is_loaded(model, tmp_path, c
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda n: None if n == "wandb" else found(n))
     arguments = [*words(model, tmp_path / "out"), "--report-to", "wandb"]
-    assert "this needs wandb, not installed here; pip install wandb" in refused(capsys, arguments)
+    assert "this command needs wandb, not installed here; pip install wandb" in refused(capsys, arguments)
 
 
 def test_tasks_that_cannot_be_fitted_on_are_refused(model, tmp_path, capsys, mirror):
@@ -293,7 +293,7 @@ def test_letters_that_are_not_single_tokens_are_refused(tmp_path, capsys):
 
 def test_eval_refuses_a_folder_without_a_finished_artifact(tmp_path, capsys):
     arguments = ["eval", "--artifact", tmp_path, "--tasks", "mc_calib_arc", "--output", tmp_path / "out"]
-    assert "holds no calibtune.json" in refused(capsys, arguments)
+    assert "has no calibtune.json" in refused(capsys, arguments)
     arguments = ["eval", "--tasks", "mc_calib_arc", "--output", tmp_path / "out"]
     assert "--model is missing" in refused(capsys, arguments)
 

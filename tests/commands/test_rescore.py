@@ -154,12 +154,12 @@ def with_row(**change):
 
 
 BAD_INPUT = {
-    "another task's, renamed": (renamed, "knows no task 'mc_calib_openbookqa', only ['mc_calib_arc']"),
-    "another task's of the run": (renamed_to_one_of_the_run, "3 questions, but the run's results file counts 5"),
+    "another task's, renamed": (renamed, "has no task 'mc_calib_openbookqa', only ['mc_calib_arc']"),
+    "another task's of the run": (renamed_to_one_of_the_run, "has 3 questions, but the run's results file counts 5"),
     "cut in mid-line": (cut_in_mid_line, ", line 3: not a whole JSON object"),
-    "rows missing": (rows_missing, "3 questions, but the run's results file counts 5 (missing: [3, 4])"),
+    "rows missing": (rows_missing, "has 3 questions, but the run's results file counts 5 (missing: [3, 4])"),
     "row missing, no results file": (row_missing_without_results, "question 2 is missing"),
-    "rows doubled": (lambda folder: write(folder, rows(3) + rows(3)), "question 0 is there twice"),
+    "rows doubled": (lambda folder: write(folder, rows(3) + rows(3)), "question 0 occurs twice"),
     "no right answer": (with_row(target=None), "question 1: the right answer is None"),
     "right answer a blank": (with_row(target=""), "question 1: the right answer is ''"),
     "right answer out of range": (
@@ -167,12 +167,12 @@ BAD_INPUT = {
         "question 1: the right answer is 2, not the index of one of its 2 options",
     ),
     "right answer negative": (with_row(target="-1"), "question 1: the right answer is '-1'"),
-    "NaN": (with_row(values=(-1.0, math.nan)), "question 1: [['nan', 'False']] is no finite log-likelihood"),
-    "infinite": (with_row(values=(-math.inf, -1.0)), "question 1: [['-inf', 'False']] is no finite log-likelihood"),
-    "no log-likelihood": (with_row(resps=[[[None, False]]]), "question 1: [[None, False]] is no finite"),
+    "NaN": (with_row(values=(-1.0, math.nan)), "question 1: [['nan', 'False']] is not a finite log-likelihood"),
+    "infinite": (with_row(values=(-math.inf, -1.0)), "question 1: [['-inf', 'False']] is not a finite log-likelihood"),
+    "no log-likelihood": (with_row(resps=[[[None, False]]]), "question 1: [[None, False]] is not a finite"),
     "one letter": (with_row(values=(-1.0,)), "row 1 has fewer than two letters"),
     "no letters": (with_row(resps=[]), "question 1: the right answer is 0, not the index of one of its 0 options"),
-    "a generation task's": (generated, "question 0: ['The answer is B.'] is no finite log-likelihood"),
+    "a generation task's": (generated, "question 0: ['The answer is B.'] is not a finite log-likelihood"),
     "one value for everything": (
         lambda folder: write(folder, [sample(i, (-1.0, -1.0)) for i in range(3)]),
         "the same log-likelihood (question 0: -1.0)",
@@ -182,7 +182,7 @@ BAD_INPUT = {
         "letters B and C have the same log-likelihood in all 12 questions",
     ),
     "empty": (empty, "is empty; run the evaluation again with --log_samples"),
-    "no samples": (folder_without_samples, "no samples_*.jsonl there; run lm_eval with --log_samples"),
+    "no samples": (folder_without_samples, "has no samples_*.jsonl; run lm_eval with --log_samples"),
     "not there": (lambda folder: folder / "nowhere", "nowhere does not exist"),
     "no text": (no_text, "is not a text file"),
     "other JSON": (lambda folder: write(folder, [{"a": 1}]), "line 1: not a sample of lm_eval"),

@@ -105,7 +105,7 @@ def test_a_disk_that_fills_up_while_lm_eval_writes_fails_the_work(model, tmp_pat
     assert evaluate(tmp_path / "out", model=model) == 1
     captured = capsys.readouterr()
     assert left in captured.err
-    assert "was not written whole; see whether the disk is full" in captured.err
+    assert "was not written completely; check whether the disk is full" in captured.err
     assert "written to" not in captured.out
 
 
@@ -115,7 +115,7 @@ def test_a_disk_that_fills_up_while_lm_eval_writes_fails_the_work(model, tmp_pat
         (["--limit", "0"], "--limit is 0; give at least 1"),
         (["--limit", "-1"], "--limit is -1; give at least 1"),
         (["--num-fewshot", "-1"], "--num-fewshot is -1; give 0 or more"),
-        (["--num-fewshot", "100"], "--num-fewshot 100: task mc_calib_arc has 24 examples; give no more than that"),
+        (["--num-fewshot", "100"], "--num-fewshot 100 is more than the 24 examples of task mc_calib_arc; give at most"),
         (["--batch-size", "foo"], "--batch-size is 'foo'; give a number from 1 up, or auto"),
         (["--batch-size", "0"], "--batch-size is '0'; give a number"),
         (["--batch-size=-4"], "--batch-size is '-4'; give a number"),
@@ -224,7 +224,7 @@ def test_an_artifact_is_evaluated_with_the_chat_template_that_it_was_fitted_with
 def test_an_artifact_without_the_tokenizer_that_it_needs_is_to_be_fitted_again(templated, refused):
     for path in templated[0].glob("tokenizer*"):
         path.unlink()
-    assert "was fitted with a chat template and holds no tokenizer that has it; fit it again" in refused(
+    assert "was fitted with a chat template, but its tokenizer is missing; copy or fit the artifact again" in refused(
         "--artifact", templated[0]
     )
 
@@ -250,7 +250,7 @@ def test_the_next_command_can_be_pasted_where_the_path_has_blanks(model, tmp_pat
     ("words", "message"),
     [
         (["--guard-base", "nowhere"], "nowhere does not exist"),
-        (["--guard-base", "base"], "base: no samples_*.jsonl there"),
+        (["--guard-base", "base"], "base has no samples_*.jsonl"),
         (["--guard-base", "other"], "other holds no samples of ultrafeedback_winrate"),
         (["--guard-base", "good", "--margin", "2"], "--margin 2 is not within [0, 1)"),
     ],
@@ -316,7 +316,7 @@ def test_a_checkpoint_without_all_of_its_weights_is_refused(tmp_path, mirror, ca
     del weights["lm_head.weight"]
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     assert evaluate(tmp_path / "out", model=folder) == 2
-    assert "1 weights that its config.json asks for are not there, such as lm_head.weight" in capsys.readouterr().err
+    assert "lacks 1 weights that its config.json requires, such as lm_head.weight" in capsys.readouterr().err
 
 
 def test_an_artifact_is_only_read_by_an_evaluation(model, tmp_path, mirror):

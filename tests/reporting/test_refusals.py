@@ -44,7 +44,7 @@ def test_unreadable_runs_keep_the_existing_report(tmp_path, capsys):
 def test_overwriting_the_runs_is_refused(tmp_path, capsys):
     folder = write_run(tmp_path / "run", {"arc": answers(10)})
     for output in (folder, tmp_path / "run", tmp_path):
-        assert "give a folder of its own" in fails(capsys, folder, "--output", output, "--overwrite")
+        assert "give another folder" in fails(capsys, folder, "--output", output, "--overwrite")
     assert find_samples(folder)
 
 

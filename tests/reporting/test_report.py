@@ -113,7 +113,7 @@ def test_note_names_runs_with_other_prompts_than_the_base(tmp_path):
     write_run(tmp_path / "cft", tuned, CFT, chat_template_sha="abc", **{"n-shot": {"arc": 5}})
     assert build([tmp_path / "base", tmp_path / "cft"])["notes"] == [
         "cft was evaluated with chat template, base-7b with neither chat template nor system instruction",
-        "arc: cft saw 5 examples, base-7b 0",
+        "arc: cft was evaluated with 5 few-shot examples, base-7b with 0",
     ]
 
 
@@ -138,7 +138,7 @@ def test_base_is_the_first_or_named_run(tmp_path, capsys):
     assert build([cft, base], base="base-7b")["base"] == "base-7b"
     write_run(tmp_path / "later", {"other": answers(20)}, BASE)
     assert build([cft, base, tmp_path / "later"], base=str(tmp_path / "later"))["base"] == "base-7b"
-    assert "--base nowhere is none of" in fails(capsys, base, cft, "--base", "nowhere", "--output", tmp_path / "out")
+    assert "--base nowhere is neither" in fails(capsys, base, cft, "--base", "nowhere", "--output", tmp_path / "out")
 
 
 def test_report_loads_neither_torch_nor_lm_eval(tmp_path):

@@ -97,4 +97,4 @@ def test_note_names_results_that_disagree_with_samples(tmp_path):
         record["results"]["arc"]["conf_ece_10,none"] = 0.9
         path.write_text(json.dumps(record))
     (note,) = build([folder])["notes"]
-    assert "results file says conf-ECE 0.900000" in note
+    assert "conf-ECE is 0.900000 in the results file" in note

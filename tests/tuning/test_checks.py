@@ -41,7 +41,7 @@ def test_model_type_unknown_to_liger_is_refused(model, mirror, monkeypatch):
     monkeypatch.setattr(inputs, "check_machine", lambda recipe: None)
     read_inputs(small_recipe(model, "cft", liger_kernel=True))
     kernels.MODEL_TYPE_TO_APPLY_LIGER_FN.clear()
-    with pytest.raises(UserError, match=r"--liger-kernel: Liger has no kernels for a llama .*; leave it out"):
+    with pytest.raises(UserError, match=r"--liger-kernel: Liger has no kernels for a llama model .*; leave it out"):
         read_inputs(small_recipe(model, "cft", liger_kernel=True))
 
 

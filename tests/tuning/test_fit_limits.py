@@ -103,7 +103,7 @@ def test_architecture_can_be_fitted_merged_and_baked(tmp_path, name):
 
 def test_architecture_without_lora_support_needs_full_fine_tuning(tmp_path):
     base = other_architecture("Mamba", tmp_path / "base")
-    with pytest.raises(UserError, match=r"no adapter can be put on all-linear of .* or --tuning full"):
+    with pytest.raises(UserError, match=r"no adapter can be added to all-linear of .* or --tuning full"):
         small_fit(base, tmp_path / "out", "cft")
     artifact = small_fit(base, tmp_path / "full", "cft", tuning="full", learning_rate=1e-3)
     assert artifact.kind == "model"

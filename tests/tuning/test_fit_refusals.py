@@ -54,9 +54,9 @@ DAMAGED = [
     ("cut", "cannot be loaded: .*incomplete metadata"),
     ("gone", "cannot be loaded: .*no file named"),
     ("other shape", "cannot be loaded: .*mismatched"),
-    ("more layers", "9 weights that its config.json asks for are not there, such as model.layers.2"),
+    ("more layers", "lacks 9 weights that its config.json requires, such as model.layers.2"),
     ("words", "cannot be loaded: .*num_attention_heads"),
-    ("few tokens", r"its tokenizer gives token \d+ and the model knows 40"),
+    ("few tokens", r"has a tokenizer that gives token \d+, but the vocabulary has 40 tokens"),
 ]
 
 
@@ -99,10 +99,10 @@ def test_overwriting_an_input_is_refused(model, model_copy, tmp_path, mirror):
     before = contents(tmp_path)
     recipe = small_recipe(model_copy, "cft")
     for output in (model_copy, tmp_path, mirror):
-        with pytest.raises(UserError, match="which this command reads; give a folder of its own"):
+        with pytest.raises(UserError, match="which this command reads; give another folder"):
             fit(recipe, output, overwrite=True)
     on_top = small_recipe(model_copy, "temperature", artifact=str(tmp_path / "adapter"))
-    with pytest.raises(UserError, match=r"holds .*adapter, which this command reads"):
+    with pytest.raises(UserError, match=r"contains .*adapter, which this command reads"):
         fit(on_top, tmp_path / "adapter", overwrite=True)
     for output in (tmp_path / "adapter", model_copy):
         with pytest.raises(UserError, match="which this command reads"):
@@ -145,7 +145,7 @@ def test_refused_fit_keeps_the_old_output_and_makes_no_new_one(model, tmp_path, 
 
 def test_existing_output_is_kept_without_overwrite(model, tmp_path):
     small_fit(model, tmp_path / "out", "cft", max_steps=1)
-    with pytest.raises(UserError, match="holds files already"):
+    with pytest.raises(UserError, match="is not empty"):
         small_fit(model, tmp_path / "out", "cft", max_steps=1)
     small_fit(model, tmp_path / "out", "label-smoothing", max_steps=1, overwrite=True)
     assert read_artifact(tmp_path / "out").method == "label-smoothing"

@@ -46,7 +46,7 @@ def test_one_process_uses_one_of_several_gpus(model, tmp_path, monkeypatch, capl
     small_fit(model, tmp_path / "out", "cft", max_steps=1)
     assert not isinstance(trainers[0].model_wrapped, torch.nn.DataParallel)
     assert trainers[0].args.train_batch_size == 4
-    said = "one of 2 GPUs is used; for all, in the same steps: torchrun --nproc_per_node 2 -m calibtune fit ... "
+    said = "to train on all of them with the same steps, run: torchrun --nproc_per_node 2 -m calibtune fit ... "
     assert said + "--batch-size 2" in caplog.text
 
 
@@ -112,7 +112,7 @@ def test_training_arguments_are_passed_to_transformers(model, tmp_path):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"learning_rate": 1.0}, "learning_rate cannot be set there; calibtune sets it from its own options"),
+        ({"learning_rate": 1.0}, "--training-arguments cannot set learning_rate; use calibtune's own options"),
         ({"lerning_rate": 1.0}, "transformers.TrainingArguments has no lerning_rate; leave it out"),
     ],
 )

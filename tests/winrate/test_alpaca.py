@@ -67,7 +67,7 @@ def test_pairs_without_a_verdict_are_skipped_and_noted():
     assert len(pairs.unjudged) == 3
     result = alpaca.result(pairs, length_controlled(pairs))
     assert (result.rate.n, result.rate.win_rate) == (2, 0.5)
-    assert "3 of 5 pairs have no readable verdict" in result.note
+    assert "3 of 5 pairs have no verdict" in result.note
 
 
 @pytest.mark.parametrize(
@@ -75,10 +75,10 @@ def test_pairs_without_a_verdict_are_skipped_and_noted():
     [
         ([], "is empty"),
         (rows(1) + rows(2), "more than once"),
-        (rows(7), "not within"),
-        (rows("yes"), "not within"),
+        (rows(7), "not in [1, 2]"),
+        (rows("yes"), "not in [1, 2]"),
         ([{"instruction": "q"}], "'preference'"),
-        ([*rows(1), {"instruction": "x", "preference": 1, "generator_2": "other"}], "one pair of models"),
+        ([*rows(1), {"instruction": "x", "preference": 1, "generator_2": "other"}], "annotations of one model"),
     ],
 )
 def test_invalid_annotations_are_refused(tmp_path, content, said, capsys):

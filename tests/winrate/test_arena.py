@@ -65,9 +65,9 @@ def test_questions_without_two_verdicts_are_skipped_and_noted(checkout):
     write_judgments(checkout, "m", {"u0": ("B>A", "A>B"), "u1": (None, "B>A"), "u2": ("A>B", None)})
     result = runs.arena_result(arena.open_bench(checkout), "m", None, None, None)
     assert (result.rate.n, result.rate.win_rate) == (1, 1.0)
-    assert "2 questions without two readable verdicts" in result.note
+    assert "2 questions without two verdicts" in result.note
     assert "1 questions are not judged yet" in result.note
-    assert "style control, which is the tool's own" in result.note
+    assert "no style control (use the tool's" in result.note
 
 
 def test_game_without_a_label_is_unjudged(checkout):
@@ -82,7 +82,7 @@ def test_game_without_a_label_is_unjudged(checkout):
 @pytest.mark.parametrize(
     ("games", "more", "said"),
     [
-        ({"u0": ("A>B", "maybe")}, {}, "'maybe' is no verdict"),
+        ({"u0": ("A>B", "maybe")}, {}, "'maybe' is not a verdict"),
         ({"u9": ("A>B", "A>B")}, {}, "u9 is not in question.jsonl"),
         ({"u0": ("A>B",)}, {}, "two games"),
     ],

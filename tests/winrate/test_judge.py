@@ -257,7 +257,7 @@ def test_judge_without_a_chat_endpoint_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("url", "said"),
     [
-        ("localhost:8000/v1", "no http"),
+        ("localhost:8000/v1", "not an http"),
         ("http://me:pw@host/v1", "put the key in the environment"),
         ("http://host/v1?key=x", "put the key in the environment"),
         (None, "NO_SUCH_KEY"),

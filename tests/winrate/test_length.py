@@ -42,7 +42,7 @@ def test_length_controlled_rate_needs_alpaca_evals_instructions():
     pairs = prefer_longer(2)
     result = alpaca.result(pairs, length_controlled(pairs))
     assert result.summary()["length_controlled_win_rate"] is None
-    assert "no length-controlled rate: needs AlpacaEval's own 805" in result.note
+    assert "no length-controlled rate: it needs AlpacaEval's 805" in result.note
 
 
 def test_length_controlled_rate_needs_the_regression_data(tmp_path, monkeypatch, longer_preferred):
@@ -90,4 +90,4 @@ def test_recorded_instructions_match_the_regressions():
     pairs = alpaca.read_annotations(RECORDED)
     assert instructions_digest(pairs) == length.INSTRUCTIONS
     shuffled = alpaca.judged([*pairs.rows[1:], pairs.rows[0]], "here")
-    assert "needs AlpacaEval's own 805" in length_controlled(shuffled).said
+    assert "it needs AlpacaEval's 805" in length_controlled(shuffled).said

@@ -210,7 +210,7 @@ def test_key_is_sent_but_not_written_or_logged(tmp_path, model, key, capfd, capl
     assert not [record for record in caplog.records if SECRET in record.getMessage()]
     found = result(tmp_path)
     assert (found["n"], found["unjudged"]) == (4, 2)
-    assert "2 of 6 pairs have no readable verdict" in found["note"]
+    assert "2 of 6 pairs have no verdict" in found["note"]
 
 
 def test_compare_gives_the_paired_difference_to_the_base(tmp_path, model, adapter, key):
@@ -241,7 +241,7 @@ def test_compare_gives_the_paired_difference_to_the_base(tmp_path, model, adapte
         (("--reference", "REF", "--limit", "0"), "--limit 0"),
         (("--reference", "REF", "--max-new-tokens", "0"), "--max-new-tokens 0"),
         (("--reference", "REF", "--judge-base-url", "http://u:p@h/v1"), "environment"),
-        ((), "lacks --reference"),
+        ((), "needs --reference"),
         (("--annotations", "a.json"), "leave out --model"),
     ],
 )
@@ -273,7 +273,7 @@ def test_invalid_key_is_refused_and_not_quoted(tmp_path, model, monkeypatch, cap
     with JudgeServer() as server:
         assert main(command(server, tmp_path, model, "--reference", reference(tmp_path))) == 2
     error = capsys.readouterr().err
-    assert "OPENAI_API_KEY is no key" in error
+    assert "OPENAI_API_KEY is not a key" in error
     assert bad not in error
 
 

@@ -176,7 +176,7 @@ def test_a_missing_package_is_named_before_anything_is_loaded(model, tmp_path, c
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda n: None if n == "wandb" else found(n))
     arguments = [*words(model, tmp_path / "out"), "--report-to", "wandb"]
-    assert "this needs wandb, not installed here; pip install wandb" in refused(capsys, arguments)
+    assert "this command needs wandb, not installed here; pip install wandb" in refused(capsys, arguments)
 
 
 def test_tasks_that_cannot_be_fitted_on_are_refused(model, tmp_path, capsys, mirror):

@@ -241,7 +241,7 @@ def test_a_run_is_compared_with_its_base_s_run_on_the_same_reference(tmp_path, m
         (("--reference", "REF", "--limit", "0"), "--limit 0"),
         (("--reference", "REF", "--max-new-tokens", "0"), "--max-new-tokens 0"),
         (("--reference", "REF", "--judge-base-url", "http://u:p@h/v1"), "environment"),
-        ((), "lacks --reference"),
+        ((), "needs --reference"),
         (("--annotations", "a.json"), "leave out --model"),
     ],
 )
@@ -273,7 +273,7 @@ def test_a_key_that_cannot_be_sent_is_not_quoted(tmp_path, model, monkeypatch, c
     with JudgeServer() as server:
         assert main(command(server, tmp_path, model, "--reference", reference(tmp_path))) == 2
     error = capsys.readouterr().err
-    assert "OPENAI_API_KEY is no key" in error
+    assert "OPENAI_API_KEY is not a key" in error
     assert bad not in error
 
 

@@ -77,8 +77,8 @@ def _table(means: FloatArray) -> tuple[FloatArray, ...]:
     density = np.exp(-(noise**2) / 2)
     density /= density.sum()
     values = debiased(means[:, None] + noise)
-    centre = values @ density
-    bias, deviation = centre - means, np.sqrt(values**2 @ density - centre**2)
+    center = values @ density
+    bias, deviation = center - means, np.sqrt(values**2 @ density - center**2)
     near = np.abs(means - means[:, None]) <= WINDOW
     least, most = np.where(near, bias, np.inf).min(axis=1), np.where(near, bias, -np.inf).max(axis=1)
     return least, most, bias, np.where(near, deviation, 0).max(axis=1) / deviation

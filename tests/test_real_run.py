@@ -54,7 +54,7 @@ def test_lm_eval_command_prints_metrics_that_samples_reproduce(smollm2, tmp_path
     expected = harness_measures(rows.log_probs, rows.labels)
     found = {name: table[f"{name},none"] for name in expected}
     assert found == pytest.approx(expected, abs=1e-12)
-    # This model is at chance and overconfident (findings.md).
+    # This model is at chance and overconfident.
     assert 0.1 < found["acc"] < 0.4
     assert found["conf_ece_10"] > 0.08
     assert found["letter_mass"] > 0.5

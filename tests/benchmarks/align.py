@@ -148,7 +148,7 @@ def train(args: argparse.Namespace) -> None:
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     if tokenizer("")["input_ids"]:
         raise SystemExit(f"{args.model}: its tokenizer puts a token before every text, which the template gives too")
-    pairs = text_pairs(split_pairs(args.data)[0], tokenizer)
+    pairs = text_pairs(split_pairs(args.data)[0][: args.pairs], tokenizer)
     sources = {"ultrafeedback": len(pairs)}
     if args.letters:
         sources["letters"] = args.letters
@@ -174,7 +174,7 @@ def train(args: argparse.Namespace) -> None:
         gradient_checkpointing=args.checkpointing,
         max_length=args.max_length,
         precompute_ref_log_probs=True,
-        precompute_ref_batch_size=args.micro_batch_size,
+        precompute_ref_batch_size=4 * args.micro_batch_size,
         bf16=gpu,
         use_cpu=not gpu,
         logging_steps=5,
@@ -537,6 +537,7 @@ def main() -> None:
     trains.add_argument("--keep-epochs", default="", help="epochs to save, such as 1,3,5 (default: the last)")
     trains.add_argument("--learning-rate", type=float, default=5e-5)
     trains.add_argument("--lora-rank", type=int, default=16, help="0: train all weights")
+    trains.add_argument("--pairs", type=int, help="use the first N of the 900 preference pairs (default: all)")
     trains.add_argument("--letters", type=int, default=0, metavar="N", help="add N pairs of a right and a wrong letter")
     trains.add_argument("--batch-size", type=int, default=16, help="pairs of an optimizer step")
     trains.add_argument("--micro-batch-size", type=int, default=2, help="pairs of a forward pass")

@@ -67,7 +67,9 @@ def text_pairs(rows: list[dict[str, Any]], tokenizer: Any) -> list[dict[str, str
     """Render preference pairs as the win-rate task does: the instruction as the user's only message."""
     pairs = []
     for row in rows:
-        pair = {name: row[column] for name, column in (("chosen", "chosen_response"), ("rejected", "rejected_response"))}
+        pair = {
+            name: row[column] for name, column in (("chosen", "chosen_response"), ("rejected", "rejected_response"))
+        }
         if all(text.strip() for text in (row["instruction"], *pair.values())):
             messages = [{"role": "user", "content": row["instruction"].strip()}]
             pairs.append({"prompt": chat(tokenizer, messages), **pair})
@@ -87,7 +89,9 @@ def letter_pairs(count: int, tokenizer: Any) -> list[dict[str, str]]:
     from harness_ext.prompts import LETTERS
     from harness_ext.splits import SOURCES, arc_merged, indomain, usable
 
-    used = {plain(doc["question"]) for splits in (indomain(), arc_merged()) for split in splits.values() for doc in split}
+    used = {
+        plain(doc["question"]) for splits in (indomain(), arc_merged()) for split in splits.values() for doc in split
+    }
     documents: dict[str, dict[str, Any]] = {}
     for name in ("openbookqa", "medmcqa"):
         path, configuration, _, to_document = SOURCES[name]
@@ -121,6 +125,15 @@ def chat(tokenizer: Any, messages: list[dict[str, str]]) -> str:
     return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
 
 
+def turn_end(tokenizer: Any) -> str:
+    """Return the special token that the chat template puts after the assistant's words."""
+    messages = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "THE ANSWER"}]
+    end = tokenizer.apply_chat_template(messages, tokenize=False).split("THE ANSWER")[1].strip()
+    if len(tokenizer(end)["input_ids"]) != 1:
+        raise SystemExit(f"the chat template ends an answer with {end!r}, not with one token")
+    return str(end)
+
+
 def harness_tasks(names: tuple[str, ...]) -> list[Any]:
     """Load tasks of this repository as the harness does."""
     return list(task_manager().load(list(names))["tasks"].values())
@@ -148,6 +161,8 @@ def train(args: argparse.Namespace) -> None:
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     if tokenizer("")["input_ids"]:
         raise SystemExit(f"{args.model}: its tokenizer puts a token before every text, which the template gives too")
+    # TRL ends each response with this token; a GGUF's tokenizer may name another than the chat template's.
+    tokenizer.eos_token = turn_end(tokenizer)
     pairs = text_pairs(split_pairs(args.data)[0][: args.pairs], tokenizer)
     sources = {"ultrafeedback": len(pairs)}
     if args.letters:
@@ -191,7 +206,7 @@ def train(args: argparse.Namespace) -> None:
         def on_epoch_end(self, arguments: Any, state: Any, control: Any, **_: Any) -> None:
             epoch = round(state.epoch)
             if epoch in keep and abs(state.epoch - epoch) < 1e-6:
-                save(trainer, tokenizer, args.output / f"epoch-{epoch}")
+                save(trainer, args.model, args.output / f"epoch-{epoch}")
 
     trainer = dpo_trainer(args.batch_size)(
         model=model,
@@ -204,7 +219,7 @@ def train(args: argparse.Namespace) -> None:
     prepared = time.time()
     trainer.train()
     if not any((args.output / f"epoch-{epoch}").exists() for epoch in keep):
-        save(trainer, tokenizer, args.output / "last")
+        save(trainer, args.model, args.output / "last")
     manifest = {
         "beta": args.beta,
         "loss": args.loss,
@@ -277,11 +292,12 @@ def dpo_trainer(batch_size: int) -> Any:
     return Trainer
 
 
-def save(trainer: Any, tokenizer: Any, folder: Path) -> None:
+def save(trainer: Any, base: Path, folder: Path) -> None:
     """Save the adapter, or the whole model, in bfloat16: what is measured is what can be carried home."""
     import torch
     from peft import PeftModel
     from safetensors.torch import load_file, save_file
+    from transformers import AutoTokenizer
 
     model = trainer.accelerator.unwrap_model(trainer.model)
     if isinstance(model, PeftModel):
@@ -293,7 +309,7 @@ def save(trainer: Any, tokenizer: Any, folder: Path) -> None:
         model.save_pretrained(folder, state_dict=state)
         settings = json.loads((folder / "config.json").read_text())
         (folder / "config.json").write_text(json.dumps({**settings, "dtype": "bfloat16"}, indent=1))
-    tokenizer.save_pretrained(folder)
+        AutoTokenizer.from_pretrained(base).save_pretrained(folder)
 
 
 # Measuring
@@ -350,18 +366,24 @@ def measure(args: argparse.Namespace) -> None:
         "checkpoint": f"{checkpoint.parent.name}/{checkpoint.name}" if checkpoint else None,
         "training": json.loads(training.read_text()) if training and training.exists() else None,
         "tasks": {task: numbers(*rows[task]) for task in TASKS},
-        "harness": {task: pick(letters["results"][task], ("acc", "conf_ece_10", "cw_ece_10", "nll", "letter_mass"))
-                    for task in TASKS},  # fmt: skip
+        "harness": {
+            task: pick(letters["results"][task], ("acc", "conf_ece_10", "cw_ece_10", "nll", "letter_mass"))
+            for task in TASKS
+        },
         "win_rate": {
-            **pick(pairs["results"]["ultrafeedback_winrate"],
-                   ("win_rate", "win_rate_low", "win_rate_high", "win_rate_avg", "ties", "cut")),
+            **pick(
+                pairs["results"]["ultrafeedback_winrate"],
+                ("win_rate", "win_rate_low", "win_rate_high", "win_rate_avg", "ties", "cut"),
+            ),
             "pairs": len(pairs["samples"]["ultrafeedback_winrate"]),
         },
         "device": torch.cuda.get_device_name() if gpu else "cpu",
         "versions": versions("lm_eval", "torch", "transformers", "peft", "datasets"),
         "seconds": round(time.time() - started, 1),
-    }  # fmt: skip
-    arrays = {f"{task}.{name}": value for task in TASKS for name, value in zip(("scores", "gold"), rows[task], strict=True)}
+    }
+    arrays = {
+        f"{task}.{name}": value for task in TASKS for name, value in zip(("scores", "gold"), rows[task], strict=True)
+    }
     np.savez_compressed(output.with_suffix(".npz"), **arrays)
     output.write_text(json.dumps(result, indent=1))
     print(table([result]), flush=True)
@@ -511,15 +533,14 @@ def pack(args: argparse.Namespace) -> None:
 
 
 def tarred(folder: Path, name: str) -> bytes:
-    """Return a tar of a folder's files under another name; the tokenizer, which the base has too, is left out."""
+    """Return a tar of a folder's files under another name, with the manifest of its training."""
     import io
     import tarfile
 
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
         for file in sorted(folder.iterdir()):
-            if not file.name.startswith("tokenizer"):
-                archive.add(file, f"{name}/{file.name}")
+            archive.add(file, f"{name}/{file.name}")
         if (folder.parent / "align.json").exists():
             archive.add(folder.parent / "align.json", f"{name}/align.json")
     return buffer.getvalue()

@@ -84,8 +84,9 @@ measure() { # NAME [CHECKPOINT]
     --output "$work/results/$1.json" > "$work/logs/measure-$1.log" 2>&1 \
     || say "measure $1 failed: $(tail -c 300 "$work/logs/measure-$1.log")"
 }
-one() { # a line of the grid: train, then measure each checkpoint
+one() { # a line of the grid: train, then measure each checkpoint; or "base"
   local name=${1%% *} flags=${1#* }
+  [ "$name" != base ] || { measure base; return; }
   [ "$(left)" -gt 200 ] || { say "no time for $name"; return; }
   say "train $name"
   HF_DATASETS_CACHE=$work/cache/$name $align train --model "$work/model" $mirrors $flags ${TRAIN_EXTRA:-} \
@@ -103,9 +104,8 @@ all() {
   rm -f "$work/finished"
   if [ -e "$work/model/model.safetensors" ] || model; then
     say "the model is there"
-    measure base &
-    if [ -n "${GRID:-}" ]; then cat "$GRID"; else grid; fi | tr '\n' '\0' | xargs -0 -P "$lanes" -I{} bash "$work/align.sh" one {}
-    wait
+    { echo base && if [ -n "${GRID:-}" ]; then cat "$GRID"; else grid; fi; } | tr '\n' '\0' \
+      | xargs -0 -P "$lanes" -I{} bash "$work/align.sh" one {}
     [ -n "${GRID:-}" ] || one "$full"
   fi
   say "all done"

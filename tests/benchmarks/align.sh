@@ -59,7 +59,7 @@ transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.from_pretr
     --limit 8 --output "$work/smoke/results/tiny.json" && say "smoke: it works"
 }
 model() { # join the pieces, check them, de-quantize
-  cat "$work"/pieces/piece-* > "$work/model.gguf" && rm "$work"/pieces/piece-*
+  cat "$work"/pieces/piece-* > "$work/model.gguf"
   (cd "$work" && OMP_NUM_THREADS=16 python3 - <<'PYTHON'
 import hashlib, pathlib, sys
 

@@ -158,6 +158,9 @@ def train(args: argparse.Namespace) -> None:
 
     started = time.time()
     gpu = torch.cuda.is_available()
+    # On Hopper cuDNN's attention, torch's choice from 2.11 on, gives NaN gradients for masked batches of length 64
+    # modulo 128 (pytorch/pytorch#196678, huggingface/trl#7181).
+    torch.backends.cuda.enable_cudnn_sdp(False)
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     if tokenizer("")["input_ids"]:
         raise SystemExit(f"{args.model}: its tokenizer puts a token before every text, which the template gives too")
@@ -169,6 +172,8 @@ def train(args: argparse.Namespace) -> None:
         sources["letters"] = args.letters
         os.chdir(args.questions)
         pairs += letter_pairs(args.letters, tokenizer)
+    # The reference's scores are computed in this order: little is padding. Training draws its batches at random.
+    pairs.sort(key=lambda pair: len(pair["prompt"]) + max(len(pair["chosen"]), len(pair["rejected"])))
     keep = sorted({int(epoch) for epoch in args.keep_epochs.split(",")}) if args.keep_epochs else [args.epochs]
     # A full run keeps float32 weights under autocast; a LoRA's frozen base needs no more than bfloat16.
     dtype = torch.bfloat16 if gpu and args.lora_rank else torch.float32
@@ -201,7 +206,11 @@ def train(args: argparse.Namespace) -> None:
     )
 
     class Save(TrainerCallback):
-        """Save the model after each kept epoch."""
+        """Save the model after each kept epoch; stop where training has diverged."""
+
+        def on_log(self, arguments: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+            if not np.isfinite(float((logs or {}).get("grad_norm", 0))):
+                raise SystemExit(f"step {state.global_step}: the gradient is not finite")
 
         def on_epoch_end(self, arguments: Any, state: Any, control: Any, **_: Any) -> None:
             epoch = round(state.epoch)

@@ -120,7 +120,7 @@ def test_a_fit_that_lacks_something_is_refused(tmp_path):
 
 
 def test_other_refusals(tmp_path):
-    with pytest.raises(ct.UserError, match=r"holds no calibtune\.json"):
+    with pytest.raises(ct.UserError, match=r"has no calibtune\.json"):
         ct.load(tmp_path)
     with pytest.raises(ct.UserError, match="does not exist"):
         ct.load_samples(tmp_path / "no")

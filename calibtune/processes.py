@@ -11,7 +11,7 @@ from typing import Any
 
 
 class Terminated(KeyboardInterrupt):
-    """The process was asked to end (SIGTERM), by a scheduler for example."""
+    """Report that the process was asked to end (SIGTERM), by a scheduler for example."""
 
 
 def is_first_process() -> bool:

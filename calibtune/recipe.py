@@ -167,7 +167,7 @@ class Recipe:
 
     @property
     def spec(self) -> ModelSpec:
-        """The base model."""
+        """Return the base model."""
         names = {item.name for item in dataclasses.fields(ModelSpec)} - {"name"}
         return ModelSpec(name=self.model, **{name: getattr(self, name) for name in names})
 

@@ -23,7 +23,7 @@ Tokens = tuple[int, ...]
 
 
 class Encoded(NamedTuple):
-    """The token ids of a request's continuation, the context's token count and whether the model must cut it."""
+    """Hold the token ids of a request's continuation, the context's token count and whether the model must cut it."""
 
     tokens: Tokens
     context: int

@@ -28,7 +28,7 @@ NOISE_SHARE = 0.9
 
 
 class Interval(NamedTuple):
-    """An estimate and the ends of its 95 % interval."""
+    """Hold an estimate and the ends of its 95 % interval."""
 
     estimate: float
     low: float
@@ -162,7 +162,7 @@ def paired_difference(
 
 
 def basic_interval(estimate: float, resampled: NDArray[np.float64]) -> Interval:
-    """The basic (reflected) bootstrap's 95 % interval: ``2 * estimate - quantile``.
+    """Return the basic (reflected) bootstrap's 95 % interval: ``2 * estimate - quantile``.
 
     Args:
         estimate: The number itself.

@@ -16,7 +16,7 @@ from harness_ext.sanity import check_scored, check_told_apart, warn_of_ties
 
 
 class Letter(NamedTuple):
-    """A letter of a question, as the model scored it."""
+    """Hold a letter of a question, as the model scored it."""
 
     #: Over the question's own letters, in [0, 1].
     probability: float
@@ -28,7 +28,7 @@ class Letter(NamedTuple):
 
 @register_filter("letter_softmax")
 class LetterSoftmax(Filter):
-    """Turns each question's letter log-likelihoods into :class:`Letter` tuples.
+    """Turn each question's letter log-likelihoods into :class:`Letter` tuples.
 
     Args:
         temperature: The log-likelihoods are divided by it; finite and above 0.
@@ -73,7 +73,7 @@ class LetterSoftmax(Filter):
 
 
 def loglikelihood_of(resp: Any, question: str) -> float:
-    """The log-likelihood in a backend's response to a request of ``question``.
+    """Return the log-likelihood in a backend's response to a request of ``question``.
 
     Raises:
         UserError: There is none, or it is NaN or infinite; the message quotes the question.

@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 
 class WatchedTask(ConfigurableTask):
-    """A YAML task that sees how the harness encodes its requests.
+    """Run a YAML task that sees how the harness encodes its requests.
 
     Args:
         config: The task's configuration, as the harness reads it from YAML.
@@ -45,7 +45,7 @@ class WatchedTask(ConfigurableTask):
 
     @functools.cached_property
     def eval_docs(self) -> Any:
-        """The evaluated documents; the harness asks for them many times and would convert them anew."""
+        """Return the evaluated documents; the harness asks for them many times and would convert them anew."""
         return super().eval_docs
 
     def build_all_requests(self, **kwargs: Any) -> None:
@@ -55,18 +55,18 @@ class WatchedTask(ConfigurableTask):
         self.watch = Watch(self.task_name, requests, self.check_encoding)
 
     def check_encoding(self, watch: Watch) -> None:
-        """Called when all requests are encoded, before the first forward pass; raises what makes scoring pointless."""
+        """Run checks when all requests are encoded, before the first forward pass; raises what makes scoring pointless."""
         raise NotImplementedError
 
     def fewshot_context(self, doc: dict[str, Any], num_fewshot: int, **kwargs: Any) -> Any:
-        """The prompt as the harness builds it; where a chat template drops the system message, the user is told it."""
+        """Build the prompt as the harness builds it; where a chat template drops the system message, the user is told it."""
         if kwargs.get("chat_template"):
             kwargs["chat_template"] = functools.partial(render_chat, kwargs["chat_template"])
         return super().fewshot_context(doc, num_fewshot, **kwargs)
 
 
 class LetterTask(WatchedTask):
-    """A multiple-choice task whose options are scored by their letters."""
+    """Run a multiple-choice task whose options are scored by their letters."""
 
     def check_encoding(self, watch: Watch) -> None:
         """Refuse prompts that the model would see cut, and letters that it cannot tell apart.

@@ -12,7 +12,7 @@ from harness_ext.encoding import split_whole
 
 
 class Encoder(HFLM):
-    """The harness's HF backend without a model: its chat templating and its tokenizer's settings, nothing else."""
+    """Encode as the harness's hf backend does, without a model: chat template and tokenizer alone."""
 
     def __init__(self, tokenizer: Any, chat_template_args: dict[str, Any] | None = None) -> None:
         # HFLM's own constructor would load weights; these are all that encoding and templating read.
@@ -25,11 +25,11 @@ class Encoder(HFLM):
         self._max_length = tokenizer.model_max_length
 
     def encode(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-        """Token ids of a context and of its continuation, as our tasks split them in the harness."""
+        """Return the token ids of a context and of its continuation, as our tasks split them in the harness."""
         return split_whole(self.tok_encode(context), self.tok_encode(context + continuation))
 
     def encode_as_harness(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-        """Token ids as the harness splits them for tasks that are not ours."""
+        """Return token ids as the harness splits them for tasks that are not ours."""
         # Unwrapped: requests of our tasks are split otherwise while they are evaluated in the same process.
         encode = inspect.unwrap(TemplateLM._encode_pair)
         context_ids, continuation_ids = encode(self, context, continuation)

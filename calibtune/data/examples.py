@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class LetterExample:
-    """One question as the harness would ask it."""
+    """Hold one question as the harness would ask it."""
 
     #: The rendered prompt.
     context: str
@@ -35,7 +35,7 @@ class LetterExample:
 
 @dataclass(frozen=True)
 class Examples:
-    """A fit's questions; no question is in two of the parts."""
+    """Hold a fit's questions; no question is in two of the parts."""
 
     train: tuple[LetterExample, ...]
     #: Kept from training: for T, the E-step on held-out rows, and the numbers shown after each epoch.
@@ -44,7 +44,7 @@ class Examples:
 
 @dataclass(frozen=True)
 class Prompts:
-    """One task's way of turning a document into an example."""
+    """Turn a task's documents into examples."""
 
     task: Any
     encoder: Encoder
@@ -72,12 +72,12 @@ class Prompts:
         return LetterExample(context, letters, gold, doc_hash or self.hash(doc), doc, self)
 
     def hash(self, doc: dict[str, Any]) -> str:
-        """The document's hash; see :func:`document_hash`."""
+        """Return the document's hash; see :func:`document_hash`."""
         return document_hash(question_text(self.task, doc))
 
 
 def reorder(example: LetterExample, permutation: Sequence[int]) -> LetterExample:
-    """The same question with its options in another order.
+    """Return the same question with its options in another order.
 
     Args:
         example: Any example whose document has a list ``choices`` and the index of the right one in ``gold`` or
@@ -113,7 +113,7 @@ def load_examples(
     never_held_out: frozenset[str] = frozenset(),
     largest_share: float = 0.25,
 ) -> Examples:
-    """The training questions of some tasks, a part of them held out.
+    """Load the training questions of some tasks, a part of them held out.
 
     Args:
         tasks: Harness tasks; their training split is used, or the validation split where there is none.

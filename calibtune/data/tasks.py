@@ -31,7 +31,7 @@ def installed_tasks() -> dict[str, Path]:
 
 
 class Index(TaskManager):
-    """The harness's index of tasks, which loads the same names once: what is checked is what is evaluated."""
+    """Load tasks by the harness's index, the same names once: what is checked is what is evaluated."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
@@ -91,7 +91,7 @@ def load_tasks(names: Sequence[str], include_path: str | None = None, index: Ind
 
 
 def training_documents(task: Any) -> list[dict[str, Any]]:
-    """A task's training documents, or its validation ones where it has none and evaluates others.
+    """Return a task's training documents, or its validation ones where it has none and evaluates others.
 
     Raises:
         UserError: It is not multiple choice, has neither, or they cannot be read.
@@ -113,7 +113,7 @@ def training_documents(task: Any) -> list[dict[str, Any]]:
 
 @contextlib.contextmanager
 def explained(task: str, doc: Any = None) -> Iterator[None]:
-    """One sentence for whatever a task's YAML, its own code, `datasets` or Jinja raise: they have no error in common.
+    """Raise one sentence for whatever a task's YAML, its code, `datasets` or Jinja raise.
 
     Args:
         task: The task's name.
@@ -138,7 +138,7 @@ def explained(task: str, doc: Any = None) -> Iterator[None]:
 
 
 def question_text(task: Any, doc: dict[str, Any]) -> str:
-    """A document as its task renders it, options included and no few-shot examples: what its hash is taken of.
+    """Render a document as its task does, options included and no few-shot examples: what its hash is taken of.
 
     Raises:
         UserError: The task cannot render it.

@@ -21,7 +21,7 @@ ALIKE, FULL_ENOUGH = 0.8, 0.3
 
 @dataclass(frozen=True)
 class TokenExample:
-    """One question as token ids."""
+    """Hold one question as token ids."""
 
     #: The prompt; the letter is predicted at its last token and never fed.
     input_ids: tuple[int, ...]
@@ -67,7 +67,7 @@ LetterIds = tuple[tuple[int, ...], tuple[int, ...]]
 
 
 def letter_ids(example: LetterExample, encoder: Encoder) -> LetterIds:
-    """The letters' tokens after an example's prompt.
+    """Return the letters' tokens after an example's prompt.
 
     What all letters begin with, such as a tokenizer's own token for a blank, is fed like the prompt.
 
@@ -129,7 +129,7 @@ def collate(batch: Sequence[TokenExample], pad_id: int, side: str = "right", mul
 
 
 def answer_positions(mask: torch.Tensor) -> torch.Tensor:
-    """The place of each row's last real token, shape (B,), for padding on either side."""
+    """Return the place of each row's last real token, shape (B,), for padding on either side."""
     import torch
 
     places = torch.arange(mask.shape[1], device=mask.device)
@@ -137,7 +137,7 @@ def answer_positions(mask: torch.Tensor) -> torch.Tensor:
 
 
 def even_batches(lengths: Sequence[int], most: float, enough: float | None = None) -> list[list[int]]:
-    """Batches of about the same number of tokens with little padding, the longest prompts first.
+    """Make batches of about the same number of tokens with little padding, the longest prompts first.
 
     Args:
         lengths: Tokens of each prompt.
@@ -164,7 +164,7 @@ def even_batches(lengths: Sequence[int], most: float, enough: float | None = Non
 
 
 def parts(batch: dict[str, Any], most: float, multiple: int = 1) -> list[dict[str, Any]]:
-    """A batch cut into parts that take no more memory than their tokens allow.
+    """Cut a batch into parts that take no more memory than their tokens allow.
 
     A few prompts are several times as long as most, and a batch of them would decide how much memory a fit takes.
 

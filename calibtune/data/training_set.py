@@ -20,7 +20,7 @@ STRETCH = 100
 
 
 class TrainingSet(Dataset):
-    """The training questions as tokens, options re-ordered anew in each epoch where asked.
+    """Hold the training questions as tokens, options re-ordered anew in each epoch where asked.
 
     Args:
         examples: Training questions.
@@ -57,7 +57,7 @@ class TrainingSet(Dataset):
             self.rows = tokenize(self.examples, self.encoder, self.max_length)
 
     def reordered(self, scores: FloatArray, epoch: int) -> FloatArray:
-        """What the options of each question had in an epoch's order, in the present epoch's order.
+        """Put the scores of an epoch's order of options into the present epoch's order.
 
         Args:
             scores: Shape (N, K), NaN where a question has fewer options.
@@ -74,7 +74,7 @@ class TrainingSet(Dataset):
         return ragged(found)
 
     def __len__(self) -> int:
-        """Number of questions."""
+        """Return the number of questions."""
         return len(self.rows)
 
     def __getitem__(self, index: int) -> TokenExample:
@@ -84,7 +84,7 @@ class TrainingSet(Dataset):
 
 @dataclass(frozen=True)
 class Questions:
-    """A fit's questions as tokens."""
+    """Hold a fit's questions as tokens."""
 
     train: TrainingSet
     held_out: tuple[TokenExample, ...]
@@ -92,7 +92,7 @@ class Questions:
 
 
 def option_order(seed: int, epoch: int, doc_hash: str, letters: int) -> list[int]:
-    """The order of a question's options in an epoch: the same for every method, batch size and number of processes.
+    """Draw the order of a question's options in an epoch: the same for every method, batch size and number of processes.
 
     Args:
         seed: The fit's.
@@ -130,7 +130,7 @@ class GroupedOrder(Sampler[int]):
         return len(self.data) // self.batch_size * self.batch_size
 
     def __iter__(self) -> Iterator[int]:
-        """Indices of the epoch's questions."""
+        """Yield the indices of the epoch's questions."""
         rng = np.random.default_rng([self.data.seed, self.data.epoch])
         order = rng.permutation(len(self.data))[: len(self)]
         batches: list[list[int]] = []
@@ -143,7 +143,7 @@ class GroupedOrder(Sampler[int]):
             yield from self._dealt(batches[batch])
 
     def _dealt(self, batch: list[int]) -> Iterator[int]:
-        """A step's questions, process by process for each accumulated part."""
+        """Yield a step's questions, process by process for each accumulated part."""
         part = self.per_pass * self.processes
         for start in range(0, len(batch), part):
             for process in range(self.processes):

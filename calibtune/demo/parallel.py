@@ -24,7 +24,7 @@ Command = Sequence[str]
 
 
 class Failed(Exception):
-    """A command ended with another exit code than 0."""
+    """Report that a command ended with another exit code than 0."""
 
     def __init__(self, number: int, code: int) -> None:
         super().__init__(number, code)
@@ -65,7 +65,7 @@ def order(waits_for: Sequence[set[int]]) -> list[int]:
 
 
 class Journal:
-    """The commands that have been done, kept in the demo's folder."""
+    """Keep the list of the commands that are done in the demo's folder."""
 
     def __init__(self, output: Path) -> None:
         self.file = output / DONE

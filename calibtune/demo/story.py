@@ -25,7 +25,7 @@ COLUMNS = {"acc": "accuracy", "conf_ece_10": "conf-ECE", "nll": "NLL", "tce": "T
 
 
 def steps(output: Path, seed: int = 0) -> list[list[str]]:
-    """The demo's commands, each as the words after ``python -m calibtune``.
+    """Return the demo's commands, each as the words after ``python -m calibtune``.
 
     Args:
         output: The demo's folder.
@@ -84,7 +84,7 @@ def _evaluation(output: Path, name: str, model: list[str]) -> list[str]:
 
 
 def numbers(output: Path) -> dict[str, dict[str, dict[str, float]]]:
-    """The harness's own numbers, by method, task and metric.
+    """Read the harness's own numbers, by method, task and metric.
 
     Args:
         output: The demo's folder, evaluations done.
@@ -108,7 +108,7 @@ def numbers(output: Path) -> dict[str, dict[str, dict[str, float]]]:
 
 
 def table(output: Path) -> str:
-    """The demo's last word: one line a method, in and out of the domain, under acc* and over what to read in it."""
+    """Return the demo's table: one line a method, in and out of the domain, under acc* and over what to read in it."""
     values = numbers(output)
     head = "".join(f"{title:>10}" for title in COLUMNS.values())
     lines = [f"{'':18}{'in the domain':^40}   {'out of the domain':^40}", f"{'':18}{head}   {head}"]

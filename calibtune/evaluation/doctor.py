@@ -26,13 +26,13 @@ LOOKED_AT, SCORED = 200, 32
 
 @dataclass(frozen=True)
 class Finding:
-    """One check."""
+    """Hold the outcome of one check."""
 
     good: bool
     text: str
 
     def line(self) -> str:
-        """As shown to the user."""
+        """Return the line that the user sees."""
         return f"[{'ok' if self.good else 'NOT OK'}] {self.text}"
 
 
@@ -98,7 +98,7 @@ def check_letters(task: Any, encoder: Any, chat: bool, count: int = LOOKED_AT) -
 
 
 def _check_harness(task: Any, example: LetterExample, encoder: Encoder) -> list[Finding]:
-    """Does the harness feed the tokens of the whole prompt? Nothing is said where it does."""
+    """Check that the harness feeds the tokens of the whole prompt? Nothing is said where it does."""
     context, letters = encoder.encode(example.context, example.letters[0])
     their_context, their_letters = encoder.encode_as_harness(example.context, example.letters[0])
     if context == their_context:
@@ -117,7 +117,7 @@ def _check_harness(task: Any, example: LetterExample, encoder: Encoder) -> list[
 
 
 def check_mass(task_name: str, mass: float, questions: int, chat: bool) -> Finding:
-    """How much probability the model gives to the letters at all.
+    """Check how much probability the model gives to the letters at all.
 
     Args:
         task_name: Of the task.

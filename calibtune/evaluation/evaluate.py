@@ -40,7 +40,7 @@ BACKENDS = {"hf": LetterLM, "hf-prefix": PrefixLM}
 
 @dataclass(frozen=True)
 class EvaluationOptions:
-    """What to evaluate, on what and how. What is None is as the artifact was fitted, or the default."""
+    """Say what to evaluate, on what and how. None means: as the artifact was fitted, or the default."""
 
     tasks: tuple[str, ...]
     #: Folder for lm_eval's files.

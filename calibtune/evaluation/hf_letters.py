@@ -37,7 +37,7 @@ Tokens = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Cluster:
-    """Prompts that begin alike."""
+    """Hold prompts that begin alike."""
 
     #: Tokens that all of them begin with, 0 where none are computed once.
     shared: int
@@ -62,7 +62,7 @@ class WholeModel(AutoModelForCausalLM):
 
 @register_model("hf-letters")
 class LetterLM(HFLM):
-    """lm_eval's ``hf`` with another way to score short continuations; all arguments are its.
+    """Score short continuations in float32; otherwise lm_eval's ``hf``, with its arguments.
 
     In float32, log-likelihoods equal the stock backend's; in bfloat16 they are nearer to float32's. Requests with long
     continuations, and models that are not causal, take the stock way.
@@ -73,7 +73,7 @@ class LetterLM(HFLM):
     _ahead: Mapping[str, list[int]] = MappingProxyType({})
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        """lm_eval's; each text is tokenized once, all in one call, where it takes each prompt anew for each letter."""
+        """Score requests; each text is tokenized once, where lm_eval tokenizes each prompt for each letter."""
         pairs = [request.args for request in requests if request.args[0]]
         texts = {text for pair in pairs for text in (pair[0], "".join(pair))}
         self._ahead = self._tokens(texts, disable_tqdm)
@@ -89,12 +89,12 @@ class LetterLM(HFLM):
         return split_whole(self.tok_encode(context), self.tok_encode(context + continuation))
 
     def tok_encode(self, string: str, *args: Any, **options: Any) -> list[int]:
-        """The stock backend's."""
+        """Encode as the stock backend does."""
         known = None if args or options else self._ahead.get(string)
         return super().tok_encode(string, *args, **options) if known is None else known
 
     def _tokens(self, texts: Set[str], disable_tqdm: bool) -> dict[str, list[int]]:
-        """Tokens of each text as the stock backend encodes it."""
+        """Return the tokens of each text as the stock backend encodes it."""
         prefix = self.tokenizer.decode(self.prefix_token_id)
         found: dict[str, list[int]] = {}
         with tqdm(total=len(texts), disable=disable_tqdm or self.rank != 0, desc="Tokenizing", delay=2) as bar:
@@ -136,11 +136,11 @@ class LetterLM(HFLM):
         return answers
 
     def _clusters(self, prompts: Sequence[Tokens], spare: int) -> Iterable[Cluster]:
-        """Prompts whose common beginning is computed once; here each computes its own."""
+        """Group prompts whose common beginning is computed once; here each computes its own."""
         return [Cluster(0, tuple(prompts))]
 
     def _size(self, requests: Sequence[Any]) -> int:
-        """Prompts in a batch of the longest; for "auto" what the stock backend finds to fit into memory."""
+        """Return the prompts in a batch of the longest; for "auto" what the stock backend finds to fit into memory."""
         if str(self.batch_size).isdigit():
             return int(self.batch_size)
         longest = max(requests, key=lambda request: len(request[1]) + len(request[2]))
@@ -149,7 +149,7 @@ class LetterLM(HFLM):
         return size
 
     def _batches(self, cluster: Cluster, cache: DynamicCache | None, size: int) -> list[list[int]]:
-        """Numbers of the prompts of each batch: as much to compute and to keep as the stock backend's longest batch.
+        """Return the numbers of the prompts of each batch: as much to compute and to keep as the stock backend's longest batch.
 
         The stock backend computes every token and keeps log-probabilities of the whole vocabulary for it. Here a token
         that is shared costs its keys and values alone, once for each prompt, and counts as a whole one at most.
@@ -170,7 +170,7 @@ class LetterLM(HFLM):
         return found
 
     def _fed(self, context: list[int], continuation: list[int]) -> Tokens:
-        """What the model is fed: all but the last token, cut from the left as the stock backend cuts it."""
+        """Return what the model is fed: all but the last token, cut from the left as the stock backend cuts it."""
         return tuple((context + continuation)[-(self.max_length + 1) :][:-1])
 
     def _answers(
@@ -180,7 +180,7 @@ class LetterLM(HFLM):
         cache: DynamicCache | None,
         wanted: Sequence[tuple[int, list[int]]],
     ) -> list[tuple[float, bool]]:
-        """Log-likelihood of each wanted continuation, and whether greedy decoding gives it; with the prompt's row."""
+        """Return the log-likelihood of each wanted continuation, and whether greedy decoding gives it; with the prompt's row."""
         skip = cluster.shared if cache is not None else 0
         own = [prompt[skip:] for prompt in prompts]
         width = max(map(len, own))
@@ -200,7 +200,7 @@ class LetterLM(HFLM):
         return [(sum(islice(values, len(c))), all(list(islice(greedy, len(c))))) for _, c in wanted]
 
     def _logits(self, ids: torch.Tensor, read: torch.Tensor, **options: Any) -> torch.Tensor:
-        """Logits at N places alone, shape (N, V); ``read`` holds their rows and their positions, shape (2, N)."""
+        """Return the logits at N places alone, shape (N, V); ``read`` holds their rows and their positions, shape (2, N)."""
         head = output_layer(self.model)
         if head is None:
             # Code that came with the model may take `logits_to_keep` and ignore it, so all places are asked for.

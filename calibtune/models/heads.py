@@ -22,7 +22,7 @@ WIDENED = 2**26
 
 
 def answer_logits(model: Any, batch: Batch, past: Any = None) -> torch.Tensor:
-    """Logits at each question's last prompt token, and nowhere else; shape (B, V), float32 at least.
+    """Return the logits at each question's last prompt token, and nowhere else; shape (B, V), float32 at least.
 
     ``past`` holds the keys and values of what comes before the batch's tokens, if anything does.
     """
@@ -32,7 +32,7 @@ def answer_logits(model: Any, batch: Batch, past: Any = None) -> torch.Tensor:
 def forward(
     model: Any, batch: Batch, past: Any = None, everywhere: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor, torch.nn.Module]:
-    """One forward pass whose output layer reads only the answer's place, where the model allows it.
+    """Run one forward pass whose output layer reads only the answer's place, where the model allows it.
 
     Args:
         model: Causal language model, wrapped or not.
@@ -102,7 +102,7 @@ def reading(
 
 
 def precise_logits(head: torch.nn.Module, states: torch.Tensor, plain: torch.Tensor) -> torch.Tensor:
-    """An output layer's values in float32, from the weights that it has.
+    """Compute an output layer's values in float32, from the weights that it has.
 
     Args:
         head: Quantized, adapted, sharded and offloaded ones are left alone.
@@ -119,7 +119,7 @@ def precise_logits(head: torch.nn.Module, states: torch.Tensor, plain: torch.Ten
 
 
 class PreciseLinear(torch.autograd.Function):
-    """A linear layer in float32; its weights are widened a part at a time, in the backward pass too."""
+    """Compute a linear layer in float32; its weights are widened a part at a time, in the backward pass too."""
 
     @staticmethod
     def forward(ctx: Any, states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
@@ -156,18 +156,18 @@ def _parts(weight: torch.Tensor) -> tuple[torch.Tensor, ...]:
 
 
 def _inner(model: Any) -> Any:
-    """The model within DataParallel and PEFT."""
+    """Return the model within DataParallel and PEFT."""
     inner = getattr(model, "module", model)
     return inner.get_base_model() if hasattr(inner, "get_base_model") else inner
 
 
 def keeps_logits(model: Any) -> bool:
-    """Whether the model's forward pass can be told to make logits at its last token alone."""
+    """Return whether the model's forward pass can be told to make logits at its last token alone."""
     return "logits_to_keep" in inspect.signature(type(_inner(model)).forward).parameters
 
 
 def output_layer(model: Any) -> torch.nn.Module | None:
-    """The layer that makes the logits, None where the model's code is not known to use it so."""
+    """Return the layer that makes the logits, None where the model's code is not known to use it so."""
     base = _inner(model)
     known = type(base).__module__.startswith("transformers.models.")
     head: torch.nn.Module | None = base.get_output_embeddings() if known else None
@@ -175,7 +175,7 @@ def output_layer(model: Any) -> torch.nn.Module | None:
 
 
 def head_is_last(model: Any, batch: Batch) -> bool:
-    """Whether the output layer's values are the logits; some models cap or scale them. Tried once with one question."""
+    """Return whether the output layer's values are the logits; some models cap or scale them. Tried once with one question."""
     head = output_layer(model)
     if head is None or is_split(model, head):
         return False
@@ -199,12 +199,12 @@ _is_last: WeakKeyDictionary[torch.nn.Module, bool] = WeakKeyDictionary()
 
 
 def widen(values: torch.Tensor) -> torch.Tensor:
-    """Float32 at least: a softmax in bfloat16 would lose the small probabilities."""
+    """Return float32 at least: a softmax in bfloat16 would lose the small probabilities."""
     return values if values.dtype == torch.float64 else values.float()
 
 
 def letter_log_likelihoods(logits: torch.Tensor, letter_ids: torch.Tensor) -> torch.Tensor:
-    """Log-likelihood of each letter among all tokens, as the harness has it.
+    """Return the log-likelihood of each letter among all tokens, as the harness has it.
 
     Args:
         logits: Shape (B, V).

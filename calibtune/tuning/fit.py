@@ -110,7 +110,7 @@ def _check_output(recipe: Recipe, output: Path, resume: bool, overwrite: bool) -
 
 
 def _refuse_other(recipe: Recipe, before: Mapping[str, Any], output: Path) -> None:
-    """A fit is not resumed with another recipe; one that was begun before an option existed had its default."""
+    """Refuse to resume a fit with another recipe; one that was begun before an option existed had its default."""
     before, values = {**recipe_values(Recipe()), **before}, recipe_values(recipe)
     # What a finished fit has filled in by itself.
     own = {"batch_size", "gradient_accumulation"} if recipe.auto_batch else {"tasks"} if recipe.samples else set()

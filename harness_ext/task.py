@@ -55,11 +55,11 @@ class WatchedTask(ConfigurableTask):
         self.watch = Watch(self.task_name, requests, self.check_encoding)
 
     def check_encoding(self, watch: Watch) -> None:
-        """Run checks when all requests are encoded, before the first forward pass; raises what makes scoring pointless."""
+        """Check all encoded requests before the first forward pass; raise what makes scoring pointless."""
         raise NotImplementedError
 
     def fewshot_context(self, doc: dict[str, Any], num_fewshot: int, **kwargs: Any) -> Any:
-        """Build the prompt as the harness builds it; where a chat template drops the system message, the user is told it."""
+        """Build the prompt as the harness does, with the system message in the user's where the template drops it."""
         if kwargs.get("chat_template"):
             kwargs["chat_template"] = functools.partial(render_chat, kwargs["chat_template"])
         return super().fewshot_context(doc, num_fewshot, **kwargs)

@@ -92,7 +92,7 @@ class Questions:
 
 
 def option_order(seed: int, epoch: int, doc_hash: str, letters: int) -> list[int]:
-    """Draw the order of a question's options in an epoch: the same for every method, batch size and number of processes.
+    """Draw the order of a question's options in an epoch, the same for every method, batch and process.
 
     Args:
         seed: The fit's.

@@ -149,7 +149,7 @@ class LetterLM(HFLM):
         return size
 
     def _batches(self, cluster: Cluster, cache: DynamicCache | None, size: int) -> list[list[int]]:
-        """Return the numbers of the prompts of each batch: as much to compute and to keep as the stock backend's longest batch.
+        """Return the prompts' numbers in each batch, which costs as much as the stock backend's longest.
 
         The stock backend computes every token and keeps log-probabilities of the whole vocabulary for it. Here a token
         that is shared costs its keys and values alone, once for each prompt, and counts as a whole one at most.
@@ -180,7 +180,7 @@ class LetterLM(HFLM):
         cache: DynamicCache | None,
         wanted: Sequence[tuple[int, list[int]]],
     ) -> list[tuple[float, bool]]:
-        """Return the log-likelihood of each wanted continuation, and whether greedy decoding gives it; with the prompt's row."""
+        """Return the log-likelihood of each wanted continuation, and whether greedy decoding gives it."""
         skip = cluster.shared if cache is not None else 0
         own = [prompt[skip:] for prompt in prompts]
         width = max(map(len, own))
@@ -200,7 +200,7 @@ class LetterLM(HFLM):
         return [(sum(islice(values, len(c))), all(list(islice(greedy, len(c))))) for _, c in wanted]
 
     def _logits(self, ids: torch.Tensor, read: torch.Tensor, **options: Any) -> torch.Tensor:
-        """Return the logits at N places alone, shape (N, V); ``read`` holds their rows and their positions, shape (2, N)."""
+        """Return the logits at N places, shape (N, V); ``read`` holds rows and positions, shape (2, N)."""
         head = output_layer(self.model)
         if head is None:
             # Code that came with the model may take `logits_to_keep` and ignore it, so all places are asked for.

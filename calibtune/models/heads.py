@@ -175,7 +175,7 @@ def output_layer(model: Any) -> torch.nn.Module | None:
 
 
 def head_is_last(model: Any, batch: Batch) -> bool:
-    """Return whether the output layer's values are the logits; some models cap or scale them. Tried once with one question."""
+    """Return whether the output layer's values are the logits, by one question; some models cap or scale them."""
     head = output_layer(model)
     if head is None or is_split(model, head):
         return False

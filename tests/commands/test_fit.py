@@ -310,7 +310,9 @@ def test_a_few_steps_on_a_real_model_and_real_questions(smollm2, tmp_path, monke
     rcft, t = (json.loads((tmp_path / name / "calibtune.json").read_text()) for name in ("rcft", "t"))
     assert rcft["before"]["nll"] == pytest.approx(t["before"]["nll"], abs=1e-5)
     assert rcft["after"]["nll"] != pytest.approx(rcft["before"]["nll"], abs=1e-3)
-    assert t["after"]["nll"] < t["before"]["nll"]
+    # Twelve questions, each at a T of the others: the NLL may rise, accuracy may not change.
+    assert t["after"]["acc"] == t["before"]["acc"]
+    assert 0.01 <= t["temperature"]["temperature"] <= 100
     assert (
         main(
             [

@@ -22,9 +22,10 @@ def plain_log_probability(model, tokenizer, instruction, response):
 
     messages = [{"role": "user", "content": instruction.strip()}]
     prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    # The harness moves blanks at a prompt's end into the response before it encodes.
-    start = len(tokenizer(prompt.rstrip())["input_ids"])
-    ids = torch.tensor([tokenizer(prompt + response)["input_ids"]])
+    # The response begins where the whole text leaves the prompt's tokens; a last newline is the prompt's.
+    context, whole = tokenizer(prompt)["input_ids"], tokenizer(prompt + response)["input_ids"]
+    start = next((i for i, pair in enumerate(zip(context, whole, strict=False)) if len(set(pair)) > 1), len(context))
+    ids = torch.tensor([whole])
     with torch.no_grad():
         logs = model(ids).logits[0, :-1].float().log_softmax(-1)
     return float(logs[range(start - 1, ids.shape[1] - 1), ids[0, start:]].sum()), ids.shape[1] - start

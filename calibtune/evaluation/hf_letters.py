@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from itertools import islice
 from math import ceil, inf
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -22,6 +23,7 @@ from tqdm import tqdm
 from transformers import AutoModelForCausalLM, DynamicCache
 
 from calibtune.data.tokens import even_batches
+from calibtune.models.adapters import load_adapter
 from calibtune.models.heads import check_places, keeps_logits, output_layer, reading, widen
 from calibtune.models.loading import check_causal, check_whole
 from calibtune.models.prefix import prefix_cache, repeated
@@ -71,6 +73,16 @@ class LetterLM(HFLM):
     AUTO_MODEL_CLASS = WholeModel
     #: Tokens of each text that is about to be encoded.
     _ahead: Mapping[str, list[int]] = MappingProxyType({})
+
+    def _create_model(self, *args: Any, peft: str | None = None, **options: Any) -> None:
+        """Load the model as lm_eval does, and an adapter as a fit does.
+
+        lm_eval cuts the embeddings to the tokenizer's size, or adds random rows, before it loads an adapter. Many
+        models' vocabularies are larger than their tokenizers', so the letters' log-probabilities would change.
+        """
+        super()._create_model(*args, **options)
+        if peft is not None:
+            self._model = load_adapter(self.model, Path(peft))
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """Score requests; each text is tokenized once, where lm_eval tokenizes each prompt for each letter."""

@@ -73,7 +73,7 @@ def _folder(spec: ModelSpec) -> Path | None:
 def _tensor_hash(tensor: Any) -> str:
     shape = tensor.get_shape()
     digest = hashlib.sha256(f"{tensor.get_dtype()} {shape}".encode())
-    rows = [slice(row, row + 1) for row in sorted({0, shape[0] // 2, shape[0] - 1})] if shape else [slice(None)]
+    rows = [slice(row, row + 1) for row in sorted({0, shape[0] // 2, shape[0] - 1})] if shape else [...]
     for row in rows:
-        digest.update(tensor[row].contiguous().view(torch.uint8).numpy().tobytes())
+        digest.update(tensor[row].reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

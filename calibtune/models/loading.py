@@ -65,13 +65,10 @@ def load_config(spec: ModelSpec) -> Any:
     heads = ("MaskedLM", "Classification", "Answering", "Model")
     other = [name for name in names if name.endswith(heads) and not name.endswith("LMHeadModel")]
     remote = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
-    encoder = not remote and getattr(config, "is_decoder", None) is False
-    if (
-        config.is_encoder_decoder
-        or encoder
-        or other
-        or (type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and not remote)
-    ):
+    known = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    # BERT says so of itself, and so does GPT-NeoX, which was saved as the decoder that it is.
+    encoder = getattr(config, "is_decoder", None) is False and getattr(known, "__name__", None) not in names
+    if config.is_encoder_decoder or other or (not remote and (encoder or known is None)):
         raise UserError(
             f"{spec.name} is a {', '.join(names) or config.model_type}, not a causal language model; give a decoder "
             "that generates text, such as a ...ForCausalLM"

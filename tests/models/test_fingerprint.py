@@ -35,5 +35,14 @@ def test_other_weights_have_another_fingerprint(model, tmp_path, change):
         check_fingerprint(ModelSpec(str(tmp_path / "other")), expected, "runs/cft")
 
 
+def test_weights_that_are_one_number_are_told_apart(tmp_path):
+    """Apertus has such weights in its activations."""
+    found = []
+    for value in (0.5, 0.6, 0.5):
+        save_file({"alpha": torch.tensor(value)}, tmp_path / "model.safetensors", {"format": "pt"})
+        found.append(fingerprint(ModelSpec(str(tmp_path))))
+    assert found[0] == found[2] != found[1]
+
+
 def test_a_model_that_is_not_at_hand_is_not_refused(model):
     check_fingerprint(ModelSpec("nobody/nothing"), fingerprint(ModelSpec(str(model))), "runs/cft")

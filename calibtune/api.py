@@ -65,9 +65,11 @@ def fit(
     if lacking := missing(vars(recipe)):
         names = " and ".join(text.removeprefix("--").removesuffix(" is missing") for text in lacking)
         raise UserError(f"the recipe lacks {names}; give it to fit() or to the recipe")
+    from calibtune.locks import held
     from calibtune.tuning.fit import fit as run
 
-    return run(recipe, Path(output), resume, overwrite)
+    with held(Path(output)):
+        return run(recipe, Path(output), resume, overwrite)
 
 
 def evaluate(
@@ -120,6 +122,7 @@ def evaluate(
     """
     from calibtune.evaluation.evaluate import Evaluation, EvaluationOptions
     from calibtune.evaluation.evaluate import evaluate as run
+    from calibtune.locks import held
 
     options = EvaluationOptions(
         tasks=_names(tasks),
@@ -139,7 +142,8 @@ def evaluate(
         backend=backend,
         trust_remote_code=trust_remote_code,
     )
-    return run(options) or Evaluation(options.output, {}, {}, options)
+    with held(options.output):
+        return run(options) or Evaluation(options.output, {}, {}, options)
 
 
 def report(
@@ -170,6 +174,7 @@ def report(
         UserError: A samples file is damaged.
     """
     from calibtune.files import keep_inputs, refuse_existing
+    from calibtune.locks import held
     from calibtune.reporting.build import build
     from calibtune.reporting.write import write
 
@@ -178,11 +183,12 @@ def report(
     if not folders:
         raise UserError("there is no evaluation to report; give one or more")
     keep_inputs(target, *folders)
-    # Check before any work; with --overwrite, old files are removed only when the report is ready.
-    if not overwrite:
-        refuse_existing(target, overwrite=False)
-    results = build(folders, None if base is None else os.fspath(base), labels, step)
-    write(results, target, overwrite, step)
+    with held(target):
+        # Check before any work; with --overwrite, old files are removed only when the report is ready.
+        if not overwrite:
+            refuse_existing(target, overwrite=False)
+        results = build(folders, None if base is None else os.fspath(base), labels, step)
+        write(results, target, overwrite, step)
     return target / "report.html"
 
 

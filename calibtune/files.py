@@ -14,6 +14,11 @@ from typing import Any
 
 from calibtune.errors import UserError, WorkFailed
 
+#: File of the lock in an output folder; see :mod:`calibtune.locks`.
+LOCK = ".calibtune.lock"
+#: Names of files that are being written begin so.
+TEMPORARY = ".calibtune-"
+
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -30,7 +35,7 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=TEMPORARY)
         os.close(handle)
         temporary = Path(name)
         try:
@@ -90,7 +95,7 @@ def keep_inputs(output: Path, *inputs: Path | str | None) -> None:
 
 
 def refuse_existing(output: Path, overwrite: bool) -> None:
-    """Check that the output folder is new or empty, or empty it if ``overwrite`` is set.
+    """Check that the output folder is new or empty but for its lock, or empty it if ``overwrite`` is set.
 
     Args:
         output: The output folder.
@@ -103,7 +108,30 @@ def refuse_existing(output: Path, overwrite: bool) -> None:
         return
     if not output.is_dir():
         raise UserError(f"--output {output} is a file; give a folder")
-    if any(output.iterdir()):
-        if not overwrite:
-            raise UserError(f"--output {output} is not empty; give another folder or --overwrite")
-        shutil.rmtree(output)
+    found = [path for path in output.iterdir() if path.name != LOCK]
+    if found and not overwrite:
+        raise UserError(f"--output {output} is not empty; give another folder or --overwrite")
+    for path in found:
+        remove(path)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link or a folder with all that it holds."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
+def remove_temporary(output: Path) -> None:
+    """Remove what killed commands left half-written in a folder and below, and the folders that held nothing else.
+
+    Args:
+        output: A folder that this process holds; folders below that another process holds are left alone.
+    """
+    for path in list(output.rglob(f"{TEMPORARY}*")):
+        between = path.relative_to(output).parents
+        if path.is_file() and not any((output / folder / LOCK).exists() for folder in between if folder != Path()):
+            path.unlink()
+            with contextlib.suppress(OSError):
+                path.parent.rmdir()

@@ -114,8 +114,8 @@ LAYERS = (
     {"artifacts", "results"},
     {"models"},
     {"data"},
-    {"recipe"},
-    {"bar", "files", "processes", "spec"},
+    {"locks", "recipe"},
+    {"bar", "files", "processes", "reading", "spec"},
     {"errors"},
 )
 

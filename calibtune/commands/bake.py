@@ -24,8 +24,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Bake the temperature and print the next command."""
     from calibtune.artifacts.bake import bake
+    from calibtune.locks import held
 
-    bake(args.artifact, args.output, args.overwrite, args.trust_remote_code)
+    with held(args.output):
+        bake(args.artifact, args.output, args.overwrite, args.trust_remote_code)
     model = shlex.quote(str(args.output))
     print(f"written to {args.output}\nnext: python -m calibtune eval --model {model} --tasks T --output out")
     return 0

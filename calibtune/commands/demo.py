@@ -39,18 +39,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate and fit everything, or make the checkpoints again."""
-    from calibtune.demo.parallel import DONE, Failed, Journal, run_all
-    from calibtune.files import refuse_existing
+    from calibtune.locks import held
 
     missing = [name for name in ("accelerate", "peft") if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(f"the demo trains models and {missing[0]} is not installed; pip install 'calibtune[train]'")
-    if args.rebuild:
-        refuse_existing(args.output, args.overwrite)
-        return _rebuild(args.output)
+    with held(args.output):
+        return _rebuild(args) if args.rebuild else _tell(args)
+
+
+def _tell(args: argparse.Namespace) -> int:
+    from calibtune.demo.parallel import DONE, Failed, Journal, run_all
+    from calibtune.demo.story import steps, table
+    from calibtune.files import refuse_existing
+
     if args.overwrite or not (args.output / DONE).is_file():
         refuse_existing(args.output, args.overwrite)
-    from calibtune.demo.story import steps, table
 
     started = time.monotonic()
     commands = steps(args.output)
@@ -103,12 +107,14 @@ def _call(logs: Path, command: list[str], number: int) -> None:
     sys.exit(code)
 
 
-def _rebuild(output: Path) -> int:
+def _rebuild(args: argparse.Namespace) -> int:
     from calibtune.demo import ALIGNED, PRETRAINED
     from calibtune.demo.prompts import build_bank
     from calibtune.demo.train import rebuild
+    from calibtune.files import refuse_existing
 
-    pretrained, aligned = rebuild(build_bank(), output)
+    refuse_existing(args.output, args.overwrite)
+    pretrained, aligned = rebuild(build_bank(), args.output)
     for shipped, made in ((PRETRAINED, pretrained), (ALIGNED, aligned)):
         same = (shipped / "model.safetensors").read_bytes() == (made / "model.safetensors").read_bytes()
         print(f"{made}: {'the same bytes as' if same else 'not the bytes of'} the shipped {shipped.name} model")

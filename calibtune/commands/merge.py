@@ -27,8 +27,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Merge the adapter and print the next command."""
     from calibtune.artifacts.merge import merge
+    from calibtune.locks import held
 
-    merge(args.artifact, args.output, args.dequantized, args.overwrite, args.trust_remote_code)
+    with held(args.output):
+        merge(args.artifact, args.output, args.dequantized, args.overwrite, args.trust_remote_code)
     model = shlex.quote(str(args.output))
     print(f"written to {args.output}\nnext: python -m calibtune eval --model {model} --tasks T --output out")
     return 0

@@ -87,13 +87,16 @@ def _model_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run a benchmark, write its files and print the harness's table."""
+    from calibtune.locks import held
     from calibtune.winrate import results
 
     if args.artifact and not args.model:
         raise UserError(f"--artifact {args.artifact} needs its base model; give it as --model")
-    result = _alpaca_eval(args) if args.benchmark == "alpaca-eval" else _arena_hard(args)
+    with held(args.output):
+        result = _alpaca_eval(args) if args.benchmark == "alpaca-eval" else _arena_hard(args)
+        if result is not None:
+            results.write(result, args.output)
     if result is not None:
-        results.write(result, args.output)
         print(results.table(result))
     return 0
 

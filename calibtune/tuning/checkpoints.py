@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-import shutil
 from pathlib import Path
 
-from calibtune.files import write_text
+from calibtune.errors import UserError
+from calibtune.files import remove, write_text
+from calibtune.reading import Count, Record, read_json
 
-#: File written last into a checkpoint, with the sizes of the others; without it, it is incomplete.
+#: File written last into a checkpoint, with the hashes of the others; without it, it is incomplete.
 WHOLE = "whole.json"
+
+
+class Whole(Record):
+    """Hold the mark of a complete checkpoint."""
+
+    #: Number of steps trained before it.
+    step: Count
+    #: SHA-256 of each file, by its path in the checkpoint.
+    files: dict[str, str]
 
 
 def seal(folder: Path, step: int) -> None:
@@ -19,27 +30,44 @@ def seal(folder: Path, step: int) -> None:
         folder: Folder of the checkpoint.
         step: Number of steps trained before it.
     """
-    sizes = {str(path.relative_to(folder)): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
-    write_text(folder / WHOLE, json.dumps({"step": step, "sizes": sizes}))
+    write_text(folder / WHOLE, json.dumps({"step": step, "files": _hashes(folder)}))
 
 
 def last_checkpoint(folder: Path) -> Path | None:
     """Return the newest complete checkpoint in a folder, or None."""
-    sealed = [path.parent for path in folder.glob(f"checkpoint-*/{WHOLE}")]
-    return max(filter(_is_whole, sealed), key=lambda path: int(path.name.split("-")[1]), default=None)
+    return next(filter(_is_whole, sorted(folder.glob("checkpoint-*"), key=_step, reverse=True)), None)
 
 
 def remove_unfinished(folder: Path) -> None:
     """Remove incomplete checkpoints, because Trainer would write new ones into their folders."""
     for path in folder.glob("checkpoint-*"):
         if not _is_whole(path):
-            shutil.rmtree(path)
+            remove(path)
+
+
+def _step(folder: Path) -> int:
+    """Return the number in a checkpoint's name, -1 where there is none."""
+    number = folder.name.removeprefix("checkpoint-")
+    return int(number) if number.isdecimal() and len(number) < 19 else -1
 
 
 def _is_whole(folder: Path) -> bool:
-    """Return whether a checkpoint is marked as complete and its files have the recorded sizes."""
+    """Return whether a checkpoint is marked as complete and its files are those that were written."""
     try:
-        sizes = json.loads((folder / WHOLE).read_text()).get("sizes", {})
-        return all((folder / name).stat().st_size == size for name, size in sizes.items())
-    except (OSError, ValueError):
+        whole = read_json(folder / WHOLE, Whole)
+        return _step(folder) == whole.step and whole.files.items() <= _hashes(folder).items()
+    except (OSError, UserError):
         return False
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    """Return the hash of each file; a disk that lost power can hold a file of the right size and nothing in it."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and not path.is_symlink() and path.name != WHOLE:
+            digest = hashlib.sha256()
+            with path.open("rb") as file:
+                while block := file.read(2**20):
+                    digest.update(block)
+            found[str(path.relative_to(folder))] = digest.hexdigest()
+    return found

@@ -16,6 +16,7 @@ from accelerate.utils import gather_object
 
 from calibtune.files import replacing, write_text
 from calibtune.models.heads import Batch
+from calibtune.reading import read_json
 from calibtune.recipe import Recipe
 from calibtune.tuning.targets import bin_accuracies, epoch_targets
 from harness_ext.binning import BinTable, FloatArray, IntArray, bin_table
@@ -105,7 +106,7 @@ class EStep:
 
     def load(self, folder: Path) -> None:
         """Read the state that :meth:`save` wrote."""
-        self.epoch = json.loads((folder / "estep.json").read_text())["epoch"]
+        self.epoch = read_json(folder / "estep.json", dict[str, int])["epoch"]
         if (folder / "estep.npz").exists():
             with np.load(folder / "estep.npz") as arrays:
                 self.targets, self.scores = torch.tensor(arrays["targets"]), arrays["scores"]

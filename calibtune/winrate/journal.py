@@ -10,8 +10,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from calibtune.errors import UserError, WorkFailed
 
 
@@ -23,13 +21,13 @@ class Journal:
     """
 
     def __init__(self, path: Path) -> None:
-        """Open or create the file, and lock it against other runs.
+        """Open or create the file; the command holds its folder, so that no other run writes it.
 
         Args:
             path: The file; missing folders are created.
 
         Raises:
-            UserError: Another run is writing the file, or a line other than the last is damaged.
+            UserError: A line other than the last is damaged.
             WorkFailed: The file cannot be written.
         """
         self.path = path
@@ -37,16 +35,8 @@ class Journal:
         self._guard = threading.Lock()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._lock = FileLock(path.with_name(f".{path.name}.lock"))
-            self._lock.acquire(timeout=0)
-            try:
-                self._file = path.open("ab+")
-                self._load()
-            except BaseException:
-                self._lock.release()
-                raise
-        except Timeout:
-            raise UserError(f"{path} is being written by another run; wait for it or give another --output") from None
+            self._file = path.open("ab+")
+            self._load()
         except OSError as error:
             raise WorkFailed(f"{path} cannot be written: {error.strerror}; choose another --output") from error
 
@@ -57,7 +47,6 @@ class Journal:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._file.close()
-        self._lock.release()
 
     def __len__(self) -> int:
         return len(self._values)

@@ -68,10 +68,10 @@ def test_an_output_that_cannot_be_written_is_refused_before_anything_is_loaded(m
 
 
 def test_an_output_on_a_file_system_that_takes_no_files_is_refused(model, tmp_path, refused, monkeypatch):
-    def read_only(**_):
+    def read_only(_):
         raise OSError(errno.EROFS, "Read-only file system")
 
-    monkeypatch.setattr("tempfile.TemporaryFile", read_only)
+    monkeypatch.setattr("calibtune.locks.FileLock.acquire", read_only)
     assert "out cannot be written: Read-only file system" in refused(model=model)
 
 

@@ -36,6 +36,19 @@ def test_fit_killed_repeatedly_resumes_to_the_same_adapter(model, tmp_path, mirr
 
 
 @pytest.mark.slow
+def test_of_two_fits_that_resume_in_one_folder_one_ends_and_the_other_says_who_has_it(model, tmp_path, mirror):
+    arguments = ["-m", "calibtune", *words(model, tmp_path / "whole", "rcft", epochs=6, save_every=2)]
+    assert shell(arguments, mirror).wait(300) == 0
+    arguments = ["-m", "calibtune", *words(model, tmp_path / "out", "rcft", epochs=6, save_every=2), "--resume"]
+    pair = [shell(arguments, mirror, stderr=subprocess.PIPE) for _ in range(2)]
+    said = [process.communicate(timeout=300)[1] for process in pair]
+    first, second = sorted((process.returncode, text) for process, text in zip(pair, said, strict=True))
+    assert (first[0], second[0]) == (0, 2)
+    assert "is being written by another command (process " in second[1]
+    assert same_weights(tmp_path / "whole", tmp_path / "out")
+
+
+@pytest.mark.slow
 def test_two_processes_train_the_same_adapter_as_one(model, tmp_path, mirror):
     one = ["-m", "calibtune", *words(model, tmp_path / "one", "rcft", batch_size=4)]
     two = [

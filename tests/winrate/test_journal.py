@@ -1,7 +1,7 @@
 import pytest
 
 from calibtune.errors import UserError
-from calibtune.winrate.journal import Journal, key_of
+from calibtune.winrate.journal import Journal
 
 
 def test_journal_drops_an_incomplete_last_line(tmp_path):
@@ -22,10 +22,3 @@ def test_damaged_journal_is_refused_with_the_line(tmp_path):
     path.write_text('{"key": "a", "value": 1}\n{"ke\n{"key": "b", "value": 1}\n')
     with pytest.raises(UserError, match="line 2"):
         Journal(path)
-
-
-def test_journal_in_use_is_refused(tmp_path):
-    with Journal(tmp_path / "j.jsonl"), pytest.raises(UserError, match="another run"):
-        Journal(tmp_path / "j.jsonl")
-    with Journal(tmp_path / "j.jsonl") as journal:
-        journal.put(key_of("again"), 1)

@@ -70,7 +70,7 @@ def build_parser(command: str | None) -> argparse.ArgumentParser:
             name, help=text, description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
         )
         module.add_arguments(sub)
-        sub.set_defaults(run=module.run, parser=sub, go_on=getattr(module, "GO_ON", ""))
+        sub.set_defaults(run=module.run, parser=sub, go_on=getattr(module, "go_on", None))
     return parser
 
 
@@ -149,7 +149,7 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt as stop:
         terminated = isinstance(stop, Terminated)
         if is_first_process():
-            how = f"; {args.go_on}" if args.go_on else ""
+            how = f"; {args.go_on(args)}" if args.go_on else ""
             print(f"calibtune: {'terminated' if terminated else 'interrupted'}{how}", file=sys.stderr)
         return 143 if terminated else 130
 

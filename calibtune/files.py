@@ -70,7 +70,7 @@ def read_json(path: Path) -> Any:
         UserError: The file does not exist, cannot be read or is not JSON; the message names the line.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist; give a folder that calibtune wrote") from error
     except OSError as error:

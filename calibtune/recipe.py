@@ -197,7 +197,7 @@ def load_recipe(path: Path) -> dict[str, Any]:
     packaged = RECIPES / path.with_suffix(".yaml")
     path = packaged if not path.exists() and packaged.is_file() else path
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
         values, node = yaml.safe_load(text), yaml.compose(text, yaml.SafeLoader)
     except OSError as error:
         known = ", ".join(str(file.relative_to(RECIPES).with_suffix("")) for file in sorted(RECIPES.rglob("*.yaml")))

@@ -24,9 +24,6 @@ from pathlib import Path
 
 from calibtune.errors import UserError, WorkFailed
 
-#: Said after Ctrl-C.
-GO_ON = "the same command goes on where it stopped"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
@@ -35,6 +32,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--overwrite", action="store_true", help="remove existing files in --output")
     parser.add_argument("--rebuild", action="store_true", help="make the two shipped checkpoints again, into --output")
+
+
+def go_on(args: argparse.Namespace) -> str:
+    """Return what is said after Ctrl-C."""
+    return "the same command goes on where it stopped"
 
 
 def run(args: argparse.Namespace) -> int:

@@ -22,9 +22,6 @@ from calibtune.processes import is_first_process
 
 logger = logging.getLogger(__name__)
 
-#: Said after Ctrl-C.
-GO_ON = "run the same command again: an evaluation begins anew"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
@@ -62,6 +59,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--guard-base", type=Path, metavar="DIR", help="the base's evaluation, with ultrafeedback_winrate"
     )
     parser.add_argument("--margin", type=float, default=0.02, help="loss of win rate that is tolerated (default: 0.02)")
+
+
+def go_on(args: argparse.Namespace) -> str:
+    """Return what is said after Ctrl-C."""
+    return "run the same command again: an evaluation begins anew"
 
 
 def run(args: argparse.Namespace) -> int:

@@ -31,9 +31,6 @@ from calibtune.recipe import FIELDS, RECIPES, Recipe, flag, load_recipe, make_re
 
 logger = logging.getLogger(__name__)
 
-#: Said after Ctrl-C.
-GO_ON = "the same command with --resume goes on from the last checkpoint"
-
 #: Groups of options in ``--help``, in this order.
 GROUPS = {"basic": "basic", "method": "method", "RCFT": "RCFT", "hardware": "hardware and memory"}
 
@@ -55,6 +52,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name, item in FIELDS.items():
         if name not in ("method", "model", "tasks"):
             _add_field(groups[item.metadata["group"]], name)
+
+
+def go_on(args: argparse.Namespace) -> str:
+    """Return what is said after Ctrl-C: --resume where there is something to resume."""
+    from calibtune.tuning.checkpoints import CHECKPOINTS, STARTED, WHOLE
+
+    if args.output is None or not (args.output / STARTED).is_file():
+        return "run the same command again"
+    if not any((args.output / CHECKPOINTS).glob(f"checkpoint-*/{WHOLE}")):
+        return "no checkpoint was written yet; the same command with --resume begins anew"
+    return "the same command with --resume goes on from the last checkpoint"
 
 
 def _add_field(group: argparse._ArgumentGroup, name: str) -> None:
@@ -98,14 +106,15 @@ def run(args: argparse.Namespace) -> int:
     if output is not None and not isinstance(output, (str, Path)):
         problems = [f"{args.config}: output is {output!r}; give a folder as text"]
     recipe = make_recipe(config, flags, str(args.config or "--config"), problems)
+    args.output = Path(output)
     if is_first_process():
         what = recipe.samples or f"{', '.join(recipe.tasks)}, {recipe.model}"
         logger.info("fit: %s on %s; starting", recipe.method, what)
     from calibtune.api import fit
     from calibtune.artifacts.card import summary
 
-    artifact = fit(recipe, output, resume=args.resume, overwrite=args.overwrite)
+    artifact = fit(recipe, args.output, resume=args.resume, overwrite=args.overwrite)
     if is_first_process():
-        text = json.dumps(artifact.record()) if args.json else summary(artifact, Path(output))
+        text = json.dumps(artifact.record()) if args.json else summary(artifact, args.output)
         print(text, file=args.stdout)
     return 0

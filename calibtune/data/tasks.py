@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import re
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -11,8 +12,9 @@ from typing import Any
 
 import lm_eval
 from lm_eval.tasks import TaskManager
+from lm_eval.tasks._yaml_loader import load_yaml
 
-from calibtune.errors import UserError
+from calibtune.errors import UserError, reason
 
 
 def installed_folder() -> Path:
@@ -66,12 +68,33 @@ def task_manager(names: Sequence[str], include_path: str | None = None) -> Index
         manager = Index(include_path=include_path)
     for name in names:
         if name not in manager.all_tasks:
+            check_yaml(name, include_path)
             close = get_close_matches(name, manager.all_tasks, 3)
             hint = f"; did you mean {', '.join(close)}?" if close else ";"
             raise UserError(
                 f"the harness knows no task {name!r}{hint} run `lm_eval ls tasks` for all, or give --include-path"
             )
     return manager
+
+
+def check_yaml(name: str, folder: str | None) -> None:
+    """Say why the harness does not know a task that a YAML in the folder describes; it leaves out what it cannot read.
+
+    Raises:
+        UserError: With the file and the cause.
+    """
+    for path in sorted(Path(folder).rglob("*.yaml")) if folder else ():
+        text = path.read_text(encoding="utf-8", errors="replace")
+        if path.stem != name and not re.search(rf"^(task|group): *['\"]?{re.escape(name)}\b", text, re.MULTILINE):
+            continue
+        try:
+            load_yaml(path, resolve_func=False)
+        except FileNotFoundError as error:
+            ours = installed_folder() / Path(str(error.filename)).name
+            cure = f"write include: {ours}" if ours.is_file() else "name a file by its path from this one"
+            raise UserError(f"{path} includes {error.filename}, which does not exist; {cure}") from error
+        except Exception as error:  # YAML's constructors raise whatever comes
+            raise UserError(f"{path} cannot be read ({type(error).__name__}: {reason(error)}); mend it") from error
 
 
 def load_tasks(names: Sequence[str], include_path: str | None = None, index: Index | None = None) -> list[Any]:
@@ -129,12 +152,12 @@ def explained(task: str, doc: Any = None) -> Iterator[None]:
     except Exception as error:
         # `datasets` says what is wrong with a file in the cause alone.
         causes = [error, *filter(None, [error.__cause__])]
-        reason = ", from ".join(f"{type(e).__name__}: {' '.join(str(e).split()):.300}" for e in causes)
+        said = ", from ".join(f"{type(e).__name__}: {reason(e)}" for e in causes)
         if doc is None:
             what, cure = f"task {task}", "mend its YAML, or make its data set readable from here"
         else:
             what, cure = f"task {task}, row {str(doc)[:80]!r},", "mend the row or the task's YAML"
-        raise UserError(f"{what} cannot be used ({reason}); {cure}") from error
+        raise UserError(f"{what} cannot be used ({said}); {cure}") from error
 
 
 def question_text(task: Any, doc: dict[str, Any]) -> str:

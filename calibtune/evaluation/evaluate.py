@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from calibtune.artifacts.manifest import Artifact, base_model, own_tokenizer, read_artifact
 from calibtune.artifacts.tasks import SUFFIX, write_scaled_tasks
 from calibtune.data.tasks import Index, load_tasks, task_manager
-from calibtune.errors import UserError, WorkFailed, is_out_of_memory
+from calibtune.errors import UserError, WorkFailed, is_out_of_memory, reason
 from calibtune.evaluation.checks import (
     check_disjoint,
     check_model,
@@ -30,7 +30,7 @@ from calibtune.evaluation.harness import quiet_evaluate
 from calibtune.evaluation.hf_letters import LetterLM
 from calibtune.evaluation.hf_prefix import PrefixLM
 from calibtune.models.fingerprint import check_fingerprint
-from calibtune.models.loading import found_device, load_base, load_tokenizer, weights_dtype
+from calibtune.models.loading import found_device, load_base, load_tokenizer, not_loaded, weights_dtype
 from calibtune.spec import ModelSpec, Precision, Quantization
 
 #: lm_eval's hf backend with prompts encoded whole and letters read in float32, and one that computes shared beginnings
@@ -265,10 +265,9 @@ def _load(options: EvaluationOptions, arguments: dict[str, Any], spec: ModelSpec
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         if is_out_of_memory(error):
             raise
-        reason = " ".join(str(error).split())
         if "peft" in arguments and not isinstance(error, OSError):
             raise UserError(
                 f"the adapter {arguments['peft']} cannot be put on {spec.name}; give the base that it was fitted "
-                f"on ({reason:.300})"
+                f"on ({reason(error)})"
             ) from error
-        raise UserError(f"--model {spec.name} cannot be loaded: {reason:.300}") from error
+        raise not_loaded(spec.name, error) from error

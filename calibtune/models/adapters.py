@@ -7,7 +7,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from calibtune.errors import UserError, is_out_of_memory
+from calibtune.errors import UserError, is_out_of_memory, reason
 from calibtune.files import read_json
 
 
@@ -36,7 +36,7 @@ def load_adapter(model: Any, folder: Path) -> Any:
             raise
         base = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
         raise UserError(
-            f"the adapter {folder} does not fit the base model ({str(error).splitlines()[0]:.120}); give the base that "
+            f"the adapter {folder} does not fit the base model ({reason(error)}); give the base that "
             f"it was trained on, {base}"
         ) from error
 

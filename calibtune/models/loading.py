@@ -20,9 +20,10 @@ from transformers import (
     BitsAndBytesConfig,
 )
 
-from calibtune.errors import UserError, is_out_of_memory
+from calibtune.errors import UserError, is_out_of_memory, reason
 from calibtune.models.heads import check_places
 from calibtune.spec import ModelSpec
+from harness_ext.encoding import appended
 
 #: Names under which configurations store the context length, in the harness's order.
 LENGTHS = ("n_positions", "max_position_embeddings", "n_ctx")
@@ -41,7 +42,7 @@ def load_tokenizer(spec: ModelSpec) -> Any:
         if not path.is_file():
             raise UserError(f"--chat-template {path} is not a file; give a file with a Jinja template")
         try:
-            tokenizer.chat_template = path.read_text(encoding="utf-8")
+            tokenizer.chat_template = path.read_text(encoding="utf-8-sig")
         except UnicodeDecodeError as error:
             raise UserError(f"--chat-template {path} is not UTF-8 ({error}); save it as UTF-8") from None
     if spec.apply_chat_template and not tokenizer.chat_template:
@@ -80,11 +81,17 @@ def context_length(config: Any, tokenizer: Any) -> int:
     """Return the model's context length in tokens.
 
     Raises:
-        UserError: The configuration gives a length below one, as XLNet's does.
+        UserError: The configuration gives a length below one, as XLNet's does, whose tokenizer is what stands in the
+            way of letters.
     """
     text = config.get_text_config()
     lengths = [getattr(text, name) for name in LENGTHS if getattr(text, name, None)]
     if lengths and lengths[0] < 1:
+        if added := appended(tokenizer):
+            raise UserError(
+                f"the tokenizer of this {config.model_type} model appends {' '.join(added)} to every text, so no "
+                "letter is a prompt's next token; give a causal language model"
+            )
         raise UserError(
             f"the configuration of this {config.model_type} model gives its context as {lengths[0]} tokens, so "
             "nobody knows what fits; give a causal language model with a context of its own"
@@ -216,9 +223,9 @@ def check_spec(spec: ModelSpec) -> None:
         try:
             torch.empty(0, device=spec.device)
         except (RuntimeError, AssertionError) as error:
-            reason = str(error).splitlines()[0]
+            said = str(error).splitlines()[0]
             raise UserError(
-                f"--device {spec.device} cannot be used here ({reason:.120}); leave it out or give another device"
+                f"--device {spec.device} cannot be used here ({said}); leave it out or give another device"
             ) from error
     if spec.quantization == "nf4":
         check_packages(["bitsandbytes"])
@@ -248,8 +255,14 @@ def _from(loader: Any, spec: ModelSpec, **options: Any) -> Any:
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, StrictDataclassError) as error:
         if is_out_of_memory(error):
             raise
-        reason = " ".join(str(error).split())
-        raise UserError(
-            f"--model {name} cannot be loaded: {reason:.300}; give a hub id, or a folder with config.json, tokenizer "
-            "and *.safetensors"
-        ) from error
+        raise not_loaded(name, error) from error
+
+
+def not_loaded(name: str, error: BaseException) -> UserError:
+    """Return the error for a model that transformers does not load."""
+    if "trust_remote_code" in str(error):
+        return UserError(f"--model {name} brings code of its own; give --trust-remote-code to run it")
+    return UserError(
+        f"--model {name} cannot be loaded: {reason(error)}; give a hub id, or a folder with config.json, tokenizer and "
+        "*.safetensors"
+    )

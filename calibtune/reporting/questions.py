@@ -82,7 +82,7 @@ def unsuitable(path: Path, kind: str | None, win_rate: bool = False) -> str | No
     if kind is not None and kind != "multiple_choice":
         return f"its output is {kind}, not multiple choice"
     try:
-        with path.open(encoding="utf-8") as file:
+        with path.open(encoding="utf-8-sig") as file:
             sample = json.loads(file.readline())
         first = sample["resps"][0][0]
         scored = isinstance(first, list) and float(first[0]) <= 1e-3 and len(sample["resps"]) > 1

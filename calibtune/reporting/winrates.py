@@ -91,7 +91,7 @@ def _difference(run: Run, base: Run, metric: str) -> dict[str, Any]:
 
 def _wins(path: Path, metric: str) -> dict[tuple[str, int], float]:
     wins: dict[tuple[str, int], float] = {}
-    with path.open(encoding="utf-8") as file:
+    with path.open(encoding="utf-8-sig") as file:
         for number, line in enumerate(file, start=1):
             try:
                 sample = json.loads(line)

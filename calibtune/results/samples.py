@@ -118,7 +118,7 @@ def read_samples(path: Path) -> Samples:
 def _parse(path: Path) -> list[dict[str, Any]]:
     samples = []
     try:
-        with path.open(encoding="utf-8") as file:
+        with path.open(encoding="utf-8-sig") as file:
             for number, line in enumerate(file, start=1):
                 try:
                     sample = json.loads(line)

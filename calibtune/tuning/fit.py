@@ -25,7 +25,7 @@ from calibtune.models.scores import score
 from calibtune.processes import is_first_process
 from calibtune.recipe import Recipe, recipe_values
 from calibtune.results.measures import harness_measures
-from calibtune.tuning.checkpoints import last_checkpoint, remove_unfinished
+from calibtune.tuning.checkpoints import CHECKPOINTS, STARTED, last_checkpoint, remove_unfinished
 from calibtune.tuning.checks import idle_gpus
 from calibtune.tuning.inputs import Inputs, read_inputs, trained_on
 from calibtune.tuning.progress import overtrained
@@ -35,8 +35,6 @@ from harness_ext.prompts import doc_to_text
 
 logger = logging.getLogger(__name__)
 
-#: The recipe of an unfinished fit, which --resume checks; and its checkpoints.
-STARTED, CHECKPOINTS = "started.json", "checkpoints"
 #: A disk with fewer free bytes is full.
 FULL = 2**16
 

@@ -8,12 +8,13 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.optimize import brentq, minimize_scalar
-from scipy.stats import chi2
+from scipy.stats import chi2, norm
 
 from harness_ext.binning import FloatArray, IntArray
-from harness_ext.calibration import conf_ece, letter_log_softmax, nll
+from harness_ext.calibration import conf_ece, letter_log_softmax, nll, top
 from harness_ext.errors import UserError
 from harness_ext.inputs import checked_log_probs
+from harness_ext.sanity import count_ties
 
 Objective = Literal["nll", "ece"]
 #: Bounds of log T.
@@ -41,7 +42,7 @@ class Temperature:
     objective: Objective
     #: Questions fitted on.
     questions: int
-    #: What a user should know: T at a bound, letters without signal.
+    #: What a user should know: letters without signal or against the right answer, answers that are all right.
     warnings: tuple[str, ...]
 
     def apply(self, log_probs: ArrayLike) -> FloatArray:
@@ -102,19 +103,8 @@ def fit_temperature(
         best, low, high = _by_nll(values, answers)
     else:
         best, low, high = _by_ece(values, answers, bins, np.random.default_rng(seed))
-    warnings = []
-    if min(best - LOW, HIGH - best) < 1e-3:
-        warnings.append(
-            f"T = {np.exp(best):.4g} lies at a bound of its range [0.01, 100]: the letters' order says "
-            + ("nothing about the right answer" if best > 0 else "all about it, on these questions")
-        )
-    elif not _signal(values, answers):
-        warnings.append(
-            "at its best T the model's letters are not significantly better than equal probabilities: they carry no "
-            "signal on these questions"
-        )
     value, low, high = (min(float(np.exp(x)), 100.0) for x in (best, low, high))
-    return Temperature(value, (low, high), objective, len(answers), tuple(warnings))
+    return Temperature(value, (low, high), objective, len(answers), tuple(_remarks(best, values, answers)))
 
 
 def cross_fitted(
@@ -191,10 +181,55 @@ def _minimal_ece(log_probs: FloatArray, labels: IntArray, bins: int) -> float:
     return float(fine[np.argmin(eces(fine))])
 
 
+def _remarks(log_t: float, log_probs: FloatArray, labels: IntArray) -> list[str]:
+    """Return what a user should know of these questions, where T means less than it seems to."""
+    rows, highest = len(labels), np.nanmax(log_probs, axis=1)
+    own = log_probs[np.arange(rows), labels]
+    bound = f"T = {np.exp(log_t):.4g} lies at a bound of its range [0.01, 100]: "
+    if (own == highest).all():
+        tied = count_ties(log_probs)
+        if not tied:
+            return [
+                f"the most likely letter is right in all {rows} questions, so that any lower T fits them as well: T "
+                "says nothing of other questions; fit on more questions, or harder ones"
+            ]
+        return [
+            f"the right letter is tied for first place in {tied} of {rows} questions and is the most likely one in all "
+            "others, so that any lower T fits them as well; bfloat16 rounds a model's logits so, float32 does not"
+        ]
+    if _against(log_probs, labels):
+        right, chance = int((top(log_probs)[1] == labels).sum()), float((1 / _letters(log_probs)).sum())
+        return [
+            f"the letters' order is against the right answer ({right} of {rows} answers are right, by chance it were "
+            f"{chance:.0f}): check the gold indices"
+        ]
+    if log_t - LOW < 1e-3:
+        return [f"{bound}these questions ask for a lower one; check that the values are log-likelihoods"]
+    if HIGH - log_t < 1e-3:
+        return [f"{bound}the letters' order says nothing about the right answer"]
+    if not _signal(log_probs, labels):
+        return [
+            "at its best T the model's letters are not significantly better than equal probabilities: they carry no "
+            "signal on these questions"
+        ]
+    return []
+
+
+def _letters(log_probs: FloatArray) -> IntArray:
+    counts: IntArray = (~np.isnan(log_probs)).sum(axis=1)
+    return counts
+
+
+def _against(log_probs: FloatArray, labels: IntArray) -> bool:
+    """Score test (one-sided, 2.5 %) of equal probabilities, 1/T = 0, against an order turned around, 1/T < 0."""
+    above = log_probs[np.arange(len(labels)), labels] - np.nanmean(log_probs, axis=1)
+    return bool(above.sum() < norm.ppf(0.025) * np.sqrt((above**2).sum()))
+
+
 def _signal(log_probs: FloatArray, labels: IntArray) -> bool:
     """Likelihood-ratio test (5 %) of the best T against equal probabilities, which is 1/T = 0."""
     best = _minimal_nll(log_probs, labels)
-    chance = float(np.mean(np.log((~np.isnan(log_probs)).sum(axis=1))))
+    chance = float(np.mean(np.log(_letters(log_probs))))
     return 2 * len(labels) * (chance - nll(letter_log_softmax(log_probs, np.exp(best)), labels)) > chi2.ppf(0.95, 1)
 
 

@@ -90,7 +90,7 @@ def read_rows(path: Path, needed: Sequence[str]) -> list[dict[str, Any]]:
         UserError: The file is missing, damaged or empty, or a row lacks a key; the message names it.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}; give a JSON or JSON-lines file") from None
     except UnicodeDecodeError:

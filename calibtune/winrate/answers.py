@@ -125,16 +125,13 @@ def generate(model: Model, questions: Sequence[str], folder: Path, settings: Set
 def _load(model: Model, settings: Settings) -> Any:
     from lm_eval.api.registry import get_model
 
-    from calibtune.models.loading import found_device
+    from calibtune.models.loading import found_device, not_loaded
 
     options = {"batch_size": settings.batch_size, "device": settings.device or found_device()}
     try:
         return get_model("hf").create_from_arg_obj(model.model_args(), options)
     except (OSError, ValueError) as error:
-        said = str(error).strip().splitlines() or [type(error).__name__]
-        raise UserError(
-            f"--model {model.base} cannot be loaded ({said[0][:200]}); give a folder or a hub id"
-        ) from error
+        raise not_loaded(model.base, error) from error
 
 
 def _evaluate(

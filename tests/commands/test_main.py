@@ -119,14 +119,13 @@ def test_sigterm_ends_a_command_like_ctrl_c_with_its_own_code(command, capsys):
 
 def test_ctrl_c_says_how_to_go_on_where_a_command_can(command, capsys, monkeypatch):
     main = command(raising(KeyboardInterrupt()))
-    monkeypatch.setattr(sys.modules["calibtune.commands.probe"], "GO_ON", "do it again", raising=False)
+    monkeypatch.setattr(sys.modules["calibtune.commands.probe"], "go_on", lambda args: "do it again", raising=False)
     assert main(["probe"]) == 130
     assert capsys.readouterr().err == "calibtune: interrupted; do it again\n"
-    from calibtune.commands import demo, eval, fit
+    from calibtune.commands import demo, eval
 
-    assert "--resume" in fit.GO_ON
-    assert "goes on" in demo.GO_ON
-    assert "again" in eval.GO_ON
+    assert "goes on" in demo.go_on(None)
+    assert "again" in eval.go_on(None)
 
 
 def test_with_json_only_json_goes_to_stdout(command, capsys, monkeypatch):

@@ -96,7 +96,7 @@ def test_letters_that_are_always_right_end_at_the_lower_bound_and_it_is_said():
     loglikelihoods, _ = simulated(200, 1.0)
     found = fit_temperature(loglikelihoods, loglikelihoods.argmax(1))
     assert found.value < 0.02
-    assert "bound" in found.warnings[0]
+    assert "right in all 200 questions" in found.warnings[0]
 
 
 def test_cross_fitted_questions_are_scaled_by_the_temperature_of_others():

@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import contextlib
 import difflib
+import errno
 import gc
 import importlib
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Iterator
@@ -130,7 +132,19 @@ def main(argv: list[str] | None = None) -> int:
     0, 1 (the work failed), 2 (misuse), 130 (Ctrl-C), 143 (SIGTERM). With ``--json`` nothing but what the command writes
     to ``args.stdout`` goes to stdout.
     """
-    argv = sys.argv[1:] if argv is None else argv
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names can have signs that a terminal's encoding has not
+    try:
+        try:
+            return _run(sys.argv[1:] if argv is None else argv)
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()
+    except OSError as error:
+        return _stopped(error)
+
+
+def _run(argv: list[str]) -> int:
     gc.set_threshold(max(GARBAGE, gc.get_threshold()[0]))
     quieten()
     command = next((word for word in argv if not word.startswith("-")), None)
@@ -146,12 +160,29 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         print(f"calibtune: error: {error}", file=sys.stderr)
         return error.exit_code
+    except MemoryError:
+        print("calibtune: error: there is not enough memory for this; give less at a time", file=sys.stderr)
+        return 1
     except KeyboardInterrupt as stop:
         terminated = isinstance(stop, Terminated)
         if is_first_process():
             how = f"; {args.go_on(args)}" if args.go_on else ""
             print(f"calibtune: {'terminated' if terminated else 'interrupted'}{how}", file=sys.stderr)
         return 143 if terminated else 130
+
+
+def _stopped(error: OSError) -> int:
+    """Say which file or disk ended the command; nothing where the reader of stdout, such as head, has enough."""
+    # Files that a command writes have names in their errors; printing alone has none.
+    printing = error.filename is None and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EBADF)
+    if printing or isinstance(error, BrokenPipeError):
+        # Else Python would try once more to write the rest, and complain.
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    what = "standard output" if printing else str(error.filename or "the command")[:200]
+    if not isinstance(error, BrokenPipeError):
+        print(f"calibtune: error: {what} cannot be written or read: {error.strerror or error}", file=sys.stderr)
+    return 1
 
 
 if __name__ == "__main__":

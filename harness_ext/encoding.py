@@ -14,7 +14,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from lm_eval.api.model import TemplateLM
+from lm_eval.api.model import LM
 
 from harness_ext.errors import UserError
 
@@ -149,11 +149,17 @@ def _is_cut(model: Any, context: int, continuation: int) -> bool:
 
 
 def _watch_encoders() -> None:
-    """Wrap the harness's encoder, and those of backends that bring their own (Megatron's and NeMo's do)."""
-    for kind in (TemplateLM, *_subclasses(TemplateLM)):
+    """Wrap the harness's encoder, and those of backends that bring their own (Megatron's and NeMo's do).
+
+    Their scoring is wrapped too: chat servers cannot do it, which the harness says without a way out.
+    """
+    for kind in _subclasses(LM):
         encode = vars(kind).get("_encode_pair")
         if encode is not None and not hasattr(encode, "__wrapped__"):
             kind._encode_pair = _watched(encode)
+        score = vars(kind).get("loglikelihood")
+        if score is not None and not hasattr(score, "__wrapped__") and kind.__module__.startswith("lm_eval."):
+            kind.loglikelihood = _able(score)
 
 
 def _subclasses(kind: type) -> Iterator[Any]:
@@ -161,6 +167,20 @@ def _subclasses(kind: type) -> Iterator[Any]:
     for child in children:
         yield child
         yield from _subclasses(child)
+
+
+def _able(score: Callable[..., Any]) -> Any:
+    @functools.wraps(score)
+    def able(self: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return score(self, *args, **kwargs)
+        except NotImplementedError as error:
+            raise UserError(
+                f"{type(self).__name__} gives no log-likelihoods of letters ({error}); use --model local-completions, "
+                "with a server's /v1/completions and the model's tokenizer, or --model hf with its weights"
+            ) from error
+
+    return able
 
 
 def _watched(encode: Callable[[Any, str, str], tuple[list[int], list[int]]]) -> Any:

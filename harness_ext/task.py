@@ -5,6 +5,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+from jinja2 import TemplateError
 from lm_eval.api.task import ConfigurableTask
 
 from harness_ext.documents import mirror_cache
@@ -49,7 +50,13 @@ class WatchedTask(ConfigurableTask):
         return super().eval_docs
 
     def build_all_requests(self, **kwargs: Any) -> None:
-        """Build the requests as the harness does, then watch them being encoded."""
+        """Build the requests as the harness does, always anew, then watch them being encoded.
+
+        The harness's ``--cache_requests`` knows a task by its name: after a change of rows or prompts it gives old
+        prompts to new documents.
+        """
+        if kwargs.pop("cache_requests", False):
+            logger.info("%s: requests are built anew, --cache_requests is not used", self.task_name)
         super().build_all_requests(**kwargs)
         requests = (instance.args[:2] for instance in self._instances)
         self.watch = Watch(self.task_name, requests, self.check_encoding)
@@ -89,6 +96,18 @@ class LetterTask(WatchedTask):
         if cut:
             self._report_cut(cut, len(questions))
 
+    def apply_filters(self) -> Any:
+        """Apply the filters as the harness does, and warn of answers that no model of this run may have given."""
+        if unseen := len(self.watch.requests) - len(self.watch.encoded):
+            logger.warning(
+                "%s: %d of %d requests were answered without being tokenized, as --use_cache does, which does not tell "
+                "models apart: give each model a file of its own",
+                self.task_name,
+                unseen,
+                len(self.watch.requests),
+            )
+        return super().apply_filters()
+
     def _report_cut(self, cut: dict[str, Any], questions: int) -> None:
         context, worst = max(cut.items(), key=lambda pair: pair[1].context)
         if worst.limit < 1:
@@ -111,7 +130,8 @@ class LetterTask(WatchedTask):
 def render_chat(template: Callable[..., str], messages: list[dict[str, str]], **kwargs: Any) -> str:
     """Render messages, with the system prompt in the user's first message where the template has no place for it.
 
-    The harness's own answer to a template that rejects the system role is to drop the message, instructions and all.
+    To a template that rejects the system role, the harness's own answer is to drop the message, instructions and all,
+    or, in backends that ask a server, to fail.
 
     Args:
         template: The model's ``apply_chat_template``.
@@ -122,8 +142,13 @@ def render_chat(template: Callable[..., str], messages: list[dict[str, str]], **
         The prompt.
     """
     messages = [{**message, "content": message["content"].strip()} for message in messages]
-    rendered = template(messages, **kwargs)
-    if messages[0]["role"] != "system" or messages[0]["content"] in rendered:
-        return rendered
+    with_system = messages[0]["role"] == "system"
+    try:
+        rendered = template(messages, **kwargs)
+        if not with_system or messages[0]["content"] in rendered:
+            return rendered
+    except TemplateError:
+        if not with_system:
+            raise
     system, user, *rest = messages
     return template([{**user, "content": f"{system['content']}\n\n{user['content']}"}, *rest], **kwargs)

@@ -11,11 +11,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
 from calibtune.results.table import numbers_table
 from harness_ext.binning import equal_width_edges
+
+logger = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,10 +46,13 @@ def run(args: argparse.Namespace) -> int:
     """Print the metrics of each file."""
     from calibtune.api import load_samples
     from calibtune.metrics import summary
+    from calibtune.results.pairs import SAME_ANSWERS, digest
+    from calibtune.results.records import model_args, model_of, record_beside
 
     for bins in args.bins:
         equal_width_edges(bins)  # fails for a bad number before any file is read
     output: dict[str, dict[str, Any]] = {}
+    runs: dict[tuple[str, str], tuple[Any, Path]] = {}
     for path in args.samples:
         for samples in load_samples(path):
             # A run with a temperature has one filter at T = 1 and one scaled: each is shown.
@@ -55,6 +61,10 @@ def run(args: argparse.Namespace) -> int:
                 numbers = summary(samples.log_probs, samples.labels, tuple(args.bins), args.edge, t, further=True)
                 key = f"{samples.path}, filter {name}" if len(filters) > 1 else str(samples.path)
                 output[key] = {"task": samples.task, "questions": len(samples.labels), "temperature": t, **numbers}
+            model = model_of(model_args(record_beside(samples.path)))
+            first, where = runs.setdefault((samples.task, digest(samples)), (model, samples.path))
+            if first != model:
+                logger.warning("%s and %s %s", where, samples.path, SAME_ANSWERS)
     if args.json:
         # JSON has no NaN; AUROC is NaN if all answers are right.
         finite = {f: {k: None if v != v else v for k, v in numbers.items()} for f, numbers in output.items()}

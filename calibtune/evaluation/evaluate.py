@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from calibtune.evaluation.checks import (
     tokenizer_spec,
     warn_of_low_mass,
 )
-from calibtune.evaluation.files import save_results
+from calibtune.evaluation.files import refuse_other_run, save_results
 from calibtune.evaluation.harness import quiet_evaluate
 from calibtune.evaluation.hf_letters import LetterLM
 from calibtune.evaluation.hf_prefix import PrefixLM
@@ -118,6 +119,8 @@ def evaluate(options: EvaluationOptions) -> Evaluation | None:
     artifact = read_artifact(options.artifact) if options.artifact else None
     spec = options.spec(artifact)
     arguments = model_arguments(options, spec, artifact)
+    setup = setup_of(options, spec, arguments, artifact)
+    refuse_other_run(options.output, setup)
     tokenizer = check_model(spec, arguments)
     if artifact is not None:
         check_fingerprint(spec, artifact.fingerprint, str(options.artifact))
@@ -131,13 +134,14 @@ def evaluate(options: EvaluationOptions) -> Evaluation | None:
         if artifact is not None and artifact.temperature is not None:
             names, include_path = scaled_tasks(options.tasks, artifact.temperature["temperature"], Path(folder))
             index = task_manager(names, include_path)
-        return _run(options, spec, arguments, names, index)
+        return _run(options, spec, arguments, setup, names, index)
 
 
 def _run(
     options: EvaluationOptions,
     spec: ModelSpec,
     arguments: dict[str, Any],
+    setup: dict[str, Any],
     names: tuple[str, ...],
     index: Index,
 ) -> Evaluation | None:
@@ -167,6 +171,7 @@ def _run(
         return None
     # The harness was given the loaded model; its files name the backend, as where it loads one itself.
     results["config"]["model"] = tracker.general_config_tracker.model_source = options.backend
+    results["config"]["calibtune"] = setup
     folder = save_results(tracker, results, results.pop("samples"))
     questions = {task: count["effective"] for task, count in results["n-samples"].items()}
     numbers = {task: _numbers(found) for task, found in results["results"].items()}
@@ -195,6 +200,20 @@ def check_options(options: EvaluationOptions) -> None:
         raise UserError(f"--num-fewshot is {options.num_fewshot}; give 0 or more")
     if not re.fullmatch(r"[1-9]\d*|auto(:[1-9]\d*)?", options.batch_size):
         raise UserError(f"--batch-size is {options.batch_size!r}; give a number from 1 up, or auto")
+
+
+def setup_of(
+    options: EvaluationOptions, spec: ModelSpec, arguments: Mapping[str, Any], artifact: Artifact | None
+) -> dict[str, Any]:
+    """Return what tells this evaluation from another one of the same tasks, as JSON gives it back."""
+    return {
+        "model_args": dict(arguments),
+        "quantization": spec.quantization,
+        "apply_chat_template": spec.apply_chat_template,
+        "temperature": artifact.temperature["temperature"] if artifact and artifact.temperature else None,
+        "limit": options.limit,
+        "num_fewshot": options.num_fewshot,
+    }
 
 
 def scaled_tasks(tasks: tuple[str, ...], temperature: float, folder: Path) -> tuple[tuple[str, ...], str]:

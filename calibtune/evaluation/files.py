@@ -2,13 +2,46 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from lm_eval.loggers import EvaluationTracker
+from lm_eval.utils import sanitize_model_name
 
 from calibtune.errors import UserError, WorkFailed
 from calibtune.files import read_json
+
+
+def refuse_other_run(output: Path, setup: Mapping[str, Any]) -> None:
+    """Refuse a folder in which another evaluation of the same model would be hidden by this one.
+
+    lm_eval's folder has the model's name alone, whatever its settings, and of each task the newest file is read.
+
+    Args:
+        output: lm_eval's output folder.
+        setup: What tells evaluations apart, see :func:`calibtune.evaluation.evaluate.setup_of`; lm_eval's results files
+            hold it under ``config``, ``calibtune``.
+
+    Raises:
+        UserError: With the first settings that differ.
+    """
+    arguments = setup["model_args"]
+    folder = output / sanitize_model_name(arguments.get("peft", arguments["pretrained"]))
+    for path in sorted(folder.glob("results_*.json")):
+        before = read_json(path).get("config", {}).get("calibtune")
+        if before is None:
+            raise UserError(
+                f"--output {output} holds an evaluation by lm_eval alone ({path.name}); give another folder"
+            )
+        mine, theirs = ({**each, **each["model_args"]} for each in (setup, before))
+        names = sorted((mine.keys() | theirs.keys()) - {"model_args"})
+        other = [f"{n} {theirs.get(n)!r} -> {mine.get(n)!r}" for n in names if theirs.get(n) != mine.get(n)]
+        if other:
+            raise UserError(
+                f"--output {output} holds another evaluation of this model ({', '.join(other)}); give another "
+                "folder, so that both are kept apart"
+            )
 
 
 def save_results(tracker: EvaluationTracker, results: dict[str, Any], samples: dict[str, list[Any]]) -> Path:

@@ -9,6 +9,7 @@ import numpy as np
 
 from calibtune.errors import UserError
 from calibtune.results.pairs import Key, matching_rows, question_keys
+from calibtune.results.records import DATED, is_dated, record_beside
 from calibtune.results.samples import find_samples, read_samples
 from harness_ext.binning import FloatArray
 from harness_ext.intervals import paired_difference
@@ -103,9 +104,13 @@ def guard(base_samples: Path, tuned_samples: Path, margin: float) -> Verdict:
     order = matching_rows(base.keys, tuned.keys)[1]
     other = sum(a != b for a, b in zip(base.prompts, (tuned.prompts[row] for row in order), strict=True))
     if other:
+        cause = (
+            DATED
+            if any(is_dated(record_beside(file)) for file in files)
+            else "evaluate both with the same chat template"
+        )
         raise UserError(
-            f"{files[1]} and {files[0]} have different prompts for {other} of {len(base.keys)} pairs; evaluate both "
-            "with the same chat template"
+            f"{files[1]} and {files[0]} have different prompts for {other} of {len(base.keys)} pairs; {cause}"
         )
     wins = base.wins, tuned.wins[order]
     interval = paired_difference(lambda values: float(np.mean(values)), (wins[0],), (wins[1],))

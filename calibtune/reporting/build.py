@@ -16,7 +16,8 @@ from calibtune.reporting.numbers import SAME_T, Method, compare, measure, method
 from calibtune.reporting.questions import MANY, Questions, pool_groups, read_questions, same_tasks
 from calibtune.reporting.runs import Run, find_runs, merge_runs
 from calibtune.reporting.winrates import win_rates
-from calibtune.results.pairs import matching_rows
+from calibtune.results.pairs import SAME_ANSWERS, matching_rows
+from calibtune.results.records import DATED
 
 #: Larger differences between the harness's conf-ECE and the recomputed one are reported in a note.
 AGREE = 1e-6
@@ -191,16 +192,13 @@ def _suspicious(runs: Sequence[Run], questions: Sequence[Mapping[str, Questions]
                 pairs = zip(rows.tolist(), base_rows.tolist(), strict=True)
                 other = sum(mine.prompts[row] != theirs.prompts[base_row] for row, base_row in pairs)
                 if other:
+                    cause = f"; {DATED}" if run.dated or base.dated else ""
                     notes.append(
-                        f"{task}: {other} of {len(rows)} prompts of {run.label} are not those of {base.label}; a chat "
-                        "template that holds the date changes each day"
+                        f"{task}: {other} of {len(rows)} prompts of {run.label} are not those of {base.label}{cause}"
                     )
             same = np.array_equal(mine.loglikelihoods[rows], theirs.loglikelihoods[base_rows], equal_nan=True)
             if same and (run.model, run.adapter) != (base.model, base.adapter):
-                notes.append(
-                    f"{task}: {run.label} and {base.label} have the same log-likelihoods to the last bit, which two "
-                    "models do not; was one --use_cache file used for both?"
-                )
+                notes.append(f"{task}: {run.label} and {base.label} {SAME_ANSWERS}")
     return notes
 
 

@@ -12,14 +12,12 @@ from typing import Any
 
 from calibtune.errors import UserError
 from calibtune.files import read_json
+from calibtune.results.records import is_dated, model_args, model_of
 from calibtune.results.samples import FILE_NAME
 
 #: Name of a results file: ``results`` or the stem of an ``--output_path`` that ends in .json, then
 #: the time of the run.
 RESULTS_NAME = re.compile(r".+_(?P<date>\d{4}-\d{2}-\d{2}T[\d.\-:]+)\.json")
-#: Keys of model_args that name the model in lm_eval's backends.
-MODEL_KEYS = ("pretrained", "model", "path", "engine", "base_url")
-ADAPTER_KEYS = ("peft", "delta")
 WIN_TASK = "ultrafeedback_winrate"
 
 
@@ -45,6 +43,8 @@ class Run:
     results: dict[str, dict[str, Any]] = field(default_factory=dict)
     #: Tasks of each group.
     groups: dict[str, list[str]] = field(default_factory=dict)
+    #: Whether its prompts hold the day on which it ran.
+    dated: bool = False
     #: Number of few-shot examples of each task.
     shots: dict[str, int] = field(default_factory=dict)
     #: ``output_type`` of each task, if the results file has it.
@@ -57,12 +57,12 @@ class Run:
     @property
     def model(self) -> str:
         """Return hub id or folder of the base model."""
-        return next((str(self.model_args[key]) for key in MODEL_KEYS if self.model_args.get(key)), self.folder.name)
+        return model_of(self.model_args)[0] or self.folder.name
 
     @property
     def adapter(self) -> str | None:
         """Return the folder of the adapter, or None."""
-        return next((str(self.model_args[key]) for key in ADAPTER_KEYS if self.model_args.get(key)), None)
+        return model_of(self.model_args)[1]
 
     def manifest(self) -> dict[str, Any]:
         """Return the manifest of the adapter, model or run, or an empty dict if there is none.
@@ -198,27 +198,15 @@ def _samples_files(folder: Path) -> dict[tuple[Path, str], dict[str, Path]]:
 
 
 def _run_of(runs: dict[tuple[Path, str], Run], source: Path, place: Path, date: str, record: Mapping[str, Any]) -> Run:
-    model_args = _model_args(record)
+    args = model_args(record)
     settings = _settings(record)
     shots = record.get("n-shot") or {}
-    key = place, json.dumps([model_args, settings], sort_keys=True, default=str)
+    key = place, json.dumps([args, settings], sort_keys=True, default=str)
     if key in runs and any(runs[key].shots.get(task, count) != count for task, count in shots.items()):
         # The same task with another number of examples is another run, not a newer evaluation.
         settings = (*settings, "/".join(sorted({str(count) for count in shots.values()})) + "-shot")
-        key = place, json.dumps([model_args, settings], sort_keys=True, default=str)
-    return runs.setdefault(key, Run(source, place, model_args, settings, date))
-
-
-def _model_args(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return model_args as a dict; lm_eval can also write them as a string."""
-    given = (record.get("config") or {}).get("model_args")
-    if isinstance(given, dict):
-        return given
-    pairs = (pair.partition("=") for pair in str(given or "").split(",") if "=" in pair)
-    args: dict[str, Any] = {key.strip(): value for key, _, value in pairs}
-    if not args and record.get("model_name"):
-        args["pretrained"] = record["model_name"]
-    return args
+        key = place, json.dumps([args, settings], sort_keys=True, default=str)
+    return runs.setdefault(key, Run(source, place, args, settings, date))
 
 
 def _settings(record: Mapping[str, Any]) -> tuple[str, ...]:
@@ -231,6 +219,7 @@ def _settings(record: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _add(run: Run, record: Mapping[str, Any], files: Mapping[str, Path]) -> None:
     run.files.update(files)
+    run.dated = run.dated or is_dated(record)
     run.results.update(record.get("results", {}))
     run.shots.update(record.get("n-shot") or {})
     for group, tasks in (record.get("group_subtasks") or {}).items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Sequence
 
@@ -13,6 +14,8 @@ from harness_ext.binning import IntArray
 #: Identifies a question across runs: hash of its document, right answer, and the number of earlier
 #: rows with the same two.
 Key = tuple[str, int, int]
+#: Said of two runs with the same log-likelihoods.
+SAME_ANSWERS = "have the same log-likelihoods to the last bit, which two models do not; was one --use_cache file used?"
 
 
 def question_keys(rows: Samples) -> tuple[Key, ...]:
@@ -25,6 +28,12 @@ def question_keys(rows: Samples) -> tuple[Key, ...]:
         keys.append((*item, before[item]))
         before[item] += 1
     return tuple(keys)
+
+
+def digest(rows: Samples) -> str:
+    """Return a hash of all questions and their log-probabilities, to the last bit, whatever their order."""
+    found = sorted(zip(question_keys(rows), map(bytes, rows.log_probs), strict=True))
+    return hashlib.sha256(repr(found).encode()).hexdigest()
 
 
 def matching_rows(a: Sequence[Key], b: Sequence[Key]) -> tuple[IntArray, IntArray]:

@@ -8,6 +8,7 @@ import time
 
 import numpy as np
 import pytest
+from lm_eval_files import answers, write_run
 from sample_files import sample, write, write_results
 
 from calibtune.__main__ import main
@@ -224,3 +225,13 @@ def test_an_unusable_option_is_quoted(tmp_path, capsys, arguments, message):
 def test_bins_that_cannot_be_are_refused_before_any_file_is_read(tmp_path, capsys):
     assert main(["rescore", str(tmp_path / "nowhere"), "--bins", "100000"]) == 2
     assert "the number of bins is 100000" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("other", "warned"), [({"pretrained": "org/other-7b"}, True), ({}, False)])
+def test_the_same_log_likelihoods_of_two_models_are_warned_of(tmp_path, capsys, other, warned):
+    for name, model in (("first", {}), ("second", other)):
+        write_run(tmp_path / name, {"arc": answers(40)}, {"pretrained": "org/base-7b", **model})
+    assert main(["rescore", str(tmp_path)]) == 0
+    assert (
+        "have the same log-likelihoods to the last bit, which two models do not" in capsys.readouterr().err
+    ) == warned

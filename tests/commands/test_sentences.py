@@ -7,7 +7,7 @@ import subprocess
 import numpy as np
 import pytest
 from commands import shell
-from fitting import words
+from fitting import small_fit, words
 from merging import save_merging
 from sample_files import sample, write, write_results
 from tiny import save_tiny
@@ -169,3 +169,23 @@ def test_ctrl_c_offers_resume_where_there_is_something_to_resume(model, tmp_path
     process.send_signal(signal.SIGINT)
     assert process.wait(60) == 130
     assert said in process.stderr.read()
+
+
+def test_an_evaluation_into_another_ones_folder_is_refused_before_anything_is_loaded(model, tmp_path, capsys):
+    out = tmp_path / "out"
+    small_fit(model, tmp_path / "t", "temperature")
+    assert evaluation(model, out, "--limit", 8) == 0
+    kept = {path: path.read_bytes() for path in out.rglob("*.json*")}
+    capsys.readouterr()
+    for more, other in (
+        (["--limit", "9"], "limit 8 -> 9"),
+        (["--limit", "8", "--apply-chat-template"], "apply_chat_template False -> True"),
+        (["--limit", "8", "--artifact", tmp_path / "t"], "temperature None -> "),
+        (["--limit", "8", "--precision", "bf16"], "dtype 'float32' -> 'bfloat16'"),
+    ):
+        assert evaluation(model, out, *more) == 2
+        assert f"--output {out} holds another evaluation of this model ({other}" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in out.rglob("*.json*")} == kept
+    # The same evaluation again, and further tasks, are the same run.
+    assert evaluation(model, out, "--limit", 8) == 0
+    assert len(list(out.rglob("results_*.json"))) == 2

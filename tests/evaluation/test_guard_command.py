@@ -6,7 +6,7 @@ import shutil
 import pytest
 from fitting import small_fit
 from harness import enter_mirror
-from tiny import save_tiny, write_arc_mirror
+from tiny import CHAT_TEMPLATE, save_tiny, write_arc_mirror
 
 from calibtune.__main__ import main
 from calibtune.results.samples import find_samples
@@ -77,3 +77,16 @@ def test_a_guard_without_a_base_is_refused_before_anything_runs(base, tmp_path, 
     assert evaluation(tmp_path / "out", "--model", base, "--guard", "winrate") == 2
     assert "give --guard-base DIR" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_prompts_that_differ_by_their_date_are_said_to(tmp_path, monkeypatch, capsys):
+    hub = enter_mirror(write_arc_mirror(tmp_path / "hub"), monkeypatch)
+    # A day that lasts a microsecond.
+    model = save_tiny(tmp_path / "model", chat_template="{{ strftime_now('%f') }}" + CHAT_TEMPLATE)
+    write_pairs(hub, [(f"Which of these, {i}?", f"option {i} a", f"letter {7 * i} b") for i in range(4)])
+    chat = ("--model", model, "--apply-chat-template")
+    assert evaluation(tmp_path / "base", *chat) == 0
+    guarded = ("--guard", "winrate", "--guard-base", tmp_path / "base")
+    assert evaluation(tmp_path / "out", *chat, *guarded) == 2
+    error = capsys.readouterr().err
+    assert "different prompts for 4 of 4 pairs; its chat template writes the date (strftime_now)" in error

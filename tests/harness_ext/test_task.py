@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from commands import run_command
 from harness import TASKS, FakeLM, evaluate
+from jinja2 import TemplateError
 from lm_eval.api.model import TemplateLM
 from lm_eval.models.huggingface import HFLM
 from tiny import save_tiny
@@ -12,6 +13,7 @@ from tiny import save_tiny
 from harness_ext import calibration
 from harness_ext.encoding import _is_cut
 from harness_ext.errors import UserError
+from harness_ext.task import render_chat
 
 HUB = TASKS.parents[1] / "shared" / "data" / "hub"
 
@@ -201,6 +203,17 @@ def test_letters_that_share_a_token_are_refused_before_the_first_forward_pass(mi
     lm.tok_encode = lambda text, **options: encode(text[:-1] + "B" if text.endswith(" A") else text, **options)
     with pytest.raises(UserError, match=r"not one of their own each.*doctor"):
         evaluate(["mc_calib_arc"], lm)
+
+
+def test_a_template_that_rejects_the_system_role_gets_its_text_in_the_users_message():
+    def template(messages, **_):
+        if messages[0]["role"] == "system":
+            raise TemplateError("no system role")
+        return messages[0]["content"]
+
+    assert render_chat(template, [{"role": "system", "content": "S."}, {"role": "user", "content": "Q?"}]) == "S.\n\nQ?"
+    with pytest.raises(TemplateError):
+        render_chat(template, [{"role": "system", "content": "S."}, {"role": "system", "content": "Q?"}])
 
 
 @pytest.mark.slow

@@ -90,6 +90,7 @@ def evaluate(
     include_path: PathLike | None = None,
     backend: str = "hf",
     trust_remote_code: bool = False,
+    drop_seen: bool = False,
 ) -> Evaluation:
     """Evaluate a base model or an artifact through lm_eval. What is None is as the artifact was fitted.
 
@@ -110,6 +111,8 @@ def evaluate(
         include_path: Folder of further task YAMLs.
         backend: "hf", or "hf-prefix", which computes once what prompts share.
         trust_remote_code: Run code that comes with the model.
+        drop_seen: Leave out questions that the artifact was fitted on, and count them in a warning, instead of
+            refusing them.
 
     Returns:
         The numbers by task and metric, and the folder of the files. Where several processes evaluate, all but the
@@ -141,6 +144,7 @@ def evaluate(
         include_path=None if include_path is None else os.fspath(include_path),
         backend=backend,
         trust_remote_code=trust_remote_code,
+        drop_seen=drop_seen,
     )
     with held(options.output):
         return run(options) or Evaluation(options.output, {}, {}, options)

@@ -9,6 +9,7 @@ from typing import Any
 
 import datasets
 
+from harness_ext.copies import normalized
 from harness_ext.documents import Row, arc_row, medmcqa_row, mirror_cache, mmlu_row, name_of, openbookqa_row
 from harness_ext.errors import UserError
 
@@ -31,19 +32,10 @@ SOURCES: dict[str, tuple[str, str | None, tuple[str, ...], Callable[[Row, str], 
 }
 
 
-def normalized(question: str) -> str:
-    """Return a question in lower case with single spaces, to find duplicates.
-
-    Example:
-        >>> normalized("  Which is   HOT?")
-        'which is hot?'
-    """
-    return " ".join(question.lower().split())
-
-
 def rank(doc: Mapping[str, Any], seed: int = SEED) -> str:
     """Return a hash of seed and contents, which orders a draw independently of the row order."""
-    contents = json.dumps([seed, normalized(doc["question"]), doc["choices"], doc["gold"]], ensure_ascii=False)
+    question = " ".join(doc["question"].lower().split())
+    contents = json.dumps([seed, question, doc["choices"], doc["gold"]], ensure_ascii=False)
     return hashlib.sha256(contents.encode()).hexdigest()
 
 
@@ -62,7 +54,7 @@ def usable(rows: datasets.Dataset, to_document: Callable[[Row, str], dict[str, A
 def distinct(documents: Sequence[dict[str, Any]], taken: set[str], seed: int = SEED) -> Documents:
     """Return documents with distinct questions that are not in ``taken``, in the order of the draw.
 
-    Their normalized questions are added to ``taken``.
+    Their normalized questions (:func:`harness_ext.copies.normalized`) are added to ``taken``.
     """
     kept = []
     for doc in sorted(documents, key=lambda doc: rank(doc, seed)):

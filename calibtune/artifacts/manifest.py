@@ -16,6 +16,7 @@ from calibtune.spec import ModelSpec
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
+    from calibtune.data.seen import Seen
     from harness_ext.binning import FloatArray
 
 MANIFEST = "calibtune.json"
@@ -38,7 +39,7 @@ class Artifact:
     tasks: tuple[str, ...]
     seed: int
     recipe: dict[str, Any] = field(repr=False)
-    #: Hashes of the documents by role: "train" and "held_out".
+    #: Keys of the questions by role, "train" and "held_out"; see :class:`calibtune.data.seen.Marks`.
     documents: dict[str, list[str]] = field(repr=False)
     #: Metrics on the held-out questions before and after the fit, by the harness's names.
     before: dict[str, float]
@@ -50,6 +51,8 @@ class Artifact:
     temperature: dict[str, Any] | None = None
     #: Of the base model's weights; see :mod:`calibtune.models.fingerprint`. None where they were not at hand.
     fingerprint: str | None = None
+    #: Sketches of the questions by role, which tell near copies; artifacts of version 0.1.0 have none.
+    sketches: dict[str, str] = field(default_factory=dict, repr=False)
     #: Where it lies; artifacts move, so that the manifest does not say it.
     folder: Path | None = field(default=None, compare=False)
 
@@ -100,6 +103,18 @@ class Artifact:
         kept = {name: self.recipe[name] for name in names if name in self.recipe}
         return ModelSpec(name=self.model, revision=self.revision, **kept)
 
+    def seen(self, *roles: str) -> Seen:
+        """Return the questions that it was fitted on, of some roles or of all.
+
+        Raises:
+            UserError: The manifest is damaged.
+        """
+        from calibtune.data.seen import Seen
+
+        chosen = [role for role in self.documents if not roles or role in roles]
+        sketches = [self.sketches[role] for role in chosen if role in self.sketches]
+        return Seen.of([self.documents[role] for role in chosen], sketches, self.folder)
+
     @property
     def adapter(self) -> str | None:
         """Return the folder of the adapter that a temperature was fitted on, or None."""
@@ -119,7 +134,7 @@ def read_artifact(folder: Path) -> Artifact:
         )
     values = read_json(folder / MANIFEST)
     names = {item.name for item in dataclasses.fields(Artifact)} - {"folder"}
-    if missing := names - values.keys() - {"fingerprint"}:
+    if missing := names - values.keys() - {"fingerprint", "sketches"}:
         raise UserError(
             f"{folder / MANIFEST} lacks the keys {', '.join(sorted(missing))}, so another version of calibtune wrote "
             "it; fit again with this version"

@@ -53,6 +53,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help="cuda, cpu, mps; found by itself where not given")
     parser.add_argument("--include-path", metavar="DIR", help="folder of further task YAMLs")
     parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the model")
+    parser.add_argument(
+        "--drop-seen",
+        action="store_true",
+        help="leave out and count questions that the artifact was fitted on, instead of refusing them",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--guard", choices=("winrate",), help="exit with 1 if the artifact lost what alignment gave")
     parser.add_argument(

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from calibtune.data.encoder import Encoder
+from calibtune.data.seen import Question, Seen, is_redrawn, task_question
 from calibtune.data.tasks import document_hash, explained, question_text, training_documents
 from calibtune.errors import UserError
 
@@ -31,6 +32,11 @@ class LetterExample:
     doc: dict[str, Any]
     #: Renders the document again in another order of its options.
     prompts: Prompts = field(repr=False, compare=False)
+
+    @property
+    def question(self) -> Question:
+        """Return the question by which its copies are known."""
+        return task_question(self.prompts.task, self.doc)
 
 
 @dataclass(frozen=True)
@@ -75,6 +81,10 @@ class Prompts:
         """Return the document's hash; see :func:`document_hash`."""
         return document_hash(question_text(self.task, doc))
 
+    def key(self, doc: dict[str, Any]) -> str:
+        """Return what the document's copies have in common; see :meth:`Question.key`."""
+        return task_question(self.task, doc).key(is_redrawn(self.task))
+
 
 def reorder(example: LetterExample, permutation: Sequence[int]) -> LetterExample:
     """Return the same question with its options in another order.
@@ -110,7 +120,7 @@ def load_examples(
     held_out: int,
     seed: int,
     limit: int | None,
-    never_held_out: frozenset[str] = frozenset(),
+    never_held_out: Seen | None = None,
     largest_share: float = 0.25,
 ) -> Examples:
     """Load the training questions of some tasks, a part of them held out.
@@ -122,7 +132,7 @@ def load_examples(
         held_out: Questions to hold out, at most ``largest_share`` of all.
         seed: Of the draw.
         limit: Use at most this many questions in all.
-        never_held_out: Hashes of documents that an adapter was trained on, which cannot tell its calibration.
+        never_held_out: Questions that an adapter was trained on, which cannot tell its calibration.
         largest_share: Of the questions that may be held out; 1 where nothing is trained.
 
     Returns:
@@ -134,9 +144,9 @@ def load_examples(
     found: dict[str, tuple[Prompts, dict[str, Any]]] = {}
     for task in tasks:
         prompts = Prompts(task, encoder, apply_chat_template)
-        evaluated = {prompts.hash(doc) for doc in task.eval_docs}
+        evaluated = {prompts.key(doc) for doc in task.eval_docs}
         docs = training_documents(task)
-        kept = {h: doc for doc in docs if (h := prompts.hash(doc)) not in evaluated}
+        kept = {key: doc for doc in docs if (key := prompts.key(doc)) not in evaluated}
         if len(kept) < len(docs):
             logger.warning(
                 "%s: %d of %d training questions are evaluated too, or appear twice, and are left out",
@@ -149,14 +159,18 @@ def load_examples(
                 f"task {task.task_name}: all of its {len(docs)} training questions are evaluated too; "
                 "fit on another task"
             )
-        found |= {h: (prompts, doc) for h, doc in kept.items()}
-    hashes = list(found)
-    drawn = [hashes[i] for i in np.random.default_rng(seed).permutation(len(hashes))[:limit]]
-    allowed = [h for h in drawn if h not in never_held_out]
-    chosen = set(allowed[: min(held_out, int(len(drawn) * largest_share))])
+        found |= {key: (prompts, doc) for key, doc in kept.items()}
+    keys = list(found)
+    drawn = [keys[i] for i in np.random.default_rng(seed).permutation(len(keys))[:limit]]
     # Rendered only now: a data set of 200,000 rows is asked about a few thousand.
-    rendered = {h: found[h][0].example(found[h][1], h) for h in drawn}
+    rendered = {key: found[key][0].example(found[key][1]) for key in drawn}
+    allowed = [key for key in drawn if never_held_out is None or not _in(never_held_out, rendered[key])]
+    chosen = set(allowed[: min(held_out, int(len(drawn) * largest_share))])
     return Examples(
-        train=tuple(rendered[h] for h in drawn if h not in chosen),
-        held_out=tuple(rendered[h] for h in drawn if h in chosen),
+        train=tuple(rendered[key] for key in drawn if key not in chosen),
+        held_out=tuple(rendered[key] for key in drawn if key in chosen),
     )
+
+
+def _in(seen: Seen, example: LetterExample) -> bool:
+    return seen.same(example.prompts.task, example.doc, example.question)

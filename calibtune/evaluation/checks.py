@@ -12,7 +12,7 @@ from lm_eval.api.task import ConfigurableTask
 
 from calibtune.artifacts.manifest import Artifact
 from calibtune.data.encoder import Encoder
-from calibtune.data.tasks import document_hash, question_text
+from calibtune.data.seen import Question, Seen, is_redrawn, task_question
 from calibtune.errors import UserError
 from calibtune.evaluation.doctor import MASS, check_letters, check_mass
 from calibtune.models.loading import check_spec, context_length, load_config, load_tokenizer
@@ -139,20 +139,70 @@ def check_shots(tasks: Sequence[Any], shots: int | None) -> None:
             )
 
 
-def check_disjoint(tasks: Sequence[Any], artifact: Artifact | None) -> None:
-    """Check that an artifact is not evaluated on documents that it was fitted on.
+def unseen(
+    tasks: Sequence[Any], artifact: Artifact | None, drop_seen: bool, limit: int | None
+) -> dict[str, list[int]] | None:
+    """Check that an artifact is not evaluated on questions that it was fitted on, and warn of similar ones.
+
+    Args:
+        tasks: The tasks.
+        artifact: The artifact, if one is evaluated.
+        drop_seen: Leave such questions out instead of refusing them.
+        limit: Evaluate the first so many of the others.
+
+    Returns:
+        Numbers of the documents to evaluate by task; None: all of them.
 
     Raises:
-        UserError: A task has such documents; the message gives their number and the first one.
+        UserError: A task has such questions; the message gives their number and the first one.
     """
     if artifact is None:
-        return
-    fitted = {h for hashes in artifact.documents.values() for h in hashes}
+        return None
+    seen, kept, dropped = artifact.seen(), dict[str, list[int]](), False
+    if seen.prompts:
+        logger.warning(
+            "%s knows its questions by their exact text alone, as calibtune 0.1.0 did; copies written otherwise are "
+            "found after another fit",
+            artifact.folder,
+        )
     for task in tasks:
-        texts = [question_text(task, doc) for doc in task.eval_docs] if task.OUTPUT_TYPE == "multiple_choice" else []
-        both = [text for text in texts if document_hash(text) in fitted]
-        if both:
-            raise UserError(
-                f"task {task.task_name}: {len(both)} of its {len(texts)} evaluated questions were used for this fit, "
-                f"the first {both[0][:60]!r}; evaluate on other questions, or fit on another split"
+        docs = list(task.eval_docs)
+        same = _seen_again(task, docs, seen) if task.OUTPUT_TYPE == "multiple_choice" else {}
+        kept[task.task_name] = [number for number in range(len(docs)) if number not in same][:limit]
+        dropped |= bool(same)
+        if not same:
+            continue
+        said = f"task {task.task_name}: {len(same)} of its {len(docs)} evaluated questions were used for this fit"
+        first = f"the first {next(iter(same.values())).text[:60]!r}"
+        if not drop_seen or len(same) == len(docs):
+            cure = "evaluate on other questions, or fit on another split"
+            raise UserError(f"{said}, {first}; {cure}" + ", or leave them out with --drop-seen" * (not drop_seen))
+        logger.warning("%s and are left out, %s", said, first)
+    return kept if dropped else None
+
+
+def _seen_again(task: Any, docs: Sequence[dict[str, Any]], seen: Seen) -> dict[int, Question]:
+    """Return the questions that were fitted on, by their number; warn of other options and of near copies."""
+    same, other, near = dict[int, Question](), list[str](), list[str]()
+    for number, doc in enumerate(docs):
+        question = task_question(task, doc)
+        if seen.same(task, doc, question):
+            same[number] = question
+        elif is_redrawn(task):
+            continue
+        elif seen.same_question(question):
+            other.append(question.text)
+        elif seen.near(question):
+            near.append(question.text)
+    for texts, what in ((other, "were used for this fit with other options"), (near, "are near copies of this fit's")):
+        if texts:
+            examples = ", ".join(f"{text[:60]!r}" for text in list(dict.fromkeys(texts))[:3])
+            logger.warning(
+                "task %s: %d of its %d evaluated questions %s, such as %s",
+                task.task_name,
+                len(texts),
+                len(docs),
+                what,
+                examples,
             )
+    return same

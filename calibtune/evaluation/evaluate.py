@@ -18,12 +18,12 @@ from calibtune.artifacts.tasks import SUFFIX, write_scaled_tasks
 from calibtune.data.tasks import Index, load_tasks, task_manager
 from calibtune.errors import UserError, WorkFailed, is_out_of_memory, reason
 from calibtune.evaluation.checks import (
-    check_disjoint,
     check_model,
     check_output,
     check_prompts,
     check_shots,
     tokenizer_spec,
+    unseen,
     warn_of_low_mass,
 )
 from calibtune.evaluation.files import refuse_other_run, save_results
@@ -63,6 +63,8 @@ class EvaluationOptions:
     #: One of ``BACKENDS``.
     backend: str = "hf"
     trust_remote_code: bool = False
+    #: Leave out questions that the artifact was fitted on, instead of refusing them.
+    drop_seen: bool = False
 
     def spec(self, artifact: Artifact | None) -> ModelSpec:
         """Return the model to load: the artifact's base as it was fitted, changed by what is given here.
@@ -127,14 +129,15 @@ def evaluate(options: EvaluationOptions) -> Evaluation | None:
     index = task_manager(options.tasks, options.include_path)
     tasks = load_tasks(options.tasks, index=index)
     check_shots(tasks, options.num_fewshot)
-    check_disjoint(tasks, artifact)
+    asked = unseen(tasks, artifact, options.drop_seen, options.limit)
     check_prompts(tasks, spec, tokenizer, artifact)
     with tempfile.TemporaryDirectory() as folder:
         names = options.tasks
         if artifact is not None and artifact.temperature is not None:
             names, include_path = scaled_tasks(options.tasks, artifact.temperature["temperature"], Path(folder))
             index = task_manager(names, include_path)
-        return _run(options, spec, arguments, setup, names, index)
+            asked = asked and {name + SUFFIX: numbers for name, numbers in asked.items()}
+        return _run(options, spec, arguments, setup, names, index, asked)
 
 
 def _run(
@@ -144,6 +147,7 @@ def _run(
     setup: dict[str, Any],
     names: tuple[str, ...],
     index: Index,
+    asked: dict[str, list[int]] | None,
 ) -> Evaluation | None:
     tracker = EvaluationTracker(output_path=str(options.output))
     try:
@@ -154,7 +158,9 @@ def _run(
             num_fewshot=options.num_fewshot,
             batch_size=options.batch_size,
             device=options.device or found_device(),
-            limit=options.limit,
+            # The harness takes one of these.
+            limit=options.limit if asked is None else None,
+            samples=asked,
             apply_chat_template=spec.apply_chat_template,
             log_samples=True,
             evaluation_tracker=tracker,

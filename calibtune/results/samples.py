@@ -115,6 +115,23 @@ def read_samples(path: Path) -> Samples:
     )
 
 
+def read_prompts(path: Path) -> list[tuple[str, list[str]]]:
+    """Return the prompt of each question of a samples file as the model saw it, and what was scored after it.
+
+    In the order of :func:`read_samples`; empty texts where the file does not say them.
+
+    Raises:
+        UserError: See :func:`read_samples`.
+    """
+    found = {}
+    for sample in _parse(path):
+        arguments = sample.get("arguments")
+        given = [each for each in arguments.values() if isinstance(each, dict)] if isinstance(arguments, dict) else []
+        prompt = str(given[0].get("arg_0", "")) if given else ""
+        found[sample["doc_id"]] = prompt, [str(each.get("arg_1", "")) for each in given]
+    return [found[number] for number in sorted(found)]
+
+
 def _parse(path: Path) -> list[dict[str, Any]]:
     samples = []
     try:

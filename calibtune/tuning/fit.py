@@ -15,7 +15,7 @@ import torch
 from calibtune.artifacts.card import model_card
 from calibtune.artifacts.manifest import MANIFEST, Artifact, read_artifact, versions, write_manifest
 from calibtune.data.examples import LetterExample
-from calibtune.data.tasks import document_hash
+from calibtune.data.seen import Marks, question_of
 from calibtune.errors import UserError, WorkFailed, is_out_of_memory
 from calibtune.files import keep_inputs, read_json, refuse_existing, write_json, write_text
 from calibtune.models.adapters import load_adapter
@@ -27,11 +27,10 @@ from calibtune.recipe import Recipe, recipe_values
 from calibtune.results.measures import harness_measures
 from calibtune.tuning.checkpoints import CHECKPOINTS, STARTED, last_checkpoint, remove_unfinished
 from calibtune.tuning.checks import idle_gpus
-from calibtune.tuning.inputs import Inputs, read_inputs, trained_on
+from calibtune.tuning.inputs import Inputs, read_inputs
 from calibtune.tuning.progress import overtrained
 from calibtune.tuning.trainable import add_adapter
 from harness_ext.binning import FloatArray, IntArray
-from harness_ext.prompts import doc_to_text
 
 logger = logging.getLogger(__name__)
 
@@ -151,8 +150,10 @@ def _temperature(inputs: Inputs, model: Any, output: Path, started: float) -> Ar
     if recipe.chat_template is not None and is_first_process():
         inputs.tokenizer.save_pretrained(output)  # the base's own has no template to evaluate with
     measures = _temperature_measures(recipe, scores, inputs.gold)
-    documents = {"train": sorted(trained_on(recipe)), "held_out": _hashes(inputs.examples.held_out)}
-    return _finish(recipe, output, "temperature", measures, started, documents, inputs.revision, found)
+    adapter = inputs.adapter
+    trained = Marks.of([]) if adapter is None else Marks(adapter.documents["train"], adapter.sketches.get("train", ""))
+    marks = {"train": trained, "held_out": _marks(inputs.examples.held_out)}
+    return _finish(recipe, output, "temperature", measures, started, marks, inputs.revision, found)
 
 
 def _write_temperature(recipe: Recipe, output: Path, scores: FloatArray, gold: IntArray) -> dict[str, Any]:
@@ -183,28 +184,17 @@ def fit_samples(recipe: Recipe, output: Path, resume: bool, overwrite: bool) -> 
     Raises:
         UserError: See :func:`calibtune.results.samples.read_samples`.
     """
-    from calibtune.results.samples import read_samples
+    from calibtune.results.samples import read_prompts, read_samples
 
-    started = time.perf_counter()
-    rows = read_samples(Path(str(recipe.samples)))
+    started, path = time.perf_counter(), Path(str(recipe.samples))
+    rows, prompts = read_samples(path), read_prompts(path)
     _claim(recipe, output, resume, overwrite)
     recipe = dataclasses.replace(recipe, tasks=recipe.tasks or (rows.task,))
-    hashes = [
-        document_hash(doc_to_text(doc) if _is_ours(doc) else h)
-        for doc, h in zip(rows.documents, rows.doc_hashes, strict=True)
-    ]
+    asked = Marks.of(question_of(doc, *prompt) for doc, prompt in zip(rows.documents, prompts, strict=True))
     found = _write_temperature(recipe, output, rows.log_probs, rows.labels)
     measures = _temperature_measures(recipe, rows.log_probs, rows.labels)
-    return _finish(
-        recipe, output, "temperature", measures, started, {"train": [], "held_out": hashes}, temperature=found
-    )
-
-
-def _is_ours(doc: Mapping[str, Any]) -> bool:
-    """Whether a document of a samples file is of a task whose prompt we know; others have lm_eval's own hash."""
-    question, choices = doc.get("question"), doc.get("choices")
-    texts = isinstance(choices, list) and all(isinstance(choice, str) for choice in choices)
-    return isinstance(question, str) and texts
+    marks = {"train": Marks.of([]), "held_out": asked}
+    return _finish(recipe, output, "temperature", measures, started, marks, temperature=found)
 
 
 def _train(inputs: Inputs, model: Any, output: Path, resume: bool, started: float) -> Artifact:
@@ -240,8 +230,8 @@ def _train(inputs: Inputs, model: Any, output: Path, resume: bool, started: floa
         logger.warning("%s", advice)
     save_whole(trainer, inputs.tokenizer, output)
     kind = "model" if recipe.tuning == "full" else "adapter"
-    documents = {"train": _hashes(inputs.examples.train), "held_out": _hashes(inputs.examples.held_out)}
-    return _finish(recipe, output, kind, (before, after), started, documents, inputs.revision)
+    marks = {"train": _marks(inputs.examples.train), "held_out": _marks(inputs.examples.held_out)}
+    return _finish(recipe, output, kind, (before, after), started, marks, inputs.revision)
 
 
 def _measures(model: Any, inputs: Inputs) -> dict[str, float]:
@@ -257,7 +247,7 @@ def _finish(
     kind: str,
     measures: tuple[dict[str, float], ...],
     started: float,
-    documents: dict[str, list[str]],
+    marks: Mapping[str, Marks],
     revision: str | None = None,
     temperature: dict[str, Any] | None = None,
 ) -> Artifact:
@@ -269,7 +259,8 @@ def _finish(
         tasks=recipe.tasks,
         seed=recipe.seed,
         recipe=recipe_values(recipe),
-        documents=documents,
+        documents={role: part.keys for role, part in marks.items()},
+        sketches={role: part.sketches for role, part in marks.items()},
         before=measures[0],
         after=measures[1],
         versions=versions(),
@@ -290,5 +281,5 @@ def _finish(
     return artifact
 
 
-def _hashes(examples: Sequence[LetterExample]) -> list[str]:
-    return [example.doc_hash for example in examples]
+def _marks(examples: Sequence[LetterExample]) -> Marks:
+    return Marks.of(example.question for example in examples)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from calibtune.artifacts.manifest import base_model, read_artifact
+from calibtune.artifacts.manifest import Artifact, base_model, read_artifact
 from calibtune.data.encoder import Encoder
 from calibtune.data.examples import Examples, load_examples
 from calibtune.data.tasks import load_tasks
@@ -35,6 +35,8 @@ class Inputs:
     held_out: tuple[TokenExample, ...]
     max_length: int
     revision: str | None
+    #: What a temperature is fitted on top of.
+    adapter: Artifact | None
 
     @property
     def gold(self) -> np.ndarray:
@@ -61,6 +63,7 @@ def read_inputs(recipe: Recipe) -> Inputs:
     tokenizer = load_tokenizer(recipe.spec)
     encoder = Encoder(tokenizer, recipe.spec.chat_template_args)
     tasks = load_tasks(recipe.tasks, recipe.include_path)
+    adapter = fitted_adapter(recipe)
     examples = load_examples(
         tasks,
         encoder,
@@ -68,32 +71,33 @@ def read_inputs(recipe: Recipe) -> Inputs:
         recipe.held_out,
         recipe.seed,
         recipe.limit,
-        trained_on(recipe),
+        None if adapter is None else adapter.seen("train"),
         1.0 if recipe.method == "temperature" else 0.25,
     )
     length = context_length(config, tokenizer)
     held_out = tuple(tokenize(examples.held_out, encoder, length))
-    inputs = Inputs(recipe, tokenizer, encoder, examples, held_out, length, getattr(config, "_commit_hash", None))
+    revision = getattr(config, "_commit_hash", None)
+    inputs = Inputs(recipe, tokenizer, encoder, examples, held_out, length, revision, adapter)
     check_counts(inputs)
     rows = held_out if recipe.method == "temperature" else (*held_out, *inputs.questions.train.rows)
     check_vocabulary(rows, config, recipe.model)
     return inputs
 
 
-def trained_on(recipe: Recipe) -> frozenset[str]:
-    """Return hashes of the documents on which the recipe's adapter was trained, if it has one.
+def fitted_adapter(recipe: Recipe) -> Artifact | None:
+    """Return the adapter on top of which a temperature is fitted, or None.
 
     Raises:
         UserError: ``--artifact`` is not an adapter, or was trained on another base model.
     """
     if recipe.artifact is None:
-        return frozenset()
+        return None
     artifact = read_artifact(Path(recipe.artifact))
     if artifact.kind != "adapter":
         raise UserError(f"--artifact {recipe.artifact} is a {artifact.kind}; give an adapter, or its base as --model")
     base_model(recipe.model, artifact)
     check_fingerprint(recipe.spec, artifact.fingerprint, recipe.artifact)
-    return frozenset(artifact.documents["train"])
+    return artifact
 
 
 def check_counts(inputs: Inputs) -> None:

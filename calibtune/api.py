@@ -81,6 +81,7 @@ def evaluate(
     revision: str | None = None,
     apply_chat_template: bool | None = None,
     chat_template_args: dict[str, Any] | None = None,
+    add_bos_token: bool | None = None,
     quantization: Quantization | None = None,
     precision: Precision | None = None,
     batch_size: int | str = 16,
@@ -102,6 +103,7 @@ def evaluate(
         revision: Branch, tag or commit of the model on the hub.
         apply_chat_template: Render prompts with the tokenizer's chat template.
         chat_template_args: Further arguments of the chat template.
+        add_bos_token: Begin prompts with the tokenizer's beginning-of-text token.
         quantization: "nf4" holds the base model in 4 bits; "none".
         precision: "bf16", "fp32", or "auto": bf16 where it is fast; auto where no artifact says it.
         batch_size: Questions in a forward pass, or "auto".
@@ -135,6 +137,7 @@ def evaluate(
         artifact=None if artifact is None else Path(artifact),
         apply_chat_template=apply_chat_template,
         chat_template_args=chat_template_args,
+        add_bos_token=add_bos_token,
         quantization=quantization,
         precision=precision,
         batch_size=str(batch_size),

@@ -86,6 +86,9 @@ class Recipe:
     revision: str | None = _option(None, "branch, tag or commit of the model on the hub")
     chat_template: str | None = _option(None, "file of a Jinja chat template, for a tokenizer that has none")
     chat_template_args: Options = _option({}, "further arguments of the chat template, as JSON")
+    add_bos_token: bool | None = _option(
+        None, "begin prompts with the tokenizer's beginning-of-text token (default: as the tokenizer does)"
+    )
     trust_remote_code: bool = _option(False, "run code that comes with the model")
 
     objective: Literal["nll", "ece"] = _option("nll", "what T minimizes", "method", "temperature")
@@ -185,6 +188,12 @@ def recipe_values(recipe: Recipe) -> dict[str, Any]:
     return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(recipe).items()}
 
 
+def is_switch(name: str) -> bool:
+    """Return whether an option is on or off."""
+    hint = typing.get_type_hints(Recipe)[name]
+    return hint is bool or bool in typing.get_args(hint)
+
+
 def load_recipe(path: Path) -> dict[str, Any]:
     """Read a YAML recipe's keys, not yet checked.
 
@@ -282,7 +291,7 @@ def check(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[tuple[str, st
         if name == "method" and not value:
             continue  # which is missing, not wrong
         try:
-            if isinstance(value, bool) and not isinstance(defaults[name], bool):
+            if isinstance(value, bool) and not is_switch(name):
                 raise ValueError  # Python counts True as 1
             value = os.fspath(value) if isinstance(value, os.PathLike) else value
             converted[name] = _adapters()[name].validate_python(value)

@@ -29,5 +29,7 @@ class ModelSpec:
     chat_template: str | None = None
     #: Additional arguments of the chat template, such as ``enable_thinking``.
     chat_template_args: dict[str, Any] = field(default_factory=dict)
+    #: Whether prompts begin with the tokenizer's token for the beginning of a text; None: as the tokenizer does it.
+    add_bos_token: bool | None = None
     #: Run code that comes with the model.
     trust_remote_code: bool = False

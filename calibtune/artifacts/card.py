@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from calibtune.artifacts.manifest import MANIFEST, Artifact, own_tokenizer
 from harness_ext.registry import METRICS
@@ -72,18 +74,27 @@ def _numbers(artifact: Artifact, rows: list[str]) -> str:
 
 def usage(artifact: Artifact) -> str:
     """Return the lm_eval command that evaluates the artifact, as Markdown."""
-    tokenizer = ",tokenizer=THIS_FOLDER" if own_tokenizer(artifact) else ""
-    if artifact.kind == "temperature":
-        peft = f",peft={artifact.adapter}" if artifact.adapter else ""
-        names = ",".join(f"{task}_scaled" for task in artifact.tasks)
-        line = f"--model_args pretrained={artifact.model}{peft}{tokenizer} --include_path THIS_FOLDER --tasks {names}"
-    elif artifact.kind == "adapter":
-        model = f"pretrained={artifact.model},peft=THIS_FOLDER{tokenizer}"
-        line = f"--model_args {model} --tasks {','.join(artifact.tasks)}"
-    else:
-        line = f"--model_args pretrained=THIS_FOLDER --tasks {','.join(artifact.tasks)}"
+    given: dict[str, Any] = {"pretrained": "THIS_FOLDER" if artifact.kind == "model" else artifact.model}
+    if adapter := "THIS_FOLDER" if artifact.kind == "adapter" else artifact.adapter:
+        given["peft"] = adapter
+    if own_tokenizer(artifact) and artifact.kind != "model":
+        given["tokenizer"] = "THIS_FOLDER"
+    # What neither is in the artifact's files nor lm_eval's default.
+    given |= {
+        name: artifact.recipe[name] for name in ("add_bos_token", "chat_template_args") if artifact.recipe.get(name)
+    }
+    scaled = artifact.kind == "temperature"
+    names = ",".join(f"{task}_scaled" if scaled else task for task in artifact.tasks)
+    include = " --include_path THIS_FOLDER" if scaled else ""
     chat = " --apply_chat_template" if artifact.recipe.get("apply_chat_template") else ""
-    return f"```\nlm_eval --model hf {line}{chat}\n```"
+    return f"```\nlm_eval --model hf --model_args {_model_args(given)}{include} --tasks {names}{chat}\n```"
+
+
+def _model_args(given: Mapping[str, Any]) -> str:
+    """Return lm_eval's model_args; what its short form cannot say is JSON."""
+    if any(isinstance(value, dict) for value in given.values()):
+        return shlex.quote(json.dumps(given))
+    return ",".join(f"{name}={value}" for name, value in given.items())
 
 
 def summary(artifact: Artifact, output: Path) -> str:

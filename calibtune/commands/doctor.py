@@ -12,6 +12,7 @@ import argparse
 import dataclasses
 import json
 
+from calibtune.commands.models import add_model_arguments
 from calibtune.errors import UserError
 
 
@@ -26,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="auto: bf16 where it is fast",
     )
-    parser.add_argument("--device", help="cuda, cpu, mps; found by itself where not given")
+    add_model_arguments(parser)
     parser.add_argument("--include-path", metavar="DIR", help="folder of further task YAMLs")
     parser.add_argument("--json", action="store_true", help="print JSON instead of lines")
 
@@ -57,20 +58,20 @@ def _check_model(args):  # type: ignore[no-untyped-def]
     from calibtune.data.encoder import Encoder
     from calibtune.data.examples import Prompts
     from calibtune.data.tasks import load_tasks
-    from calibtune.data.tokens import tokenize
+    from calibtune.data.tokens import PAD, tokenize
     from calibtune.evaluation.doctor import SCORED, check_letters, check_mass
     from calibtune.models.loading import check_spec, context_length, load_base, load_config, load_tokenizer
     from calibtune.models.scores import score
     from calibtune.spec import ModelSpec
     from harness_ext.calibration import letter_mass
 
-    spec = ModelSpec(
-        args.model, apply_chat_template=args.apply_chat_template, precision=args.precision, device=args.device
-    )
+    names = ("revision", "precision", "device", "apply_chat_template", "add_bos_token", "trust_remote_code")
+    given = {name: getattr(args, name) for name in names}
+    spec = ModelSpec(args.model, chat_template_args=args.chat_template_args or {}, **given)
     check_spec(spec)
     tokenizer = load_tokenizer(spec)
     length = context_length(load_config(spec), tokenizer)
-    encoder = Encoder(tokenizer)
+    encoder = Encoder(tokenizer, spec)
     names = tuple(task.strip() for task in args.tasks.split(",") if task.strip())
     if not names:
         raise UserError("--tasks names no task; give one or more, separated by commas")
@@ -87,5 +88,5 @@ def _check_model(args):  # type: ignore[no-untyped-def]
             examples = [prompts.example(doc) for doc in list(task.eval_docs)[:SCORED]]
             model = model or load_base(spec)
             questions = tokenize(examples, encoder, length)
-            scores = score(model, questions, tokenizer.pad_token_id, batch_size=1)
+            scores = score(model, questions, PAD, batch_size=1)
             yield check_mass(task.task_name, letter_mass(scores), len(scores), args.apply_chat_template)

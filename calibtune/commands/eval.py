@@ -17,6 +17,7 @@ import logging
 import shlex
 from pathlib import Path
 
+from calibtune.commands.models import add_model_arguments
 from calibtune.errors import UserError, WorkFailed
 from calibtune.processes import is_first_process
 
@@ -34,10 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--apply-chat-template", action=argparse.BooleanOptionalAction, help="default: as the artifact was fitted"
     )
-    parser.add_argument("--revision", help="branch, tag or commit of the model on the hub")
-    parser.add_argument(
-        "--chat-template-args", type=json.loads, metavar="JSON", help="further arguments of the chat template"
-    )
+    add_model_arguments(parser)
     parser.add_argument("--quantization", choices=("none", "nf4"), help="default: as the artifact was fitted")
     parser.add_argument("--precision", choices=("auto", "bf16", "fp32"), help="default: as in the fit, else auto")
     parser.add_argument("--batch-size", default="16", metavar="N|auto", help="default: 16")
@@ -50,9 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="hf: lm_eval's, with prompts encoded whole and letters read in float32; hf-prefix also computes once what "
         "prompts share: the same numbers, faster with few-shot examples",
     )
-    parser.add_argument("--device", help="cuda, cpu, mps; found by itself where not given")
     parser.add_argument("--include-path", metavar="DIR", help="folder of further task YAMLs")
-    parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the model")
     parser.add_argument(
         "--drop-seen",
         action="store_true",

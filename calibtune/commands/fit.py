@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from calibtune.processes import is_first_process
-from calibtune.recipe import FIELDS, RECIPES, Recipe, flag, load_recipe, make_recipe
+from calibtune.recipe import FIELDS, RECIPES, Recipe, flag, is_switch, load_recipe, make_recipe
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ def _add_field(group: argparse._ArgumentGroup, name: str) -> None:
     only = " ".join(item.metadata["only"])
     text = item.metadata["help"] + (f" [{only}]" if only else "") + _default(item.default)
     options: dict[str, Any] = {"dest": name, "default": argparse.SUPPRESS, "help": text.replace("%", "%%")}
-    if isinstance(item.default, bool):
+    if is_switch(name):
         group.add_argument(flag(name), action=argparse.BooleanOptionalAction, **options)
     else:
         group.add_argument(flag(name), metavar=_metavar(name), **options)

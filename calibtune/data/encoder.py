@@ -8,18 +8,19 @@ from typing import Any
 from lm_eval.api.model import TemplateLM
 from lm_eval.models.huggingface import HFLM
 
+from calibtune.spec import ModelSpec
 from harness_ext.encoding import split_whole
 
 
 class Encoder(HFLM):
     """Encode as the harness's hf backend does, without a model: chat template and tokenizer alone."""
 
-    def __init__(self, tokenizer: Any, chat_template_args: dict[str, Any] | None = None) -> None:
+    def __init__(self, tokenizer: Any, spec: ModelSpec | None = None) -> None:
         # HFLM's own constructor would load weights; these are all that encoding and templating read.
         self.tokenizer = tokenizer
         self.backend = "causal"
-        self.add_bos_token = None
-        self.chat_template_args: dict[str, Any] = chat_template_args or {}
+        self.add_bos_token = spec.add_bos_token if spec else None
+        self.chat_template_args: dict[str, Any] = spec.chat_template_args if spec else {}
         self.custom_prefix_token_id = None
         # Asked for by the checks of tasks that are being evaluated in the same process.
         self._max_length = tokenizer.model_max_length

@@ -67,7 +67,7 @@ def check_prompts(tasks: Sequence[Any], spec: ModelSpec, tokenizer: Any, artifac
     Raises:
         UserError: With the task, the letters' tokens and the cause.
     """
-    encoder = Encoder(tokenizer, spec.chat_template_args)
+    encoder = Encoder(tokenizer, spec)
     for task in tasks:
         if isinstance(task, LetterTask):
             for finding in check_letters(task, encoder, spec.apply_chat_template, LOOKED_AT):

@@ -52,6 +52,7 @@ class EvaluationOptions:
     artifact: Path | None = None
     apply_chat_template: bool | None = None
     chat_template_args: dict[str, Any] | None = None
+    add_bos_token: bool | None = None
     quantization: Quantization | None = None
     precision: Precision | None = None
     #: A number, or "auto".
@@ -73,7 +74,7 @@ class EvaluationOptions:
             UserError: No model is given, or the artifact was made for another.
         """
         spec = artifact.spec if artifact is not None else ModelSpec("")
-        names = ("revision", "apply_chat_template", "chat_template_args", "quantization", "precision")
+        names = ("revision", "apply_chat_template", "chat_template_args", "add_bos_token", "quantization", "precision")
         given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         return dataclasses.replace(
             spec,
@@ -219,6 +220,7 @@ def setup_of(
         "temperature": artifact.temperature["temperature"] if artifact and artifact.temperature else None,
         "limit": options.limit,
         "num_fewshot": options.num_fewshot,
+        "drop_seen": options.drop_seen,
     }
 
 
@@ -251,6 +253,8 @@ def model_arguments(options: EvaluationOptions, spec: ModelSpec, artifact: Artif
         arguments["revision"] = spec.revision
     if spec.chat_template_args:
         arguments["chat_template_args"] = spec.chat_template_args
+    if spec.add_bos_token is not None:
+        arguments["add_bos_token"] = spec.add_bos_token
     if artifact is not None and artifact.kind == "model":
         arguments["pretrained"] = str(options.artifact)
         arguments.pop("revision", None)
@@ -280,7 +284,7 @@ def _load(options: EvaluationOptions, arguments: dict[str, Any], spec: ModelSpec
             model = load_adapter(model, Path(arguments["peft"]))
         tokenizer = load_tokenizer(tokenizer_spec(spec, arguments))
         arguments["quantization"] = "nf4"
-        given = {name: arguments[name] for name in ("chat_template_args",) if name in arguments}
+        given = {name: arguments[name] for name in ("chat_template_args", "add_bos_token") if name in arguments}
         return backend(
             pretrained=model, tokenizer=tokenizer, batch_size=options.batch_size, softmax_dtype="float32", **given
         )

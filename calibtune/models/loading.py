@@ -34,9 +34,16 @@ def load_tokenizer(spec: ModelSpec) -> Any:
 
     Raises:
         UserError: The model does not exist, the template file cannot be read, or the spec asks for
-            a chat template and there is none.
+            a chat template or a beginning-of-text token and there is none.
     """
-    tokenizer = _from(AutoTokenizer, spec)
+    tokenizer = _from(
+        AutoTokenizer, spec, **({} if spec.add_bos_token is None else {"add_bos_token": spec.add_bos_token})
+    )
+    if spec.add_bos_token and tokenizer("A")["input_ids"][:1] != [tokenizer.bos_token_id]:
+        raise UserError(
+            f"--add-bos-token: the tokenizer of {spec.name} puts no token for the beginning of a text before it "
+            f"(bos_token is {tokenizer.bos_token!r}); leave it out"
+        )
     if spec.chat_template is not None:
         path = Path(spec.chat_template)
         if not path.is_file():

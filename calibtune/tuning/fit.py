@@ -16,6 +16,7 @@ from calibtune.artifacts.card import model_card
 from calibtune.artifacts.manifest import MANIFEST, Artifact, read_artifact, versions, write_manifest
 from calibtune.data.examples import LetterExample
 from calibtune.data.seen import Marks, question_of
+from calibtune.data.tokens import PAD
 from calibtune.errors import UserError, WorkFailed, is_out_of_memory
 from calibtune.files import keep_inputs, read_json, refuse_existing, write_json, write_text
 from calibtune.models.adapters import load_adapter
@@ -145,7 +146,7 @@ def _memory_advice(recipe: Recipe) -> str:
 
 def _temperature(inputs: Inputs, model: Any, output: Path, started: float) -> Artifact:
     recipe = inputs.recipe
-    scores = score(model, inputs.held_out, inputs.tokenizer.pad_token_id, recipe.batch_size)
+    scores = score(model, inputs.held_out, PAD, recipe.batch_size)
     found = _write_temperature(recipe, output, scores, inputs.gold)
     if recipe.chat_template is not None and is_first_process():
         inputs.tokenizer.save_pretrained(output)  # the base's own has no template to evaluate with
@@ -237,7 +238,7 @@ def _train(inputs: Inputs, model: Any, output: Path, resume: bool, started: floa
 def _measures(model: Any, inputs: Inputs) -> dict[str, float]:
     if not inputs.held_out:
         return {}
-    scores = score(model, inputs.held_out, inputs.tokenizer.pad_token_id, inputs.recipe.batch_size)
+    scores = score(model, inputs.held_out, PAD, inputs.recipe.batch_size)
     return harness_measures(scores, inputs.gold)
 
 

@@ -15,7 +15,7 @@ from calibtune.artifacts.manifest import Artifact, base_model, read_artifact
 from calibtune.data.encoder import Encoder
 from calibtune.data.examples import Examples, load_examples
 from calibtune.data.tasks import load_tasks
-from calibtune.data.tokens import TokenExample, tokenize
+from calibtune.data.tokens import PAD, TokenExample, tokenize
 from calibtune.data.training_set import Questions, TrainingSet
 from calibtune.errors import UserError
 from calibtune.models.fingerprint import check_fingerprint
@@ -48,7 +48,7 @@ class Inputs:
         """Return the tokenized training and held-out questions."""
         recipe = self.recipe
         data = TrainingSet(self.examples.train, self.encoder, self.max_length, recipe.seed, recipe.shuffle_options)
-        return Questions(data, self.held_out, self.tokenizer.pad_token_id)
+        return Questions(data, self.held_out, PAD)
 
 
 def read_inputs(recipe: Recipe) -> Inputs:
@@ -61,7 +61,7 @@ def read_inputs(recipe: Recipe) -> Inputs:
     config = load_config(recipe.spec)
     check_kernels(recipe, config)
     tokenizer = load_tokenizer(recipe.spec)
-    encoder = Encoder(tokenizer, recipe.spec.chat_template_args)
+    encoder = Encoder(tokenizer, recipe.spec)
     tasks = load_tasks(recipe.tasks, recipe.include_path)
     adapter = fitted_adapter(recipe)
     examples = load_examples(

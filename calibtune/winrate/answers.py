@@ -129,9 +129,13 @@ def _load(model: Model, settings: Settings) -> Any:
 
     options = {"batch_size": settings.batch_size, "device": settings.device or found_device()}
     try:
-        return get_model("hf").create_from_arg_obj(model.model_args(), options)
+        lm: Any = get_model("hf").create_from_arg_obj(model.model_args(), options)
     except (OSError, ValueError) as error:
         raise not_loaded(model.base, error) from error
+    # A padding token that was added to the tokenizer alone has no embedding.
+    if lm.tokenizer.pad_token_id >= lm.model.get_input_embeddings().num_embeddings:
+        lm.tokenizer.pad_token_id = lm.eot_token_id
+    return lm
 
 
 def _evaluate(

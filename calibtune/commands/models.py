@@ -1,0 +1,39 @@
+"""Declare the flags of a model that eval and doctor share; fit has them from the recipe."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare how a model is loaded and prompted."""
+    parser.add_argument("--revision", help="branch, tag or commit of the model on the hub")
+    parser.add_argument(
+        "--chat-template-args", type=json_object, metavar="JSON", help="further arguments of the chat template"
+    )
+    parser.add_argument(
+        "--add-bos-token",
+        action=argparse.BooleanOptionalAction,
+        help="begin prompts with the tokenizer's beginning-of-text token (default: as the tokenizer does)",
+    )
+    parser.add_argument("--device", help="cuda, cpu, mps; found by itself where not given")
+    parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the model")
+
+
+def json_object(text: str) -> dict[str, Any]:
+    """Return a JSON object that was given as text.
+
+    Raises:
+        argparse.ArgumentTypeError: It is none.
+    """
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(
+            f"{text!r:.80} is no JSON object; give one such as '{{\"enable_thinking\": false}}'"
+        )
+    return value

@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -22,6 +23,7 @@ from tqdm import tqdm
 
 from calibtune.errors import UserError, WorkFailed
 from calibtune.winrate.journal import Journal, key_of
+from calibtune.winrate.redaction import Redaction
 
 #: Number of attempts if a reply of HTTP 200 is not a chat completion.
 MALFORMED_ATTEMPTS = 3
@@ -82,9 +84,16 @@ class Endpoint:
             raise UserError(f"the environment has no {variable}; set it, or give --judge-base-url of a local judge")
         return cls(base_url, key or "none", **patience)
 
-    def redact(self, text: str) -> str:
-        """Return the text without the key, which a server may have echoed."""
-        return text if len(self.key) < SECRET else text.replace(self.key, "[key]")
+    def redact(self, value: Any) -> Any:
+        """Return a text or a value of JSON without the key, which a server may have echoed.
+
+        Redact before a text is cut: of a key that is cut, no pattern finds the rest.
+        """
+        return value if len(self.key) < SECRET else self._redaction.value(value)
+
+    @cached_property
+    def _redaction(self) -> Redaction:
+        return Redaction(self.key)
 
 
 class Judge:
@@ -107,7 +116,12 @@ class Judge:
         #: Text of the first reply, for an error about replies that cannot be parsed.
         self.first_reply = ""
         self._client = openai.OpenAI(
-            api_key=endpoint.key, base_url=endpoint.base_url, timeout=endpoint.timeout, max_retries=endpoint.retries
+            api_key=endpoint.key,
+            base_url=endpoint.base_url,
+            timeout=endpoint.timeout,
+            max_retries=endpoint.retries,
+            # The client's own would send the prompts, and to the same host the key, wherever a reply says.
+            http_client=openai.DefaultHttpxClient(follow_redirects=False),
         )
 
     def __call__(self, prompts: Sequence[str], model_name: str, **settings: Any) -> dict[str, list[Any]]:
@@ -201,13 +215,22 @@ class Judge:
                 ) from None
             except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
                 return _Rejected(self.endpoint.redact(str(error))[:200])
+            except openai.APIStatusError as error:
+                if error.response.is_redirect:
+                    place = self.endpoint.redact(error.response.headers.get("location", ""))
+                    raise UserError(
+                        f"the judge at {self.endpoint.base_url or 'OpenAI'} sends requests on to "
+                        f"{place[:100]!r} (HTTP {error.status_code}), which is not followed; give the address that "
+                        "answers as --judge-base-url"
+                    ) from None
+                return _Failed(self.endpoint.redact(f"{type(error).__name__}: {error}")[:200])
             except openai.OpenAIError as error:
                 return _Failed(self.endpoint.redact(f"{type(error).__name__}: {error}")[:200])
             except _Malformed as error:
-                why = self.endpoint.redact(str(error))
+                why = f"the reply is not a chat completion: {self.endpoint.redact(error.reply)[:100]!r}"
                 continue
             choice["seconds"] = round(time.monotonic() - began, 3)
-            self.journal.put(key, json.loads(self.endpoint.redact(json.dumps(choice))))
+            self.journal.put(key, self.endpoint.redact(choice))
             return None
         return _Failed(why)
 
@@ -225,6 +248,9 @@ class _Rejected:
 class _Malformed(Exception):
     """Report a reply of HTTP 200 that is not a chat completion."""
 
+    def __init__(self, reply: str) -> None:
+        self.reply = reply
+
 
 def _choice(text: str) -> dict[str, Any]:
     """Return the first choice of a chat completion, with ``text`` and ``total_tokens`` added.
@@ -239,5 +265,5 @@ def _choice(text: str) -> dict[str, Any]:
         choice["text"] = called.get("arguments") or message.get("content") or " "
         choice["total_tokens"] = (reply.get("usage") or {}).get("total_tokens", 0)
     except (ValueError, KeyError, IndexError, TypeError, AttributeError):
-        raise _Malformed(f"the reply is not a chat completion: {text[:100]!r}") from None
+        raise _Malformed(text) from None
     return choice

@@ -270,3 +270,17 @@ def test_invalid_url_or_url_with_a_secret_is_refused(url, said):
 
 def test_repr_does_not_show_the_key():
     assert SECRET not in repr(Endpoint("http://h/v1", SECRET))
+
+
+@pytest.mark.parametrize("elsewhere", ["http://localhost:{port}/v1/chat/completions", "/elsewhere"])
+def test_redirects_are_not_followed(tmp_path, elsewhere):
+    with JudgeServer() as other:
+        to = elsewhere.format(port=other.http.server_port)
+        act = JudgeServer(lambda handler, attempt, body: send(handler, 307, "", [("location", to)]))
+        with (
+            act as server,
+            pytest.raises(UserError, match=r"sends requests on to .*\(HTTP 307\), which is not followed"),
+        ):
+            ask(server, tmp_path, count=12, workers=1)
+    assert other.bodies == []
+    assert len(server.bodies) < 12

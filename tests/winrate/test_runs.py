@@ -213,6 +213,28 @@ def test_key_is_sent_but_not_written_or_logged(tmp_path, model, key, capfd, capl
     assert "2 of 6 pairs have no verdict" in found["note"]
 
 
+def test_a_key_with_signs_that_json_escapes_is_neither_written_nor_half_printed(tmp_path, model, monkeypatch, capfd):
+    secret = 'sk-"quoted"\\and/slashed-0123456'
+    monkeypatch.setenv("OPENAI_API_KEY", secret)
+
+    def behave(handler, attempt, body):
+        if "Question 1?" in json.dumps(body):
+            # Cut at 100 characters, most of the key would be left.
+            return send(handler, 200, f"{'x' * 75}{secret}")
+        return completion(prefers(0.8), content=f"m {secret} {json.dumps(secret)}")
+
+    with JudgeServer(behave) as server:
+        assert main(command(server, tmp_path, model, "--reference", reference(tmp_path))) == 1
+    assert {headers["authorization"] for headers in server.headers} == {f"Bearer {secret}"}
+    out, err = capfd.readouterr()
+    assert "1 of 6 pairs are still unjudged" in err
+    assert "[key]" in err
+    written = out + err + all_bytes(tmp_path).decode(errors="replace")
+    for part in ("quoted", "slashed"):
+        assert part not in written
+    assert "m [key]" in (tmp_path / "out" / "judgments.jsonl").read_text()
+
+
 def test_compare_gives_the_paired_difference_to_the_base(tmp_path, model, adapter, key):
     (tmp_path / "a").mkdir()
     with JudgeServer(always(0.8)) as server:

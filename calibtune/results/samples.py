@@ -2,26 +2,91 @@
 
 from __future__ import annotations
 
+import array
 import hashlib
 import itertools
-import json
 import math
 import re
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import Field, GetPydanticSchema
+from pydantic_core import core_schema
 
 from calibtune.errors import UserError
-from calibtune.files import read_json
+from calibtune.reading import Count, Record, checked, read_json, read_json_lines
 from harness_ext.binning import FloatArray, IntArray
 from harness_ext.calibration import validate_rows
-from harness_ext.ragged import ragged
 from harness_ext.sanity import check_scored, check_told_apart, warn_of_ties
 
 #: Name that lm_eval gives a samples file: task, then the time of the run.
 FILE_NAME = re.compile(r"samples_(?P<task>.+)_(?P<date>\d{4}-\d{2}-\d{2}T[\d.\-:]+)\.jsonl")
+#: A question with more options is none; a table of all questions has a column for each.
+MOST_LETTERS = 1000
+#: Rows of a filter from which its temperature is inferred, unless all letters of each have one value.
+ROWS_FOR_T = 100
+#: Values of the table of all questions, absent letters included.
+MOST_VALUES = 2**27
+CURE = "give a samples file of a multiple-choice task that lm_eval wrote whole with --log_samples"
+
+
+def _or_text(schema: Any, complaint: str) -> Any:
+    """Return the schema of a number that JSON holds as such, or as text."""
+    text = core_schema.chain_schema([core_schema.str_schema(strict=True, max_length=100), {**schema, "strict": False}])
+    return core_schema.union_schema(
+        [{**schema, "strict": True}, text],
+        mode="left_to_right",
+        custom_error_type="value",
+        custom_error_message=complaint,
+    )
+
+
+_NUMBER = _or_text(core_schema.float_schema(allow_inf_nan=False), "is not a finite log-likelihood")
+_INDEX = _or_text(core_schema.int_schema(ge=0, lt=MOST_LETTERS), "is not the index of an option")
+#: What a model says of an option: the log-likelihood, then whatever the task adds.
+_ANSWER = core_schema.tuple_schema([_NUMBER, core_schema.any_schema()], variadic_item_index=1)
+Response = Annotated[list[Any], GetPydanticSchema(lambda *_: core_schema.list_schema(_ANSWER, min_length=1))]
+#: What ``letter_softmax`` makes of the options: probability, scaled and raw log-likelihood of each.
+_SCALED = core_schema.list_schema(core_schema.tuple_schema([_NUMBER] * 3), min_length=1)
+Scaled = Annotated[list[Any], GetPydanticSchema(lambda *_: _SCALED)]
+Target = Annotated[int, GetPydanticSchema(lambda *_: _INDEX)]
+
+
+class Row(Record):
+    """Hold a line of a samples file, as far as it is read."""
+
+    doc_id: Count
+    doc: dict[str, Any]
+    resps: Annotated[list[Response], Field(max_length=MOST_LETTERS)]
+    target: Target
+    filter: str = "none"
+    doc_hash: str | None = None
+    prompt_hash: str | None = None
+    target_hash: str | None = None
+    filtered_resps: Any = None
+
+
+class Asked(Record):
+    """Hold what a line of a samples file says of the prompt."""
+
+    doc_id: Count
+    arguments: dict[str, Any] | None = None
+
+
+class Counted(Record):
+    """Hold how many questions of a task a run evaluated."""
+
+    effective: Count
+
+
+class Run(Record):
+    """Hold what a results file says of the samples files beside it."""
+
+    n_samples: dict[str, Counted] = Field(alias="n-samples")
+    task_hashes: dict[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -41,10 +106,14 @@ class Samples:
     doc_hashes: tuple[str, ...] = field(repr=False)
     #: lm_eval's hash of each prompt as the model saw it, or None if the file has none.
     prompt_hashes: tuple[str | None, ...] = field(repr=False)
-    #: The documents.
-    documents: tuple[dict[str, Any], ...] = field(repr=False)
     #: Temperature of each filter whose temperature can be inferred.
     temperatures: dict[str, float]
+
+    @cached_property
+    def documents(self) -> tuple[dict[str, Any], ...]:
+        """Read the documents, in the order of the other fields; they take more memory than all of these."""
+        rows = (row for _, row in read_json_lines(self.path, Row, CURE) if row.filter == self.filter)
+        return tuple(row.doc for row in sorted(rows, key=lambda row: row.doc_id))
 
 
 def find_samples(path: Path) -> list[Path]:
@@ -53,7 +122,7 @@ def find_samples(path: Path) -> list[Path]:
     Raises:
         UserError: The path does not exist, or the folder has no samples files.
     """
-    if path.is_file():
+    if path.exists() and not path.is_dir():
         return [path]
     newest: dict[tuple[Path, str], Path] = {}
     for file in sorted(path.rglob("samples_*.jsonl")):
@@ -66,8 +135,55 @@ def find_samples(path: Path) -> list[Path]:
     return list(newest.values())
 
 
+class _Columns:
+    """Collect the rows of a samples file's first filter, and what all rows tell of the run."""
+
+    def __init__(self) -> None:
+        self.filter = ""
+        self.doc_ids = array.array("q")
+        self.labels = array.array("q")
+        self.letters = array.array("q")
+        self.values = array.array("d")
+        self.doc_hashes: list[str] = []
+        self.prompt_hashes: list[str | None] = []
+        #: Whether each answer is of a letter. Win rates' samples hold whole responses, with token counts beside the
+        #: log-likelihoods.
+        self.of_letters = True
+        self.temperatures: dict[str, float] = {}
+        self.digest = hashlib.sha256()
+        self._seen: dict[str, int] = {}
+
+    def add(self, row: Row) -> None:
+        """Add a row."""
+        self.filter = self.filter if self._seen else row.filter
+        seen = self._seen[row.filter] = self._seen.get(row.filter, 0) + 1
+        self.digest.update(f"{row.doc_hash}{row.prompt_hash}{row.target_hash}".encode())
+        if row.filter not in self.temperatures and seen <= ROWS_FOR_T:
+            temperature = _temperature(row.filtered_resps)
+            self.temperatures |= {row.filter: temperature} if temperature else {}
+        if row.filter != self.filter:
+            return
+        answers = [response[0] for response in row.resps]
+        self.doc_ids.append(row.doc_id)
+        self.labels.append(row.target)
+        self.letters.append(len(answers))
+        self.values.extend(answer[0] for answer in answers)
+        self.of_letters = self.of_letters and all(len(answer) <= 2 for answer in answers)
+        self.doc_hashes.append(str(row.doc_hash))
+        self.prompt_hashes.append(row.prompt_hash)
+
+    def log_probs(self) -> FloatArray:
+        """Return the log-likelihoods, shape (N, K), NaN where a question lacks the letter."""
+        letters = np.asarray(self.letters)
+        if len(letters) * letters.max() > MOST_VALUES:
+            raise UserError(f"{len(letters)} questions of up to {letters.max()} options are too many; split the file")
+        found = np.full((len(letters), letters.max()), np.nan)
+        found[np.arange(found.shape[1]) < letters[:, None]] = self.values
+        return found
+
+
 def read_samples(path: Path) -> Samples:
-    """Read a samples file of a multiple-choice task.
+    """Read a samples file of a multiple-choice task, row by row.
 
     If the folder has the run's ``results_<date>.json``, it is used to check that no question is
     missing.
@@ -83,35 +199,35 @@ def read_samples(path: Path) -> Samples:
             question has no log-likelihoods or no right answer; or the backend gave all letters the
             same log-likelihood. The message names the line or question and the value.
     """
-    samples = _parse(path)
-    first = str(samples[0].get("filter", "none"))
-    chosen = sorted((s for s in samples if str(s.get("filter", "none")) == first), key=lambda s: s["doc_id"])
-    _check_complete(path, [s["doc_id"] for s in chosen], samples)
-    values = [_loglikelihoods(path, s) for s in chosen]
-    log_probs = ragged(values)
-    labels = np.array([_gold(path, s, len(letters)) for s, letters in zip(chosen, values, strict=True)])
-    # Win rates' samples hold whole responses, with token counts beside the log-likelihoods.
-    of_letters = all(len(response[0]) <= 2 for s in chosen for response in s["resps"] if isinstance(response[0], list))
+    columns = _Columns()
+    for _, row in read_json_lines(path, Row, CURE):
+        columns.add(row)
+    if not columns.labels:
+        raise UserError(f"{path} is empty; run the evaluation again with --log_samples")
+    doc_ids = np.asarray(columns.doc_ids)
+    order = np.argsort(doc_ids, kind="stable")
+    _check_complete(path, doc_ids[order], columns.digest.hexdigest())
+    labels = np.asarray(columns.labels)[order]
+    _check_labels(path, doc_ids[order], labels, np.asarray(columns.letters)[order])
     try:
-        validate_rows(log_probs, labels)
-        if of_letters:
+        log_probs, labels = validate_rows(columns.log_probs()[order], labels)
+        if columns.of_letters:
             check_scored(log_probs)
         check_told_apart(log_probs)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    if of_letters:
+    if columns.of_letters:
         warn_of_ties(log_probs, str(path))
     match = FILE_NAME.fullmatch(path.name)
     return Samples(
         task=match["task"] if match else path.stem,
-        filter=first,
+        filter=columns.filter,
         path=path,
         log_probs=log_probs,
         labels=labels,
-        doc_hashes=tuple(str(s.get("doc_hash")) for s in chosen),
-        prompt_hashes=tuple(s.get("prompt_hash") for s in chosen),
-        documents=tuple(s["doc"] for s in chosen),
-        temperatures=_temperatures(samples),
+        doc_hashes=tuple(columns.doc_hashes[row] for row in order),
+        prompt_hashes=tuple(columns.prompt_hashes[row] for row in order),
+        temperatures=columns.temperatures,
     )
 
 
@@ -124,154 +240,86 @@ def read_prompts(path: Path) -> list[tuple[str, list[str]]]:
         UserError: See :func:`read_samples`.
     """
     found = {}
-    for sample in _parse(path):
-        arguments = sample.get("arguments")
-        given = [each for each in arguments.values() if isinstance(each, dict)] if isinstance(arguments, dict) else []
+    for _, row in read_json_lines(path, Asked, CURE):
+        given = [each for each in row.arguments.values() if isinstance(each, dict)] if row.arguments else []
         prompt = str(given[0].get("arg_0", "")) if given else ""
-        found[sample["doc_id"]] = prompt, [str(each.get("arg_1", "")) for each in given]
+        found[row.doc_id] = prompt, [str(each.get("arg_1", "")) for each in given]
     return [found[number] for number in sorted(found)]
 
 
-def _parse(path: Path) -> list[dict[str, Any]]:
-    samples = []
-    try:
-        with path.open(encoding="utf-8-sig") as file:
-            for number, line in enumerate(file, start=1):
-                try:
-                    sample = json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise UserError(
-                        f"{path}, line {number}: not a whole JSON object ({error.msg}); the file is cut off or "
-                        "damaged, run the evaluation again"
-                    ) from None
-                if not _is_sample(sample):
-                    raise UserError(
-                        f"{path}, line {number}: not a sample of lm_eval (doc_id, doc and resps, a number, an object "
-                        f"and a list), but {line.strip()!r:.80}; give a file that --log_samples wrote"
-                    )
-                samples.append(sample)
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}; give a samples file of lm_eval") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is not a text file; give a samples file of lm_eval") from None
-    if not samples:
-        raise UserError(f"{path} is empty; run the evaluation again with --log_samples")
-    return samples
-
-
-def _is_sample(sample: Any) -> bool:
-    if not isinstance(sample, dict):
-        return False
-    types = {"doc_id": int, "doc": dict, "resps": list}
-    return all(isinstance(sample.get(key), kind) for key, kind in types.items())
-
-
-def _check_complete(path: Path, doc_ids: list[int], samples: list[dict[str, Any]]) -> None:
-    doubled = [a for a, b in itertools.pairwise(doc_ids) if a == b]
-    if doubled:
+def _check_complete(path: Path, doc_ids: IntArray, digest: str) -> None:
+    """Check the ids of the questions, which are in order, and the hash of all rows."""
+    if len(doubled := doc_ids[1:][doc_ids[1:] == doc_ids[:-1]]):
         raise UserError(
             f"{path}: question {doubled[0]} occurs twice, as if two runs were joined; give the file of one run"
         )
     expected = _expected(path)
     # With `--limit` the questions are the first ones, so a gap means lost rows. With `--samples`
     # they can be any, so only the results file tells.
-    if expected is None and doc_ids != list(range(len(doc_ids))):
-        gap = next(i for i, doc_id in enumerate(doc_ids) if i != doc_id)
-        raise UserError(f"{path}: question {gap} is missing; rows were removed, run the evaluation again")
     if expected is None:
+        if doc_ids[-1] >= len(doc_ids):
+            raise UserError(
+                f"{path}: question {_missing(doc_ids, len(doc_ids))[0]} is missing; rows were removed, run the "
+                "evaluation again"
+            )
         return
-    count, digest = expected
+    count, hashes = expected
     if len(doc_ids) != count:
-        missing = sorted(set(range(count)) - set(doc_ids))[:5]
         raise UserError(
-            f"{path} has {len(doc_ids)} questions, but the run's results file counts {count} (missing: {missing}); "
-            "rows were removed or the file is from another task, so run the evaluation again"
+            f"{path} has {len(doc_ids)} questions, but the run's results file counts {count} (missing: "
+            f"{_missing(doc_ids, count)}); rows were removed or the file is from another task, so run the evaluation "
+            "again"
         )
-    hashes = "".join(str(s.get(key)) for s in samples for key in ("doc_hash", "prompt_hash", "target_hash"))
-    if digest and digest != hashlib.sha256(hashes.encode()).hexdigest():
+    if hashes and hashes != digest:
         raise UserError(
             f"{path}: its questions are not those of the run's results file (their hash differs); rows were changed "
             "or the file is from another task, so run the evaluation again"
         )
 
 
+def _missing(doc_ids: IntArray, count: int) -> list[int]:
+    """Return the first five numbers from 0 to below ``count`` that are no question's."""
+    known = set(doc_ids.tolist())
+    return list(itertools.islice((number for number in range(count) if number not in known), 5))
+
+
 def _expected(path: Path) -> tuple[int, str | None] | None:
     """Return the number of questions and their common hash from the run's results file, or None."""
     match = FILE_NAME.fullmatch(path.name)
     results = path.parent / f"results_{match['date']}.json" if match else None
-    if not match or results is None or not results.is_file():
+    if not match or results is None or not results.exists():
         return None
     try:
-        run = read_json(results)
+        run = read_json(results, Run, "run the evaluation again")
     except UserError as error:
         raise UserError(f"{path}: the run's results file is damaged: {error}") from None
-    counts = run.get("n-samples") if isinstance(run, dict) else None
-    if not isinstance(counts, dict):
-        raise UserError(f"{path}: the run's results file counts no questions ({results}); run the evaluation again")
-    if match["task"] not in counts:
+    if match["task"] not in run.n_samples:
         raise UserError(
-            f"{path}: the run's results file has no task {match['task']!r}, only {sorted(counts)}; give the file its "
-            "original name"
+            f"{path}: the run's results file has no task {match['task']!r}, only {sorted(run.n_samples)!s:.300}; give "
+            "the file its original name"
         )
-    count, hashes = counts[match["task"]], run.get("task_hashes") or {}
-    effective = count.get("effective") if isinstance(count, dict) else None
-    if not isinstance(effective, int) or not isinstance(hashes, dict):
+    return run.n_samples[match["task"]].effective, (run.task_hashes or {}).get(match["task"])
+
+
+def _check_labels(path: Path, doc_ids: IntArray, labels: IntArray, letters: IntArray) -> None:
+    if len(wrong := np.flatnonzero(labels >= letters)):
+        row = wrong[0]
         raise UserError(
-            f"{path}: the run's results file is damaged: n-samples of {match['task']} is {count!r:.80} and task_hashes "
-            f"{hashes!r:.80} in {results}; run the evaluation again"
+            f"{path}, question {doc_ids[row]}: the right answer is {labels[row]}, not the index of one of its "
+            f"{letters[row]} options; {CURE}"
         )
-    return effective, hashes.get(match["task"])
 
 
-def _loglikelihoods(path: Path, sample: dict[str, Any]) -> list[float]:
-    values = []
-    for response in sample["resps"]:
-        answer = response[0] if isinstance(response, list) and response else response
-        value = answer[0] if isinstance(answer, list) and answer else None
-        value = float(value) if isinstance(value, str) and _is_number(value) else value
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-            raise UserError(
-                f"{path}, question {sample['doc_id']}: {response!r:.80} is not a finite log-likelihood; "
-                "give the samples of a multiple-choice task"
-            )
-        values.append(float(value))
-    return values
+def _temperature(filtered: Any) -> float | None:
+    """Infer T of a ``letter_softmax`` filter from a question's raw and scaled log-likelihoods; None where it is none.
 
-
-def _is_number(text: str) -> bool:
+    Other filters can have triples too, such as log-likelihood, flag and token count.
+    """
     try:
-        float(text)
-    except ValueError:
-        return False
-    return True
-
-
-def _gold(path: Path, sample: dict[str, Any], letters: int) -> int:
-    target = sample.get("target")
-    if isinstance(target, str) and target.strip().isdecimal():
-        target = int(target)
-    if isinstance(target, bool) or not isinstance(target, int) or not 0 <= target < letters:
-        raise UserError(
-            f"{path}, question {sample['doc_id']}: the right answer is {target!r}, not the index of one of its "
-            f"{letters} options; give the samples of a multiple-choice task with labels"
-        )
-    return target
-
-
-def _temperatures(samples: list[dict[str, Any]]) -> dict[str, float]:
-    """Infer T of each ``letter_softmax`` filter from raw and scaled log-likelihoods."""
-    temperatures: dict[str, float] = {}
-    for sample in samples:
-        name = str(sample.get("filter", "none"))
-        if name in temperatures:
-            continue
-        letters = sample.get("filtered_resps") or []
-        # Other filters can have triples too, such as log-likelihood, flag and token count.
-        ours = all(isinstance(x, list) and len(x) == 3 and all(_is_number(str(v)) for v in x) for x in letters)
-        if not letters or not ours:
-            continue
-        raw, scaled = [float(x[2]) for x in letters], [float(x[1]) for x in letters]
-        spread = max(scaled) - min(scaled)
-        if spread > 1e-6:
-            temperatures[name] = round((max(raw) - min(raw)) / spread, 9)
-    return temperatures
+        letters = checked(filtered, Scaled, "")
+    except UserError:
+        return None
+    raw, scaled = [row[2] for row in letters], [row[1] for row in letters]
+    spread = max(scaled) - min(scaled)
+    temperature = round((max(raw) - min(raw)) / spread, 9) if spread > 1e-6 else 0.0
+    return temperature if 0 < temperature < math.inf else None

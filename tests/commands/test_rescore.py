@@ -157,23 +157,29 @@ def with_row(**change):
 BAD_INPUT = {
     "another task's, renamed": (renamed, "has no task 'mc_calib_openbookqa', only ['mc_calib_arc']"),
     "another task's of the run": (renamed_to_one_of_the_run, "has 3 questions, but the run's results file counts 5"),
-    "cut in mid-line": (cut_in_mid_line, ", line 3: not a whole JSON object"),
+    "cut in mid-line": (cut_in_mid_line, ", line 3 is not JSON ("),
     "rows missing": (rows_missing, "has 3 questions, but the run's results file counts 5 (missing: [3, 4])"),
     "row missing, no results file": (row_missing_without_results, "question 2 is missing"),
     "rows doubled": (lambda folder: write(folder, rows(3) + rows(3)), "question 0 occurs twice"),
-    "no right answer": (with_row(target=None), "question 1: the right answer is None"),
-    "right answer a blank": (with_row(target=""), "question 1: the right answer is ''"),
+    "no right answer": (
+        with_row(target=None),
+        "line 2: target is None, which is not the index of an option; give a samples file",
+    ),
+    "right answer a blank": (with_row(target=""), "line 2: target is '', which is not the index"),
     "right answer out of range": (
         with_row(target="2"),
         "question 1: the right answer is 2, not the index of one of its 2 options",
     ),
-    "right answer negative": (with_row(target="-1"), "question 1: the right answer is '-1'"),
-    "NaN": (with_row(values=(-1.0, math.nan)), "question 1: [['nan', 'False']] is not a finite log-likelihood"),
-    "infinite": (with_row(values=(-math.inf, -1.0)), "question 1: [['-inf', 'False']] is not a finite log-likelihood"),
-    "no log-likelihood": (with_row(resps=[[[None, False]]]), "question 1: [[None, False]] is not a finite"),
+    "right answer negative": (with_row(target="-1"), "line 2: target is '-1', which is not the index"),
+    "NaN": (with_row(values=(-1.0, math.nan)), "line 2: resps.1.0.0 is 'nan', which is not a finite log-likelihood"),
+    "infinite": (
+        with_row(values=(-math.inf, -1.0)),
+        "line 2: resps.0.0.0 is '-inf', which is not a finite log-likelihood",
+    ),
+    "no log-likelihood": (with_row(resps=[[[None, False]]]), "line 2: resps.0.0.0 is None, which is not a finite"),
     "one letter": (with_row(values=(-1.0,)), "row 1 has fewer than two letters"),
     "no letters": (with_row(resps=[]), "question 1: the right answer is 0, not the index of one of its 0 options"),
-    "a generation task's": (generated, "question 0: ['The answer is B.'] is not a finite log-likelihood"),
+    "a generation task's": (generated, "line 1: resps.0.0 is 'The answer is B.', which should be"),
     "one value for everything": (
         lambda folder: write(folder, [sample(i, (-1.0, -1.0)) for i in range(3)]),
         "the same log-likelihood (question 0: -1.0)",
@@ -185,8 +191,8 @@ BAD_INPUT = {
     "empty": (empty, "is empty; run the evaluation again with --log_samples"),
     "no samples": (folder_without_samples, "has no samples_*.jsonl; run lm_eval with --log_samples"),
     "not there": (lambda folder: folder / "nowhere", "nowhere does not exist"),
-    "no text": (no_text, "is not a text file"),
-    "other JSON": (lambda folder: write(folder, [{"a": 1}]), "line 1: not a sample of lm_eval"),
+    "no text": (no_text, "line 1 is not JSON"),
+    "other JSON": (lambda folder: write(folder, [{"a": 1}]), "line 1 has no doc_id"),
 }
 
 

@@ -5,7 +5,7 @@ from calibtune.results.samples import Samples
 
 
 def rows(hashes, gold):
-    return Samples("t", "none", "file", np.zeros((len(gold), 2)), np.array(gold), tuple(hashes), (), (), {})
+    return Samples("t", "none", "file", np.zeros((len(gold), 2)), np.array(gold), tuple(hashes), (), {})
 
 
 def test_repeated_question_has_two_keys():

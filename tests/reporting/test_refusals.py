@@ -21,7 +21,7 @@ def test_damaged_samples_file_is_refused(tmp_path, capsys):
     folder = write_run(tmp_path / "run", {"arc": answers(10)})
     path = find_samples(folder)[0]
     path.write_text(path.read_text()[:-30])
-    assert "line 10: not a whole JSON object" in fails(capsys, folder, "--output", tmp_path / "out")
+    assert "line 10 is not JSON" in fails(capsys, folder, "--output", tmp_path / "out")
 
 
 def test_existing_report_is_kept_without_overwrite(tmp_path, capsys):

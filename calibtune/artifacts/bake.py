@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from calibtune.artifacts.manifest import read_artifact
+from calibtune.artifacts.manifest import read_artifact, show_base
 from calibtune.artifacts.whole_models import check_model_output, own_or_base_tokenizer, save_model
 from calibtune.errors import UserError, WorkFailed
 from calibtune.files import refuse_existing
@@ -44,6 +44,7 @@ def bake(folder: Path, output: Path, overwrite: bool, trust_remote_code: bool = 
         )
     check_model_output(output, overwrite, folder, artifact)
     spec = dataclasses.replace(artifact.spec, quantization="none", trust_remote_code=trust_remote_code)
+    show_base(artifact)
     check_fingerprint(spec, artifact.fingerprint, folder)
     model = load_base(spec)
     if artifact.adapter:
@@ -52,9 +53,8 @@ def bake(folder: Path, output: Path, overwrite: bool, trust_remote_code: bool = 
     scale_final_norm(model, temperature)
     tokenizer = own_or_base_tokenizer(Path(artifact.adapter or artifact.model), spec)
     refuse_existing(output, overwrite)
-    save_model(
-        model, tokenizer, output, {"base": artifact.model, "method": artifact.method, "temperature": temperature}
-    )
+    origin = {"base": artifact.model, "method": artifact.method, "temperature": temperature}
+    save_model(model, tokenizer, output, origin, trust_remote_code)
 
 
 def scale_final_norm(model: Any, temperature: float) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
+import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
     from calibtune.data.seen import Seen
     from harness_ext.binning import FloatArray
+
+logger = logging.getLogger(__name__)
 
 MANIFEST = "calibtune.json"
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "datasets", "lm_eval", "numpy", "scipy")
@@ -178,6 +181,12 @@ def base_model(model: str | None, artifact: Artifact | None) -> str:
             f"artifact fitted on {model}"
         )
     return model or artifact.model
+
+
+def show_base(artifact: Artifact) -> None:
+    """Log the base model and the adapter that a manifest names, before they are loaded: it can be someone else's."""
+    adapter = f" and the adapter {artifact.adapter}" if artifact.adapter else ""
+    logger.info("%s names the base model %s%s; loading", artifact.folder, artifact.model, adapter)
 
 
 def own_tokenizer(artifact: Artifact) -> bool:

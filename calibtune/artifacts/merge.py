@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from calibtune.artifacts.manifest import read_artifact
+from calibtune.artifacts.manifest import read_artifact, show_base
 from calibtune.artifacts.whole_models import check_model_output, own_or_base_tokenizer, save_model
 from calibtune.errors import UserError
 from calibtune.files import refuse_existing
@@ -40,6 +40,7 @@ def merge(folder: Path, output: Path, dequantized: bool, overwrite: bool, trust_
     spec = dataclasses.replace(
         artifact.spec, quantization="nf4" if dequantized else "none", trust_remote_code=trust_remote_code
     )
+    show_base(artifact)
     check_fingerprint(spec, artifact.fingerprint, folder)
     model = load_base(spec)
     if dequantized:
@@ -53,4 +54,5 @@ def merge(folder: Path, output: Path, dequantized: bool, overwrite: bool, trust_
         tokenizer,
         output,
         {"base": artifact.model, "method": artifact.method, "merged": str(folder), "dequantized": dequantized},
+        trust_remote_code,
     )

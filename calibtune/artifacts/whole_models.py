@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -34,15 +35,21 @@ def check_model_output(output: Path, overwrite: bool, folder: Path, artifact: Ar
 
 
 def own_or_base_tokenizer(folder: Path, spec: ModelSpec) -> Any:
-    """Return the tokenizer in a folder if there is one, else the base model's."""
-    from transformers import AutoTokenizer
+    """Return the tokenizer in a folder if there is one, else the base model's.
 
+    Raises:
+        UserError: It cannot be loaded, or brings code that the user has not trusted.
+    """
+    # The file of a chat template that a manifest names is no file that its reader chose.
+    spec = dataclasses.replace(spec, apply_chat_template=False, chat_template=None)
     if (folder / "tokenizer_config.json").is_file():
-        return AutoTokenizer.from_pretrained(folder)
+        spec = dataclasses.replace(spec, name=str(folder), revision=None)
     return load_tokenizer(spec)
 
 
-def save_model(model: Any, tokenizer: Any, output: Path, origin: Mapping[str, Any]) -> None:
+def save_model(
+    model: Any, tokenizer: Any, output: Path, origin: Mapping[str, Any], trust_remote_code: bool = False
+) -> None:
     """Write a model and its tokenizer, load the model again as a check, and at last write ``calibtune-origin.json``.
 
     Args:
@@ -50,6 +57,7 @@ def save_model(model: Any, tokenizer: Any, output: Path, origin: Mapping[str, An
         tokenizer: Its tokenizer.
         output: Folder to write.
         origin: Content of ``calibtune-origin.json``: base model, method and parameters.
+        trust_remote_code: Run code that came with the base model.
 
     Raises:
         WorkFailed: The folder cannot be written, the disk is full, or the written model gives other logits than the
@@ -59,7 +67,7 @@ def save_model(model: Any, tokenizer: Any, output: Path, origin: Mapping[str, An
         output.mkdir(parents=True, exist_ok=True)
         model.save_pretrained(output)
         tokenizer.save_pretrained(output)
-        check_written(model, output)
+        check_written(model, output, trust_remote_code)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(output, ignore_errors=True)
         raise WorkFailed(f"{output} cannot be written ({error}); free disk space or give another --output") from error
@@ -69,7 +77,7 @@ def save_model(model: Any, tokenizer: Any, output: Path, origin: Mapping[str, An
     write_json(output / "calibtune-origin.json", origin)
 
 
-def check_written(model: Any, folder: Path) -> None:
+def check_written(model: Any, folder: Path, trust_remote_code: bool = False) -> None:
     """Load a model that was just written and compare its log-probabilities with those of the one in memory.
 
     transformers writes some architectures under names that it does not read again, and says nothing.
@@ -78,7 +86,7 @@ def check_written(model: Any, folder: Path) -> None:
         WorkFailed: They differ, or weights are missing.
     """
     parameter = next(model.parameters())
-    spec = ModelSpec(str(folder), device=str(parameter.device), trust_remote_code=True)
+    spec = ModelSpec(str(folder), device=str(parameter.device), trust_remote_code=trust_remote_code)
     try:
         written = load_base(spec, parameter.dtype)
     except UserError as error:

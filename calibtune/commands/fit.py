@@ -89,6 +89,23 @@ def _metavar(name: str) -> str:
     return "{" + ",".join(choices) + "}" if choices else name.rstrip("_").upper()
 
 
+def _left_to_the_user(config: dict[str, Any], args: argparse.Namespace) -> list[str]:
+    """Return what a recipe file, which may be someone else's, asks for and only the command line may."""
+    asked = [name for name in ("include_path", "trust_remote_code") if config.get(name) and not hasattr(args, name)]
+    problems = [
+        f"{args.config}: {name} is {config[name]!r:.80}, which runs code; if you trust it, give {flag(name)} on the "
+        "command line"
+        for name in asked
+    ]
+    training = config.get("training_arguments")
+    for name in training if isinstance(training, dict) else ():
+        if str(name).startswith(("push_to_hub", "hub_")):
+            problems.append(f"{args.config}: training_arguments: {name} uploads; give it on the command line")
+    if args.overwrite and args.output is None and config.get("output"):
+        problems.append(f"--overwrite removes files, so --output is given with it, not by {args.config}")
+    return problems
+
+
 def run(args: argparse.Namespace) -> int:
     """Fit, and say what came out and what to do with it."""
     flags = {name: value for name, value in vars(args).items() if name in FIELDS}
@@ -100,11 +117,13 @@ def run(args: argparse.Namespace) -> int:
         print("\nAll options: python -m calibtune fit --help")
         return 0
     config = load_recipe(args.config) if args.config else {}
+    left = _left_to_the_user(config, args)
     given = config.pop("output", None)
     output = args.output or given
     problems = ["--output is missing"] if output is None else []
     if output is not None and not isinstance(output, (str, Path)):
         problems = [f"{args.config}: output is {output!r}; give a folder as text"]
+    problems += left
     recipe = make_recipe(config, flags, str(args.config or "--config"), problems)
     args.output = Path(output)
     if is_first_process():

@@ -144,8 +144,8 @@ def load_examples(
     found: dict[str, tuple[Prompts, dict[str, Any]]] = {}
     for task in tasks:
         prompts = Prompts(task, encoder, apply_chat_template)
-        evaluated = {prompts.key(doc) for doc in task.eval_docs}
         docs = training_documents(task)
+        evaluated = {prompts.key(doc) for doc in task.eval_docs}
         kept = {key: doc for doc in docs if (key := prompts.key(doc)) not in evaluated}
         if len(kept) < len(docs):
             logger.warning(

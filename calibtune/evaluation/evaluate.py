@@ -13,7 +13,7 @@ from typing import Any
 from lm_eval.loggers import EvaluationTracker
 from safetensors import SafetensorError
 
-from calibtune.artifacts.manifest import Artifact, base_model, own_tokenizer, read_artifact
+from calibtune.artifacts.manifest import Artifact, base_model, own_tokenizer, read_artifact, show_base
 from calibtune.artifacts.tasks import SUFFIX, write_scaled_tasks
 from calibtune.data.tasks import Index, load_tasks, task_manager
 from calibtune.errors import UserError, WorkFailed, is_out_of_memory, reason
@@ -30,8 +30,10 @@ from calibtune.evaluation.files import refuse_other_run, save_results
 from calibtune.evaluation.harness import quiet_evaluate
 from calibtune.evaluation.hf_letters import LetterLM
 from calibtune.evaluation.hf_prefix import PrefixLM
+from calibtune.models.adapters import check_adapter, load_adapter
 from calibtune.models.fingerprint import check_fingerprint
 from calibtune.models.loading import found_device, load_base, load_tokenizer, not_loaded, weights_dtype
+from calibtune.processes import is_first_process
 from calibtune.spec import ModelSpec, Precision, Quantization
 
 #: lm_eval's hf backend with prompts encoded whole and letters read in float32, and one that computes shared beginnings
@@ -124,9 +126,13 @@ def evaluate(options: EvaluationOptions) -> Evaluation | None:
     arguments = model_arguments(options, spec, artifact)
     setup = setup_of(options, spec, arguments, artifact)
     refuse_other_run(options.output, setup)
+    if artifact is not None and options.model is None and is_first_process():
+        show_base(artifact)
     tokenizer = check_model(spec, arguments)
     if artifact is not None:
         check_fingerprint(spec, artifact.fingerprint, str(options.artifact))
+    if "peft" in arguments:
+        check_adapter(Path(arguments["peft"]))
     index = task_manager(options.tasks, options.include_path)
     tasks = load_tasks(options.tasks, index=index)
     check_shots(tasks, options.num_fewshot)
@@ -279,8 +285,6 @@ def _load(options: EvaluationOptions, arguments: dict[str, Any], spec: ModelSpec
         # The hf backend's arguments cannot say so.
         model = load_base(spec)
         if "peft" in arguments:
-            from calibtune.models.adapters import load_adapter
-
             model = load_adapter(model, Path(arguments["peft"]))
         tokenizer = load_tokenizer(tokenizer_spec(spec, arguments))
         arguments["quantization"] = "nf4"
@@ -288,7 +292,8 @@ def _load(options: EvaluationOptions, arguments: dict[str, Any], spec: ModelSpec
         return backend(
             pretrained=model, tokenizer=tokenizer, batch_size=options.batch_size, softmax_dtype="float32", **given
         )
-    more = {"batch_size": options.batch_size, "device": options.device or found_device()}
+    device = options.device or found_device()
+    more = {"batch_size": options.batch_size, "device": device, "use_safetensors": True}
     try:
         return backend.create_from_arg_obj(arguments, more)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:

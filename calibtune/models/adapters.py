@@ -11,14 +11,12 @@ from calibtune.errors import UserError, is_out_of_memory, reason
 from calibtune.files import read_json
 
 
-def load_adapter(model: Any, folder: Path) -> Any:
-    """Return a base model with a trained, frozen adapter on it.
+def check_adapter(folder: Path) -> None:
+    """Refuse an adapter without weights in safetensors, and one that names Python to run.
 
     Raises:
-        UserError: The folder has no adapter, its weights are damaged, or it does not fit the model.
+        UserError: A file is missing, or the adapter's configuration names a module to import.
     """
-    from peft import PeftModel
-
     if not (folder / "adapter_config.json").is_file():
         raise UserError(
             f"{folder} holds no adapter (adapter_config.json is missing); give an output folder of `calibtune fit`"
@@ -27,6 +25,24 @@ def load_adapter(model: Any, folder: Path) -> Any:
         raise UserError(
             f"{folder} holds no weights (adapter_model.safetensors is missing); copy or fit the adapter again"
         )
+    config = read_json(folder / "adapter_config.json")
+    # PEFT imports the module of this name, which can lie in the working directory.
+    if isinstance(config, dict) and config.get("megatron_config"):
+        raise UserError(
+            f"{folder / 'adapter_config.json'} has a megatron_config, with which PEFT imports the module "
+            f"{config.get('megatron_core')!r:.80}; remove the two keys, or give another adapter"
+        )
+
+
+def load_adapter(model: Any, folder: Path) -> Any:
+    """Return a base model with a trained, frozen adapter on it.
+
+    Raises:
+        UserError: The folder has no adapter, its weights are damaged, or it does not fit the model.
+    """
+    from peft import PeftModel
+
+    check_adapter(folder)
     try:
         return PeftModel.from_pretrained(model, str(folder))
     except SafetensorError as error:

@@ -265,10 +265,10 @@ def _from(loader: Any, spec: ModelSpec, **options: Any) -> Any:
         raise not_loaded(name, error) from error
 
 
-def not_loaded(name: str, error: BaseException) -> UserError:
-    """Return the error for a model that transformers does not load."""
+def not_loaded(name: str, error: BaseException, trust: str = "--trust-remote-code") -> UserError:
+    """Return the error for a model that transformers does not load; ``trust`` is the flag that lets its code run."""
     if "trust_remote_code" in str(error):
-        return UserError(f"--model {name} brings code of its own; give --trust-remote-code to run it")
+        return UserError(f"--model {name} brings code of its own; give {trust} to run it")
     return UserError(
         f"--model {name} cannot be loaded: {reason(error)}; give a hub id, or a folder with config.json, tokenizer and "
         "*.safetensors"

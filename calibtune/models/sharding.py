@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from accelerate.utils import parse_flag_from_env
 from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.trainer import TRAINING_ARGS_NAME
 
 from calibtune.errors import UserError, WorkFailed
 
@@ -72,6 +73,8 @@ def save_whole(trainer: Any, tokenizer: Any, folder: Path) -> None:
         trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
     trainer.save_model(str(folder))
     if trainer.is_world_process_zero():
+        # A pickle, which runs code when it is read; the manifest holds the recipe.
+        (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
         if not any(folder.glob("*.safetensors")):
             raise WorkFailed(
                 f"no weights were written to {folder}: set zero3_save_16bit_model: true in accelerate's configuration "

@@ -10,7 +10,7 @@ from typing import Any
 
 from calibtune.errors import UserError, WorkFailed, is_out_of_memory
 from calibtune.files import read_json, write_json
-from calibtune.winrate.journal import key_of
+from calibtune.winrate.journal import Journal, key_of
 
 TASK = "calibtune_answers"
 
@@ -30,13 +30,18 @@ class Model:
         """Check that the adapter's folder has an adapter.
 
         Raises:
-            UserError: The folder has no adapter.
+            UserError: The folder has no adapter, or one that is not loaded; see
+                :func:`calibtune.models.adapters.check_adapter`.
         """
+        from calibtune.models.adapters import check_adapter
+
         if self.adapter is not None and not (self.adapter / "adapter_config.json").is_file():
             raise UserError(
                 f"--artifact {self.adapter} has no adapter_config.json; give the folder of an adapter, or leave it out "
                 "(a temperature does not change greedy answers)"
             )
+        if self.adapter is not None:
+            check_adapter(self.adapter)
 
     @property
     def name(self) -> str:
@@ -85,8 +90,8 @@ class Answers:
 def generate(model: Model, questions: Sequence[str], folder: Path, settings: Settings) -> Answers:
     """Answer every question once.
 
-    Single answers are stored in lm_eval's request cache and all of them in a file at the end. The
-    same call therefore resumes if it was interrupted, and reads the file if it was finished.
+    Each answer is stored when it comes, and all of them in a file at the end. The same call
+    therefore resumes if it was interrupted, and reads the file if it was finished.
 
     Args:
         model: The model.
@@ -114,8 +119,10 @@ def generate(model: Model, questions: Sequence[str], folder: Path, settings: Set
             f"of context of {model.base}; give a smaller number"
         )
     template = bool(lm.tokenizer.chat_template)
-    # The cache does not store which model answered, so its name must identify the model.
-    samples = _evaluate(lm, questions, settings, template, folder / f"requests-{model.fingerprint()[:16]}")
+    # A line does not say which model answered, so the file's name must identify the model.
+    with Journal(folder / f"answers-{model.fingerprint()[:16]}.jsonl") as journal:
+        keep_answers(lm, journal)
+        samples = _evaluate(lm, questions, settings, template)
     cut = sum(len(lm.tok_encode(sample["arguments"][0][0])) > room for sample in samples)
     answers = Answers(tuple(sample["resps"][0][0] for sample in samples), cut, template)
     write_json(done, {**asdict(answers), "model": model.name, "max_new_tokens": settings.max_new_tokens})
@@ -127,32 +134,57 @@ def _load(model: Model, settings: Settings) -> Any:
 
     from calibtune.models.loading import found_device, not_loaded
 
-    options = {"batch_size": settings.batch_size, "device": settings.device or found_device()}
+    device = settings.device or found_device()
+    options = {"batch_size": settings.batch_size, "device": device, "use_safetensors": True}
     try:
         lm: Any = get_model("hf").create_from_arg_obj(model.model_args(), options)
     except (OSError, ValueError) as error:
-        raise not_loaded(model.base, error) from error
+        raise not_loaded(model.base, error, "--model-args trust_remote_code=True") from error
     # A padding token that was added to the tokenizer alone has no embedding.
     if lm.tokenizer.pad_token_id >= lm.model.get_input_embeddings().num_embeddings:
         lm.tokenizer.pad_token_id = lm.eot_token_id
     return lm
 
 
-def _evaluate(
-    lm: Any, questions: Sequence[str], settings: Settings, template: bool, cache: Path
-) -> list[dict[str, Any]]:
+def keep_answers(lm: Any, journal: Journal) -> None:
+    """Make a model store each answer when it comes, and answer from the journal what it holds.
+
+    lm_eval's own cache holds pickles, which run code when they are read.
+    """
+    ask = lm.generate_until
+
+    def generate_until(requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
+        keys = [key_of(list(request.args)) for request in requests]
+        left = [each for each, key in zip(requests, keys, strict=True) if journal.get(key) is None]
+        if left:
+            ask(left, disable_tqdm=disable_tqdm)
+        return [journal.get(key) for key in keys]
+
+    lm.generate_until = generate_until
+    lm.set_cache_hook(_Hook(journal))
+
+
+class _Hook:
+    """Take what lm_eval's models give their cache: each answer when it comes."""
+
+    def __init__(self, journal: Journal) -> None:
+        self.journal = journal
+
+    def add_partial(self, _: str, arguments: Sequence[Any], answer: str) -> None:
+        self.journal.put(key_of(list(arguments)), answer)
+
+
+def _evaluate(lm: Any, questions: Sequence[str], settings: Settings, template: bool) -> list[dict[str, Any]]:
     from lm_eval import simple_evaluate
     from lm_eval.api.task import ConfigurableTask
     from lm_eval.tasks import TaskManager
 
-    cache.parent.mkdir(parents=True, exist_ok=True)
     try:
         found = simple_evaluate(
             model=lm,
             tasks=[ConfigurableTask(config=_task(questions, settings.max_new_tokens))],
             # Building the index of all tasks takes seconds and is not needed.
             task_manager=TaskManager(include_defaults=False),
-            use_cache=str(cache),
             apply_chat_template=template,
             log_samples=True,
             bootstrap_iters=0,

@@ -45,7 +45,8 @@ def test_fingerprint_changes_with_weights_adapter_and_arguments(tmp_path, model)
 
 
 def test_model_name_has_base_and_adapter(tmp_path):
-    (tmp_path / "adapter_config.json").write_text("{}")
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (tmp_path / name).write_text("{}")
     assert Model("org/base-7b").name == "base-7b"
     assert Model("org/base-7b", tmp_path).name == f"base-7b+{tmp_path.name}"
 
@@ -82,3 +83,21 @@ def test_interrupted_generation_resumes(tmp_path, model, monkeypatch):
     # Two batches of two before the stop, and only the other two after it.
     assert batches == [2, 2, 2, 2, 2]
     assert resumed == generate(Model(str(model)), questions, tmp_path / "anew", Settings(4, 2, "cpu"))
+
+
+def test_an_old_cache_of_pickles_is_not_read(tmp_path, model):
+    """lm_eval's own cache at the place where version 0.1.0 kept it, with a pickle that leaves a trace."""
+    import pickle
+    import sqlite3
+
+    class Evil:
+        def __reduce__(self):
+            return (os.mkdir, (str(tmp_path / "ran"),))
+
+    where = tmp_path / f"requests-{Model(str(model)).fingerprint()[:16]}_rank0.db"
+    with sqlite3.connect(where) as database:
+        database.execute('CREATE TABLE "unnamed" (key TEXT PRIMARY KEY, value BLOB)')
+        database.execute('INSERT INTO "unnamed" VALUES (?, ?)', ("x", pickle.dumps(Evil())))
+    generate(Model(str(model)), ["Options:"], tmp_path, Settings(4, 1, "cpu"))
+    assert not (tmp_path / "ran").exists()
+    assert {path.suffix for path in tmp_path.iterdir()} == {".db", ".json", ".jsonl"}

@@ -30,11 +30,12 @@ def markdown(results: Mapping[str, Any]) -> str:
     """Return all tables as GitHub's Markdown."""
     parts = ["# Calibration report", ABOUT, *(f"> {_escaped(note)}" for note in results["notes"])]
     for title, table in titled(results):
-        parts += [f"## {_escaped(title)}", _markdown_table(table)]
+        parts += [f"## {_escaped(title)}", markdown_table(table)]
     return "\n\n".join(parts) + "\n"
 
 
-def _markdown_table(table: Table) -> str:
+def markdown_table(table: Table) -> str:
+    """Return one table as GitHub's Markdown."""
     lines = [table.head, ["---", *("---" if cell.kind == "text" else "---:" for cell in table.rows[0][1:])]]
     lines += [[_markdown_cell(cell) for cell in row] for row in table.rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

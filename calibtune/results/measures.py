@@ -23,6 +23,7 @@ from harness_ext.estimators import (
     maximum_calibration_error,
     smooth_ece,
 )
+from harness_ext.floor import ece_floor
 from harness_ext.intervals import ece_interval
 from harness_ext.registry import BINS, ECES
 
@@ -76,18 +77,23 @@ def further_measures(loglikelihoods: FloatArray, gold: IntArray, temperature: fl
         temperature: As in :func:`harness_measures`.
 
     Returns:
-        Mean confidence; equal-mass, debiased and smooth ECE; maximum calibration error; the Brier
-        decomposition of the confidence and its AUROC; accuracy at 25, 50 and 75 % coverage.
+        Mean confidence; the floor of each ECE, with ``_low`` and ``_high``; equal-mass, debiased and
+        smooth ECE; maximum calibration error; the Brier decomposition of the confidence and its
+        AUROC; accuracy at 25, 50 and 75 % coverage.
 
     Raises:
         UserError: See :func:`harness_ext.calibration.validate_rows`.
     """
     loglikelihoods, gold = validate_rows(loglikelihoods, gold)
-    confidence, predicted = top(np.exp(letter_log_softmax(loglikelihoods, temperature)))
+    probs = np.exp(letter_log_softmax(loglikelihoods, temperature))
+    confidence, predicted = top(probs)
     correct = predicted == gold
     parts = brier_parts(confidence, correct)
+    floors = {f"{ece}_{bins}_floor": ece_floor(probs, ece, bins) for ece in ECES for bins in BINS}
     return {
         "mean_confidence": float(confidence.mean()),
+        **{name: floor.mean for name, floor in floors.items()},
+        **{f"{name}_{end}": getattr(floor, end) for name, floor in floors.items() for end in ("low", "high")},
         "equal_mass_ece_10": equal_mass_ece(confidence, correct),
         "debiased_ece_10": debiased_ece(confidence, correct),
         "smooth_ece": smooth_ece(confidence, correct),

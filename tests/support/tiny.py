@@ -99,3 +99,49 @@ def write_arc_mirror(folder: Path, rows: int = 24, seed: int = 0) -> Path:
     readme = f"---\nconfigs:\n- config_name: ARC-Challenge\n  data_files:\n{files}---\n"
     (folder / "allenai" / "ai2_arc" / "README.md").write_text(readme)
     return folder
+
+
+def write_paper_mirror(folder: Path, rows: int = 16) -> Path:
+    """A made-up mirror of all that the paper's tables ask: ARC, the pool's three sources, preference pairs."""
+    import json
+
+    write_arc_mirror(folder)
+    rng = random.Random(1)
+
+    def question(number, kind):
+        return f"Which of these is the right one? ({kind} {number} {rng.randrange(10**6)})"
+
+    texts = [[f"option {rng.randrange(1000)} {letter}" for letter in "abcd"] for _ in range(rows)]
+    sources = {
+        ("openlifescienceai/medmcqa", "default", "data"): lambda i, s: {
+            "question": question(i, f"med {s}"),
+            **dict(zip(("opa", "opb", "opc", "opd"), texts[i], strict=True)),
+            "cop": rng.randrange(4),
+        },
+        ("allenai/openbookqa", "main", "main"): lambda i, s: {
+            "question_stem": question(i, f"book {s}"),
+            "choices": {"text": texts[i], "label": list("ABCD")},
+            "answerKey": rng.choice("ABCD"),
+        },
+        ("cais/mmlu", "all", "all"): lambda i, s: {
+            "question": question(i, f"mmlu {s}"),
+            "subject": "anatomy",
+            "choices": texts[i],
+            "answer": rng.randrange(4),
+        },
+        ("argilla/ultrafeedback-binarized-preferences", "default", "data"): lambda i, s: {
+            "instruction": question(i, "pair"),
+            "chosen_response": f"option {i} a",
+            "rejected_response": f"option {i} b or another",
+        },
+    }
+    for (path, name, place), row in sources.items():
+        splits = ("train",) if place == "data" and "argilla" in path else ("train", "validation", "test")
+        (folder / path / place).mkdir(parents=True)
+        files = ""
+        for split in splits:
+            lines = [json.dumps(row(i, split)) + "\n" for i in range(rows)]
+            (folder / path / place / f"{split}.jsonl").write_text("".join(lines))
+            files += f"  - split: {split}\n    path: {place}/{split}.jsonl\n"
+        (folder / path / "README.md").write_text(f"---\nconfigs:\n- config_name: {name}\n  data_files:\n{files}---\n")
+    return folder

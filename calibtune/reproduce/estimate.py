@@ -1,0 +1,117 @@
+"""Estimate the hours and the memory of a plan, before anything runs."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from calibtune.recipe import Recipe, load_recipe, make_recipe
+from calibtune.reproduce.plan import IN, Options, Step
+
+#: Tokens of a prompt, and of a pair of responses with its instruction, on average.
+PROMPT, PAIR = 150, 800
+#: Questions to train on, to evaluate on, and pairs to win.
+TRAIN, TEST, PAIRS = 3000, 4000, 1000
+#: Shares of the device's own rate of matrix products that training and scoring reach (docs/speed.md).
+TRAINING, SCORING = 0.2, 0.33
+#: Seconds that a layer's kernels take to launch, forward alone and with backward: the least time of a batch.
+LAUNCH, LAUNCH_BOTH = 1e-3, 5e-3
+#: Seconds of a command that are not its work: imports, loading the model.
+START = 30
+#: Bytes of activations for each token, layer and hidden unit, and for each token and entry of the vocabulary.
+ACTIVATION, LOGIT = 27, 8
+
+
+@dataclass(frozen=True)
+class Model:
+    """Hold what an estimate needs to know about a model and the device."""
+
+    parameters: float
+    layers: int
+    hidden: int
+    vocabulary: int
+    #: Floating-point operations a second of a large matrix product.
+    rate: float
+
+
+def inspect(name: str) -> Model:
+    """Read a model's configuration, count its parameters without its weights, and time the device.
+
+    Raises:
+        UserError: The model does not exist, or it is not a causal language model.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from calibtune.models.loading import load_config, resolved_precision
+    from calibtune.spec import ModelSpec
+
+    spec = ModelSpec(name)
+    config = load_config(spec)
+    with torch.device("meta"):
+        parameters = sum(weight.numel() for weight in AutoModelForCausalLM.from_config(config).parameters())
+    text = config.get_text_config()
+    dtype = torch.bfloat16 if resolved_precision(spec) == "bf16" else torch.float32
+    return Model(parameters, text.num_hidden_layers, text.hidden_size, text.vocab_size, _rate(dtype))
+
+
+def _rate(dtype: Any) -> float:
+    """Time matrix products on the device."""
+    import torch
+
+    from calibtune.models.loading import found_device
+
+    size = 4096 if torch.cuda.is_available() else 512
+    a = torch.randn(size, size, device=found_device(), dtype=dtype)
+    best = float("inf")
+    for _ in range(5):
+        start = time.perf_counter()
+        # Reading a value waits for the device.
+        (a @ a)[0, 0].item()
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best
+
+
+def estimate(step: Step, options: Options, model: Model) -> tuple[float, float]:
+    """Return the seconds and the GiB of a step."""
+    if step.words[0] in ("report", "winrate"):
+        return (START, 1.0) if step.words[0] == "report" else (float("nan"), float("nan"))
+    four_bit = options.config == "paper"
+    weights = model.parameters * (0.75 if four_bit else 2)
+    if step.words[0] == "eval":
+        letters = IN in step.tasks
+        seconds = _scoring(model, TEST if letters else PAIRS, PROMPT if letters else PAIR, 16)
+        tokens = 16 * (PROMPT if letters else 2 * PAIR)
+        return START + seconds, (weights + 4 * tokens * (model.hidden * 8 + model.vocabulary)) / 2**30
+    recipe = _recipe(step, options)
+    if recipe.method == "temperature":
+        return START + _scoring(model, recipe.held_out, PROMPT, 16), weights / 2**30 + 1
+    rows, tokens = TRAIN - recipe.held_out, recipe.batch_size * PROMPT
+    batch = max(LAUNCH_BOTH * model.layers, tokens * 4 * model.parameters / (TRAINING * model.rate))
+    epochs = recipe.epochs or 1
+    seconds = epochs * rows / recipe.batch_size * batch
+    seconds += (epochs + 1) * _scoring(model, rows if recipe.e_step == "epoch" else recipe.held_out, PROMPT, 16)
+    # The largest batch has twice an average one's tokens; RCFT alone reads the logits of all of them.
+    largest = 2 * tokens
+    memory = weights + 16 * _adapter(model, recipe.rank) + ACTIVATION * largest * model.layers * model.hidden
+    memory += LOGIT * largest * model.vocabulary if recipe.method == "rcft" else 0
+    return START + seconds, memory / 2**30
+
+
+def _recipe(step: Step, options: Options) -> Recipe:
+    flags = dict(zip(step.words[1:], step.words[2:], strict=False))
+    given = {name: flags[f"--{name}"] for name in ("method", "lambda") if f"--{name}" in flags}
+    config = load_recipe(Path(flags["--config"])) if options.config == "paper" else {}
+    return make_recipe({**config, "model": options.model, "tasks": IN, **given}, {})
+
+
+def _scoring(model: Model, questions: int, tokens: int, batch: int) -> float:
+    one = max(LAUNCH * model.layers, batch * tokens * 2 * model.parameters / (SCORING * model.rate))
+    return questions / batch * one
+
+
+def _adapter(model: Model, rank: int) -> float:
+    """Return the adapter's weights: seven layers of about 3 hidden units in and out, by rank."""
+    return 7 * model.layers * rank * 3 * model.hidden

@@ -1,0 +1,57 @@
+import json
+
+import pytest
+from harness import enter_mirror
+from tiny import write_paper_mirror
+
+from calibtune.__main__ import main
+
+
+@pytest.fixture
+def command(model, tmp_path, monkeypatch):
+    hub = enter_mirror(write_paper_mirror(tmp_path / "hub"), monkeypatch)
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(hub / "cache"))
+
+    def run(*words):
+        return main(["reproduce", "--model", str(model), "--output", str(tmp_path / "out"), *words])
+
+    return run
+
+
+def test_dry_run_prints_each_command_with_hours_and_memory_and_runs_none(command, tmp_path, capsys):
+    assert command("--dry-run", "--config", "paper") == 0
+    *steps, total = capsys.readouterr().out.splitlines()
+    assert len(steps) == 21
+    assert all(" h, " in line and "GiB: python -m calibtune " in line for line in steps)
+    assert "h one after the other on this device" in total
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--tables", "1"), "--tables 1 is none of 2, 3, 4, 5"),
+        (("--seeds=-1",), "--seeds -1 is below 0"),
+        (("--learning-rate", "0"), "--learning-rate 0.0 is no rate"),
+        (("--judge", "gpt-4"), "--judge and --instructions"),
+    ],
+)
+def test_misuse_is_refused_before_anything_runs(command, capsys, words, told):
+    assert command(*words) == 2
+    assert told in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_tables_of_a_tiny_model_stand_beside_the_papers_and_a_second_run_repeats_nothing(command, tmp_path, capfd):
+    assert command("--tables", "3,5") == 0
+    text = (tmp_path / "out" / "paper.md").read_text()
+    assert "DPO, Llama-3.1-8B-Tulu (paper) | UltraFeedback" in text
+    assert "Table 5: the same with 14 bins" in text
+    rows = json.loads((tmp_path / "out" / "paper.json").read_text())["rows"]
+    assert {row["method"] for row in rows} == {"base", "temperature", "label-smoothing", "cft", "rcft"}
+    assert all(0 < row["conf_ece_14"]["floor"] < 1 for row in rows)
+    page = (tmp_path / "out" / "paper.html").read_text()
+    assert "report/figures/mc_calib_indomain_reliability.svg" in page
+    capfd.readouterr()
+    assert command("--tables", "3,5") == 0
+    assert capfd.readouterr().out.count("done before") == 12

@@ -51,7 +51,7 @@ def write_tables(options: Options) -> list[Path]:
         options: What was reproduced; the report lies in its output folder.
 
     Returns:
-        The files: ``paper.html``, ``paper.md`` and ``paper.json``.
+        The files: ``reproduction.html``, ``.md`` and ``.json``.
     """
     results = read_json(options.output / "report" / "results.json")
     rows = collect(results)
@@ -65,7 +65,7 @@ def write_tables(options: Options) -> list[Path]:
         found.insert(2 in options.tables, ("Table 3: win rates", _wins(results["win_rates"], theirs["table3"])))
     head = f"{options.model}: the tables of arXiv 2505.01997, recipe: {options.config}"
     text = [f"# {head}", NOTE, *(part for title, table in found for part in (f"## {title}", markdown_table(table)))]
-    files = [options.output / f"paper.{ending}" for ending in ("html", "md", "json")]
+    files = [options.output / f"reproduction.{ending}" for ending in ("html", "md", "json")]
     template = jinja2.Environment(
         loader=jinja2.PackageLoader("calibtune.reproduce", package_path=""),
         autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined,

@@ -44,13 +44,13 @@ def test_misuse_is_refused_before_anything_runs(command, capsys, words, told):
 @pytest.mark.slow
 def test_tables_of_a_tiny_model_stand_beside_the_papers_and_a_second_run_repeats_nothing(command, tmp_path, capfd):
     assert command("--tables", "3,5") == 0
-    text = (tmp_path / "out" / "paper.md").read_text()
+    text = (tmp_path / "out" / "reproduction.md").read_text()
     assert "DPO, Llama-3.1-8B-Tulu (paper) | UltraFeedback" in text
     assert "Table 5: the same with 14 bins" in text
-    rows = json.loads((tmp_path / "out" / "paper.json").read_text())["rows"]
+    rows = json.loads((tmp_path / "out" / "reproduction.json").read_text())["rows"]
     assert {row["method"] for row in rows} == {"base", "temperature", "label-smoothing", "cft", "rcft"}
     assert all(0 < row["conf_ece_14"]["floor"] < 1 for row in rows)
-    page = (tmp_path / "out" / "paper.html").read_text()
+    page = (tmp_path / "out" / "reproduction.html").read_text()
     assert "report/figures/mc_calib_indomain_reliability.svg" in page
     capfd.readouterr()
     assert command("--tables", "3,5") == 0

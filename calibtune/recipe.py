@@ -66,7 +66,7 @@ class Recipe:
     """
 
     method: Literal["temperature", "label-smoothing", "cft", "rcft"] = _option("", "what to fit")
-    model: str = _option("", "base model: hub id or folder")
+    model: str = _option("", "base model, or an adapter below a temperature: hub id or folder")
     tasks: Names = _option((), "harness tasks to fit on, separated by commas")
     apply_chat_template: bool = _option(False, "render prompts with the tokenizer's chat template")
     held_out: int = _option(500, "questions kept from training: for T, the held-out E-step and validation", ge=0)
@@ -80,7 +80,7 @@ class Recipe:
     learning_rate: float = _option(1e-4, "peak learning rate of AdamW, cosine schedule", only=TRAINED, gt=0)
     batch_size: int = _option(16, "questions in a forward pass, per process", ge=1)
     report_to: Literal["none", "tensorboard", "wandb"] = _option("none", "where curves go", only=TRAINED)
-    artifact: str | None = _option(None, "fit the temperature on top of this adapter", only="temperature")
+    artifact: str | None = _option(None, "fit the temperature on top of this PEFT adapter", only="temperature")
     samples: str | None = _option(None, "fit from this samples file of lm_eval, without a model", only="temperature")
     include_path: str | None = _option(None, "folder of further task YAMLs, as lm_eval's --include_path")
     revision: str | None = _option(None, "branch, tag or commit of the model on the hub")
@@ -272,7 +272,9 @@ def missing(values: Mapping[str, Any], wrong: Collection[str] = ()) -> list[str]
         values: Options by name.
         wrong: Those that were given and cannot be used.
     """
-    needed = ("method",) if values.get("samples") else ("method", "model", "tasks")
+    needed = ["method"] if values.get("samples") else ["method", "model", "tasks"]
+    if values.get("artifact") and "model" in needed:
+        needed.remove("model")  # the adapter names its base
     return [f"{flag(name)} is missing" for name in needed if not values.get(name) and name not in wrong]
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from calibtune.artifacts.manifest import MANIFEST, Artifact, own_tokenizer
+from calibtune.artifacts.manifest import MANIFEST, Artifact, tokenizer_folder
 from harness_ext.registry import METRICS
 
 #: Metrics in card and summary, with their titles.
@@ -77,8 +77,8 @@ def usage(artifact: Artifact) -> str:
     given: dict[str, Any] = {"pretrained": "THIS_FOLDER" if artifact.kind == "model" else artifact.model}
     if adapter := "THIS_FOLDER" if artifact.kind == "adapter" else artifact.adapter:
         given["peft"] = adapter
-    if own_tokenizer(artifact) and artifact.kind != "model":
-        given["tokenizer"] = "THIS_FOLDER"
+    if (folder := tokenizer_folder(artifact)) and artifact.kind != "model":
+        given["tokenizer"] = "THIS_FOLDER" if folder == artifact.folder else folder
     # What neither is in the artifact's files nor lm_eval's default.
     given |= {
         name: artifact.recipe[name] for name in ("add_bos_token", "chat_template_args") if artifact.recipe.get(name)

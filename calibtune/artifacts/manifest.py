@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MANIFEST = "calibtune.json"
+#: The recipe of an unfinished fit; and PEFT's own description of an adapter.
+STARTED, ADAPTER = "started.json", "adapter_config.json"
+#: PEFT's types that put tokens before the prompt, which is then no longer the task's.
+PROMPT_TYPES = ("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "ADAPTION_PROMPT", "CPT")
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "datasets", "lm_eval", "numpy", "scipy")
 
 
@@ -119,17 +123,24 @@ class Artifact:
         return Seen.of([self.documents[role] for role in chosen], sketches, self.folder)
 
     @property
+    def foreign(self) -> bool:
+        """Return whether another program trained it, so that nothing is known of its questions and prompts."""
+        return not self.recipe
+
+    @property
     def adapter(self) -> str | None:
         """Return the folder of the adapter that a temperature was fitted on, or None."""
         return self.recipe.get("artifact")
 
 
 def read_artifact(folder: Path) -> Artifact:
-    """Read an artifact's manifest.
+    """Read an artifact's manifest, or PEFT's configuration of an adapter that another program trained.
 
     Raises:
-        UserError: The folder has no manifest, or it lacks keys.
+        UserError: The folder has neither, or the manifest lacks keys; or see :func:`foreign_adapter`.
     """
+    if (folder / ADAPTER).is_file() and not any((folder / name).is_file() for name in (MANIFEST, STARTED)):
+        return foreign_adapter(folder)
     if not (folder / MANIFEST).is_file():
         raise UserError(
             f"{folder} has no {MANIFEST}, so it is no finished artifact; finish the fit by running the same command "
@@ -144,6 +155,38 @@ def read_artifact(folder: Path) -> Artifact:
         )
     values["tasks"] = tuple(values["tasks"])
     return Artifact(**{name: values[name] for name in names & values.keys()}, folder=folder)
+
+
+def foreign_adapter(folder: Path) -> Artifact:
+    """Read an adapter that another program trained.
+
+    Raises:
+        UserError: It puts tokens before the prompt, or is not for a causal language model.
+    """
+    config = read_json(folder / ADAPTER)
+    kind, task = config.get("peft_type"), config.get("task_type")
+    if kind in PROMPT_TYPES:
+        raise UserError(
+            f"{folder} is a {kind} adapter, which puts tokens of its own before the task's prompt; give "
+            "an adapter of the weights, such as LORA"
+        )
+    if task not in (None, "CAUSAL_LM"):
+        raise UserError(f"{folder} is an adapter for {task}, not for a causal language model; give one for CAUSAL_LM")
+    base, revision = config.get("base_model_name_or_path"), config.get("revision")
+    nothing: dict[str, Any] = {name: {} for name in ("recipe", "before", "after", "versions")}
+    return Artifact(
+        kind="adapter",
+        method=str(kind).lower(),
+        model=base or "",
+        revision=revision,
+        tasks=(),
+        seed=0,
+        documents={"train": []},
+        seconds=0.0,
+        peak_memory_gib=None,
+        folder=folder,
+        **nothing,
+    )
 
 
 def write_manifest(artifact: Artifact, folder: Path) -> None:
@@ -169,13 +212,25 @@ def base_model(model: str | None, artifact: Artifact | None) -> str:
     :func:`calibtune.models.fingerprint.check_fingerprint`.
 
     Raises:
-        UserError: Neither is given, or the artifact has no fingerprint and was fitted on a base model of another name.
+        UserError: Neither is given or the artifact's is not here, or the artifact has no fingerprint and was fitted on
+            a base model of another name.
     """
     if artifact is None or not artifact.model:
         if not model:
             raise UserError("--model is missing; give a hub id or a folder")
         return model
-    if model and artifact.fingerprint is None and Path(model).name != Path(artifact.model).name:
+    if not model and Path(artifact.model).is_absolute() and not Path(artifact.model).is_dir():
+        raise UserError(
+            f"{artifact.folder} was fitted on {artifact.model}, which is not here; give its place with --model BASE "
+            f"--artifact {artifact.folder}"
+        )
+    # Other programs name a base as it was called where they ran.
+    if (
+        model
+        and not artifact.foreign
+        and artifact.fingerprint is None
+        and Path(model).name != Path(artifact.model).name
+    ):
         raise UserError(
             f"the artifact was fitted on {artifact.model}, not on {model}; give --model {artifact.model}, or an "
             f"artifact fitted on {model}"
@@ -189,9 +244,17 @@ def show_base(artifact: Artifact) -> None:
     logger.info("%s names the base model %s%s; loading", artifact.folder, artifact.model, adapter)
 
 
-def own_tokenizer(artifact: Artifact) -> bool:
-    """Return whether the artifact needs its own tokenizer, because the base's has no chat template.
+def tokenizer_folder(artifact: Artifact | None) -> Path | None:
+    """Return the folder whose tokenizer stands for the base model's, if any.
 
-    A temperature fitted on a samples file never needs one.
+    A fit with a chat template of its own has a copy of the tokenizer with it. An adapter of another program comes with
+    the template that it was trained on. A temperature fitted on a samples file never needs one.
     """
-    return bool(artifact.recipe.get("chat_template")) and not artifact.recipe.get("samples")
+    if artifact is None or artifact.recipe.get("samples"):
+        return None
+    if artifact.recipe.get("chat_template"):
+        return artifact.folder
+    adapter = artifact.folder if artifact.kind == "adapter" else artifact.adapter and Path(artifact.adapter)
+    if not adapter or (adapter / MANIFEST).is_file() or not (adapter / "tokenizer_config.json").is_file():
+        return None
+    return adapter

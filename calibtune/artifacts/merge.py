@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from calibtune.artifacts.manifest import read_artifact, show_base
+from calibtune.artifacts.manifest import base_model, read_artifact, show_base
+from calibtune.artifacts.named import named
 from calibtune.artifacts.whole_models import check_model_output, own_or_base_tokenizer, save_model
 from calibtune.errors import UserError
 from calibtune.files import refuse_existing
@@ -14,31 +15,45 @@ from calibtune.models.fingerprint import check_fingerprint
 from calibtune.models.loading import load_base
 
 
-def merge(folder: Path, output: Path, dequantized: bool, overwrite: bool, trust_remote_code: bool = False) -> None:
+def merge(
+    folder: Path,
+    output: Path,
+    dequantized: bool,
+    overwrite: bool,
+    trust_remote_code: bool = False,
+    base: str | None = None,
+) -> None:
     """Merge an adapter into its base model's weights.
 
     Args:
-        folder: Output folder of ``calibtune fit``, with an adapter.
+        folder: Output folder of ``calibtune fit`` with an adapter, or an adapter of another program, on the hub too.
         output: Folder of the new model, which transformers loads.
         dequantized: Merge into the de-quantized 4-bit weights, on which the adapter was trained,
             instead of the original weights. The sum itself is never quantized again.
         overwrite: Remove existing files in ``output``.
         trust_remote_code: Run code that comes with the base model.
+        base: The base model; None: the one that the artifact names.
 
     Raises:
         UserError: The artifact is not an adapter, or ``dequantized`` is set and the adapter was not
             trained on a 4-bit base.
     """
+    folder = named(None, folder)[1] or folder
     artifact = read_artifact(folder)
     if artifact.kind != "adapter":
         raise UserError(
             f"{folder} is a {artifact.kind}, and only adapters can be merged; bake a temperature with `calibtune bake`"
         )
-    if dequantized and artifact.recipe["quantization"] != "nf4":
+    # Another program's adapter does not say on what it was trained.
+    if dequantized and artifact.recipe.get("quantization", "nf4") != "nf4":
         raise UserError(f"--dequantized: {folder} was not trained on a 4-bit base; leave it out")
     check_model_output(output, overwrite, folder, artifact)
     spec = dataclasses.replace(
-        artifact.spec, quantization="nf4" if dequantized else "none", trust_remote_code=trust_remote_code
+        artifact.spec,
+        name=base_model(base, artifact),
+        revision=None if base else artifact.revision,
+        quantization="nf4" if dequantized else "none",
+        trust_remote_code=trust_remote_code,
     )
     show_base(artifact)
     check_fingerprint(spec, artifact.fingerprint, folder)
@@ -53,6 +68,6 @@ def merge(folder: Path, output: Path, dequantized: bool, overwrite: bool, trust_
         merged,
         tokenizer,
         output,
-        {"base": artifact.model, "method": artifact.method, "merged": str(folder), "dequantized": dequantized},
+        {"base": spec.name, "method": artifact.method, "merged": str(folder), "dequantized": dequantized},
         trust_remote_code,
     )

@@ -11,14 +11,19 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from calibtune.commands.models import add_model_arguments
 from calibtune.errors import UserError
 
+if TYPE_CHECKING:
+    from calibtune.spec import ModelSpec
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("--model", help="hub id or folder")
+    parser.add_argument("--model", help="model or PEFT adapter, hub id or folder")
     parser.add_argument("--tasks", default="mc_calib_arc", metavar="T[,T]", help="default: mc_calib_arc")
     parser.add_argument("--apply-chat-template", action="store_true", help="render prompts as chat")
     parser.add_argument(
@@ -55,21 +60,27 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check_model(args):  # type: ignore[no-untyped-def]
+    from calibtune.artifacts.manifest import base_model, read_artifact, tokenizer_folder
+    from calibtune.artifacts.named import named
     from calibtune.data.encoder import Encoder
     from calibtune.data.examples import Prompts
     from calibtune.data.tasks import load_tasks
     from calibtune.data.tokens import PAD, tokenize
     from calibtune.evaluation.doctor import SCORED, check_letters, check_mass
-    from calibtune.models.loading import check_spec, context_length, load_base, load_config, load_tokenizer
+    from calibtune.models.loading import check_spec, context_length, load_config, load_tokenizer
     from calibtune.models.scores import score
     from calibtune.spec import ModelSpec
     from harness_ext.calibration import letter_mass
 
-    names = ("revision", "precision", "device", "apply_chat_template", "add_bos_token", "trust_remote_code")
+    name, adapter, revision = named(args.model, None, args.revision)
+    artifact = None if adapter is None else read_artifact(adapter)
+    names = ("precision", "device", "apply_chat_template", "add_bos_token", "trust_remote_code")
     given = {name: getattr(args, name) for name in names}
-    spec = ModelSpec(args.model, chat_template_args=args.chat_template_args or {}, **given)
+    revision = revision if artifact is None else artifact.revision
+    spec = ModelSpec(base_model(name, artifact), revision, chat_template_args=args.chat_template_args or {}, **given)
     check_spec(spec)
-    tokenizer = load_tokenizer(spec)
+    folder = tokenizer_folder(artifact)
+    tokenizer = load_tokenizer(spec if folder is None else dataclasses.replace(spec, name=str(folder), revision=None))
     length = context_length(load_config(spec), tokenizer)
     encoder = Encoder(tokenizer, spec)
     names = tuple(task.strip() for task in args.tasks.split(",") if task.strip())
@@ -86,7 +97,15 @@ def _check_model(args):  # type: ignore[no-untyped-def]
         if all(finding.good for finding in found):
             prompts = Prompts(task, encoder, args.apply_chat_template)
             examples = [prompts.example(doc) for doc in list(task.eval_docs)[:SCORED]]
-            model = model or load_base(spec)
+            model = model or _load(spec, adapter)
             questions = tokenize(examples, encoder, length)
             scores = score(model, questions, PAD, batch_size=1)
             yield check_mass(task.task_name, letter_mass(scores), len(scores), args.apply_chat_template)
+
+
+def _load(spec: ModelSpec, adapter: Path | None) -> Any:
+    from calibtune.models.adapters import load_adapter
+    from calibtune.models.loading import load_base
+
+    model = load_base(spec)
+    return model if adapter is None else load_adapter(model, adapter)

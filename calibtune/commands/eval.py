@@ -26,8 +26,8 @@ logger = logging.getLogger(__name__)
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("--model", help="base model, hub id or folder (default: the artifact's base)")
-    parser.add_argument("--artifact", type=Path, metavar="DIR", help="what calibtune fit wrote")
+    parser.add_argument("--model", help="model or PEFT adapter, hub id or folder (default: the artifact's base)")
+    parser.add_argument("--artifact", type=Path, metavar="DIR", help="what calibtune fit wrote, or a PEFT adapter")
     parser.add_argument("--tasks", required=True, metavar="T[,T]", help="harness tasks")
     parser.add_argument(
         "--output", type=Path, required=True, metavar="DIR", help="lm_eval's results and samples go here"

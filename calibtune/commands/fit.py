@@ -56,7 +56,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def go_on(args: argparse.Namespace) -> str:
     """Return what is said after Ctrl-C: --resume where there is something to resume."""
-    from calibtune.tuning.checkpoints import CHECKPOINTS, STARTED, WHOLE
+    from calibtune.artifacts.manifest import STARTED
+    from calibtune.tuning.checkpoints import CHECKPOINTS, WHOLE
 
     if args.output is None or not (args.output / STARTED).is_file():
         return "run the same command again"
@@ -127,7 +128,7 @@ def run(args: argparse.Namespace) -> int:
     recipe = make_recipe(config, flags, str(args.config or "--config"), problems)
     args.output = Path(output)
     if is_first_process():
-        what = recipe.samples or f"{', '.join(recipe.tasks)}, {recipe.model}"
+        what = recipe.samples or f"{', '.join(recipe.tasks)}, {recipe.model or recipe.artifact}"
         logger.info("fit: %s on %s; starting", recipe.method, what)
     from calibtune.api import fit
     from calibtune.artifacts.card import summary

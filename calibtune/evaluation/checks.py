@@ -73,8 +73,8 @@ def check_prompts(tasks: Sequence[Any], spec: ModelSpec, tokenizer: Any, artifac
             for finding in check_letters(task, encoder, spec.apply_chat_template, LOOKED_AT):
                 if not finding.good:
                     raise UserError(finding.text)
-    # A temperature that was fitted on a samples file does not know how its prompts were rendered.
-    known = artifact is not None and not artifact.recipe.get("samples")
+    # A temperature fitted on a samples file and another program's adapter do not say how their prompts were rendered.
+    known = artifact is not None and not artifact.foreign and not artifact.recipe.get("samples")
     fitted = artifact.spec.apply_chat_template if artifact is not None and known else spec.apply_chat_template
     if fitted != spec.apply_chat_template:
         with_, without = "with the chat template", "without a chat template"

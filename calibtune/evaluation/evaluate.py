@@ -13,7 +13,8 @@ from typing import Any
 from lm_eval.loggers import EvaluationTracker
 from safetensors import SafetensorError
 
-from calibtune.artifacts.manifest import Artifact, base_model, own_tokenizer, read_artifact, show_base
+from calibtune.artifacts.manifest import Artifact, base_model, read_artifact, show_base, tokenizer_folder
+from calibtune.artifacts.named import named
 from calibtune.artifacts.tasks import SUFFIX, write_scaled_tasks
 from calibtune.data.tasks import Index, load_tasks, task_manager
 from calibtune.errors import UserError, WorkFailed, is_out_of_memory, reason
@@ -121,7 +122,9 @@ def evaluate(options: EvaluationOptions) -> Evaluation | None:
     """
     check_options(options)
     check_output(options.output)
-    artifact = read_artifact(options.artifact) if options.artifact else None
+    model, folder, revision = named(options.model, options.artifact, options.revision)
+    options = dataclasses.replace(options, model=model, artifact=folder, revision=revision)
+    artifact = read_artifact(folder) if folder else None
     spec = options.spec(artifact)
     arguments = model_arguments(options, spec, artifact)
     setup = setup_of(options, spec, arguments, artifact)
@@ -138,10 +141,10 @@ def evaluate(options: EvaluationOptions) -> Evaluation | None:
     check_shots(tasks, options.num_fewshot)
     asked = unseen(tasks, artifact, options.drop_seen, options.limit)
     check_prompts(tasks, spec, tokenizer, artifact)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as scaled:
         names = options.tasks
         if artifact is not None and artifact.temperature is not None:
-            names, include_path = scaled_tasks(options.tasks, artifact.temperature["temperature"], Path(folder))
+            names, include_path = scaled_tasks(options.tasks, artifact.temperature["temperature"], Path(scaled))
             index = task_manager(names, include_path)
             asked = asked and {name + SUFFIX: numbers for name, numbers in asked.items()}
         return _run(options, spec, arguments, setup, names, index, asked)
@@ -268,9 +271,8 @@ def model_arguments(options: EvaluationOptions, spec: ModelSpec, artifact: Artif
         arguments["peft"] = str(options.artifact)
     elif artifact is not None and artifact.adapter:
         arguments["peft"] = artifact.adapter
-    if artifact is not None and own_tokenizer(artifact):
-        # The base's tokenizer has no chat template; the artifact's copy of it has.
-        arguments["tokenizer"] = str(options.artifact)
+    if folder := tokenizer_folder(artifact):
+        arguments["tokenizer"] = str(folder)
     return arguments
 
 

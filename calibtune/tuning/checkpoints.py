@@ -10,8 +10,8 @@ from calibtune.errors import UserError
 from calibtune.files import remove, write_text
 from calibtune.reading import Count, Record, read_json
 
-#: In an unfinished fit's folder: its recipe, which --resume checks, and its checkpoints.
-STARTED, CHECKPOINTS = "started.json", "checkpoints"
+#: Folder of an unfinished fit's checkpoints.
+CHECKPOINTS = "checkpoints"
 #: File written last into a checkpoint, with the hashes of the others; without it, it is incomplete.
 WHOLE = "whole.json"
 

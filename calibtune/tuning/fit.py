@@ -13,7 +13,16 @@ from typing import Any
 import torch
 
 from calibtune.artifacts.card import model_card
-from calibtune.artifacts.manifest import MANIFEST, Artifact, read_artifact, versions, write_manifest
+from calibtune.artifacts.manifest import (
+    MANIFEST,
+    STARTED,
+    Artifact,
+    base_model,
+    read_artifact,
+    versions,
+    write_manifest,
+)
+from calibtune.artifacts.named import adapter_folder, named
 from calibtune.data.examples import LetterExample
 from calibtune.data.seen import Marks, question_of
 from calibtune.data.tokens import PAD
@@ -26,7 +35,7 @@ from calibtune.models.scores import score
 from calibtune.processes import is_first_process
 from calibtune.recipe import Recipe, recipe_values
 from calibtune.results.measures import harness_measures
-from calibtune.tuning.checkpoints import CHECKPOINTS, STARTED, last_checkpoint, remove_unfinished
+from calibtune.tuning.checkpoints import CHECKPOINTS, last_checkpoint, remove_unfinished
 from calibtune.tuning.checks import idle_gpus
 from calibtune.tuning.inputs import Inputs, read_inputs
 from calibtune.tuning.progress import overtrained
@@ -56,6 +65,7 @@ def fit(recipe: Recipe, output: Path, resume: bool = False, overwrite: bool = Fa
         WorkFailed: Out of memory, a loss that is not finite, a full disk.
     """
     if recipe.samples is None:
+        recipe = _on_base(recipe)
         # An evaluation on another machine takes the precision of the fit, not its own.
         check_spec(recipe.spec)
         recipe = dataclasses.replace(recipe, precision=resolved_precision(recipe.spec))
@@ -97,6 +107,30 @@ def fit(recipe: Recipe, output: Path, resume: bool = False, overwrite: bool = Fa
                 f"no space is left on the disk of {output}; free some and run the same command with --resume"
             ) from error
         raise
+
+
+def _on_base(recipe: Recipe) -> Recipe:
+    """Return the recipe with its base model and the local folder of the adapter on it, if there is one.
+
+    Raises:
+        UserError: An adapter is to be trained on.
+    """
+    if recipe.method != "temperature":
+        if folder := adapter_folder(recipe.model, recipe.revision):
+            raise UserError(
+                f"--model {recipe.model} is an adapter; train on the model that it makes: python -m calibtune merge "
+                f"--artifact {folder} --output MERGED, then fit with --model MERGED"
+            )
+        return recipe
+    below = Path(recipe.artifact) if recipe.artifact else None
+    model, folder, revision = named(recipe.model or None, below, recipe.revision)
+    if folder is None:
+        return recipe
+    artifact = read_artifact(folder)
+    if is_first_process():
+        show_base(artifact)
+    revision = revision or (artifact.revision if model is None else None)
+    return dataclasses.replace(recipe, model=base_model(model, artifact), artifact=str(folder), revision=revision)
 
 
 def _check_output(recipe: Recipe, output: Path, resume: bool, overwrite: bool) -> None:

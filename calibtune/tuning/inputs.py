@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,13 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from calibtune.artifacts.manifest import Artifact, base_model, read_artifact
+from calibtune.artifacts.manifest import Artifact, base_model, read_artifact, tokenizer_folder
 from calibtune.data.encoder import Encoder
 from calibtune.data.examples import Examples, load_examples
 from calibtune.data.tasks import load_tasks
 from calibtune.data.tokens import PAD, TokenExample, tokenize
 from calibtune.data.training_set import Questions, TrainingSet
 from calibtune.errors import UserError
+from calibtune.models.adapters import check_adapter, embedding_rows
 from calibtune.models.fingerprint import check_fingerprint
 from calibtune.models.loading import context_length, load_config, load_tokenizer
 from calibtune.recipe import Recipe
@@ -60,10 +62,12 @@ def read_inputs(recipe: Recipe) -> Inputs:
     check_machine(recipe)
     config = load_config(recipe.spec)
     check_kernels(recipe, config)
-    tokenizer = load_tokenizer(recipe.spec)
+    adapter = fitted_adapter(recipe)
+    folder = tokenizer_folder(adapter)
+    spec = recipe.spec if folder is None else dataclasses.replace(recipe.spec, name=str(folder), revision=None)
+    tokenizer = load_tokenizer(spec)
     encoder = Encoder(tokenizer, recipe.spec)
     tasks = load_tasks(recipe.tasks, recipe.include_path)
-    adapter = fitted_adapter(recipe)
     examples = load_examples(
         tasks,
         encoder,
@@ -80,7 +84,8 @@ def read_inputs(recipe: Recipe) -> Inputs:
     inputs = Inputs(recipe, tokenizer, encoder, examples, held_out, length, revision, adapter)
     check_counts(inputs)
     rows = held_out if recipe.method == "temperature" else (*held_out, *inputs.questions.train.rows)
-    check_vocabulary(rows, config, recipe.model)
+    added = embedding_rows(Path(adapter)) if adapter is not None and adapter.foreign else None
+    check_vocabulary(rows, added or config.get_text_config().vocab_size, recipe.model)
     return inputs
 
 
@@ -95,6 +100,7 @@ def fitted_adapter(recipe: Recipe) -> Artifact | None:
     artifact = read_artifact(Path(recipe.artifact))
     if artifact.kind != "adapter":
         raise UserError(f"--artifact {recipe.artifact} is a {artifact.kind}; give an adapter, or its base as --model")
+    check_adapter(Path(recipe.artifact))
     base_model(recipe.model, artifact)
     check_fingerprint(recipe.spec, artifact.fingerprint, recipe.artifact)
     return artifact
@@ -125,13 +131,12 @@ def check_counts(inputs: Inputs) -> None:
         )
 
 
-def check_vocabulary(rows: Sequence[TokenExample], config: Any, model: str) -> None:
+def check_vocabulary(rows: Sequence[TokenExample], size: int, model: str) -> None:
     """Check that the model's vocabulary has all tokens of the questions.
 
     Raises:
         UserError: A token id is too large; the message gives the largest.
     """
-    size = config.get_text_config().vocab_size
     largest = max((token for row in rows for token in (*row.input_ids, *row.letter_ids)), default=0)
     if largest >= size:
         raise UserError(

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from calibtune.artifacts.manifest import read_artifact, tokenizer_folder
 from calibtune.errors import UserError, WorkFailed, is_out_of_memory
 from calibtune.files import read_json, write_json
 from calibtune.winrate.journal import Journal, key_of
@@ -51,8 +52,10 @@ class Model:
 
     def model_args(self) -> dict[str, Any]:
         """Return lm_eval's ``model_args``."""
-        peft = {"peft": str(self.adapter)} if self.adapter else {}
-        return {"pretrained": self.base, **peft, **dict(self.extra)}
+        given = {"peft": str(self.adapter)} if self.adapter else {}
+        if self.adapter and (folder := tokenizer_folder(read_artifact(self.adapter))):
+            given["tokenizer"] = str(folder)
+        return {"pretrained": self.base, **given, **dict(self.extra)}
 
     def fingerprint(self) -> str:
         """Return a hash of model arguments and of names, sizes and times of local files."""

@@ -58,7 +58,7 @@ def test_failed_merge_keeps_the_existing_output(model_copy, tmp_path):
     (tmp_path / "merged").mkdir()
     (tmp_path / "merged" / "precious").write_text("kept")
     shutil.rmtree(model_copy)
-    with pytest.raises(UserError, match="does not exist; give a folder that transformers loads"):
+    with pytest.raises(UserError, match="which is not here; give its place with --model BASE"):
         merge(tmp_path / "adapter", tmp_path / "merged", dequantized=False, overwrite=True)
     assert (tmp_path / "merged" / "precious").read_text() == "kept"
 

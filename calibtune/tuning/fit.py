@@ -19,6 +19,7 @@ from calibtune.artifacts.manifest import (
     Artifact,
     base_model,
     read_artifact,
+    show_base,
     versions,
     write_manifest,
 )

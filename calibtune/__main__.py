@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from calibtune import __version__
 from calibtune.errors import UserError
 from calibtune.processes import Terminated, ending_on_sigterm, is_first_process
+from calibtune.text import Visible, one_sentence, visible
 
 #: Command name -> one line of help. The module is ``calibtune.commands.<name>``; only the one asked for is imported,
 #: so that ``--help`` and ``rescore`` never load torch.
@@ -84,8 +85,10 @@ class Console(logging.Handler):
         """Print a message: information to stdout, warnings to stderr."""
         from tqdm import tqdm
 
-        warning = record.levelno >= logging.WARNING
-        tqdm.write(("warning: " if warning else "") + record.getMessage(), file=sys.stderr if warning else sys.stdout)
+        if record.levelno >= logging.WARNING:
+            tqdm.write(f"warning: {one_sentence(record.getMessage())}", file=sys.stderr)
+        else:
+            tqdm.write(record.getMessage(), file=sys.stdout)
         sys.stdout.flush()
 
 
@@ -152,14 +155,14 @@ def _run(argv: list[str]) -> int:
     parser = build_parser(command)
     args, unknown = parser.parse_known_args(argv)
     if unknown:
-        parser.error(_unknown(args.parser, unknown))
+        parser.error(one_sentence(_unknown(args.parser, unknown)))
     args.stdout = sys.stdout
-    quiet = contextlib.redirect_stdout(sys.stderr) if getattr(args, "json", False) else contextlib.nullcontext()
+    printed = Visible(sys.stderr if getattr(args, "json", False) else sys.stdout)
     try:
-        with quiet, printed_logs(), ending_on_sigterm():
+        with contextlib.redirect_stdout(printed), printed_logs(), ending_on_sigterm():
             return int(args.run(args))
     except UserError as error:
-        print(f"calibtune: error: {error}", file=sys.stderr)
+        print(f"calibtune: error: {one_sentence(str(error))}", file=sys.stderr)
         return error.exit_code
     except MemoryError:
         print("calibtune: error: there is not enough memory for this; give less at a time", file=sys.stderr)
@@ -180,7 +183,7 @@ def _stopped(error: OSError) -> int:
         # Else Python would try once more to write the rest, and complain.
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    what = "standard output" if printing else str(error.filename or "the command")[:200]
+    what = "standard output" if printing else visible(str(error.filename or "the command")[:200])
     if not isinstance(error, BrokenPipeError):
         print(f"calibtune: error: {what} cannot be written or read: {error.strerror or error}", file=sys.stderr)
     return 1

@@ -115,7 +115,7 @@ LAYERS = (
     {"models"},
     {"data"},
     {"locks", "recipe"},
-    {"bar", "files", "processes", "reading", "spec"},
+    {"bar", "files", "processes", "reading", "spec", "text"},
     {"errors"},
 )
 

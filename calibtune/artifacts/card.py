@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from calibtune.artifacts.manifest import MANIFEST, Artifact, tokenizer_folder
+from calibtune.text import markdown, visible
 from harness_ext.registry import METRICS
 
 #: Metrics in card and summary, with their titles.
@@ -49,8 +50,9 @@ def model_card(artifact: Artifact) -> str:
         if name in artifact.after
     ]
     return (
-        f"---\n{data.to_yaml()}\n---\n\n# {data.model_name}\n\n"
-        f"Made by `calibtune fit --method {artifact.method}` from `{artifact.model}` on {task}, seed {artifact.seed}.\n"
+        f"---\n{data.to_yaml()}\n---\n\n# {_text(data.model_name)}\n\n"
+        f"Made by `calibtune fit --method {artifact.method}` from {_text(artifact.model)} on {_text(task)}, seed "
+        f"{artifact.seed}.\n"
         f"`{MANIFEST}` holds the recipe, the document hashes and the versions.\n\n"
         f"{_numbers(artifact, rows)}{usage(artifact)}\n"
     )
@@ -85,15 +87,17 @@ def usage(artifact: Artifact) -> str:
     }
     scaled = artifact.kind == "temperature"
     names = ",".join(f"{task}_scaled" if scaled else task for task in artifact.tasks)
-    include = " --include_path THIS_FOLDER" if scaled else ""
-    chat = " --apply_chat_template" if artifact.recipe.get("apply_chat_template") else ""
-    return f"```\nlm_eval --model hf --model_args {_model_args(given)}{include} --tasks {names}{chat}\n```"
+    words = ["lm_eval", "--model", "hf", "--model_args", _model_args(given)]
+    words += ["--include_path", "THIS_FOLDER"] * scaled + ["--tasks", names]
+    words += ["--apply_chat_template"] * bool(artifact.recipe.get("apply_chat_template"))
+    # Indented: a name with backticks would end a fenced block.
+    return f"    {visible(shlex.join(words))}"
 
 
 def _model_args(given: Mapping[str, Any]) -> str:
     """Return lm_eval's model_args; what its short form cannot say is JSON."""
     if any(isinstance(value, dict) for value in given.values()):
-        return shlex.quote(json.dumps(given))
+        return json.dumps(given)
     return ",".join(f"{name}={value}" for name, value in given.items())
 
 
@@ -118,6 +122,10 @@ def summary(artifact: Artifact, output: Path) -> str:
             words += ["--include-path", artifact.recipe["include_path"]]
         lines.append(f"next: python -m calibtune {shlex.join(words)}")
     return "\n".join(lines)
+
+
+def _text(name: str | None) -> str:
+    return markdown(visible(name or ""))
 
 
 def _interval(numbers: Mapping[str, float], name: str) -> dict[str, float] | None:

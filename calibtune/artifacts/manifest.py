@@ -13,6 +13,7 @@ from calibtune import __version__
 from calibtune.errors import UserError
 from calibtune.files import read_json, write_json
 from calibtune.spec import ModelSpec
+from calibtune.text import visible
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -240,8 +241,8 @@ def base_model(model: str | None, artifact: Artifact | None) -> str:
 
 def show_base(artifact: Artifact) -> None:
     """Log the base model and the adapter that a manifest names, before they are loaded: it can be someone else's."""
-    adapter = f" and the adapter {artifact.adapter}" if artifact.adapter else ""
-    logger.info("%s names the base model %s%s; loading", artifact.folder, artifact.model, adapter)
+    adapter = f" and the adapter {visible(artifact.adapter)}" if artifact.adapter else ""
+    logger.info("%s names the base model %s%s; loading", artifact.folder, visible(artifact.model), adapter)
 
 
 def tokenizer_folder(artifact: Artifact | None) -> Path | None:

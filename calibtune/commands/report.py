@@ -10,7 +10,10 @@ several models. All other runs are compared with the first one, question by ques
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
+
+from calibtune.text import visible
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     with tqdm(unit="step", delay=1, leave=False, desc="report") as bar:
 
         def step(text: str) -> None:
-            bar.set_postfix_str(text, refresh=False)
+            bar.set_postfix_str(visible(text), refresh=False)
             bar.update()
 
         report(args.folders, args.output, base=args.base, labels=args.label, overwrite=args.overwrite, step=step)
@@ -63,7 +66,6 @@ def _summary(output: Path) -> str:
         model = results["methods"][0]["model"]
         task = max(results["tasks"], key=lambda name: bool(results["tasks"][name]["pooled"]))
         lines[-1] += "; to improve calibration, run:"
-        lines.append(
-            f"  python -m calibtune fit --method temperature --model {model} --tasks {task} --output temperature"
-        )
+        words = ["fit", "--method", "temperature", "--model", model, "--tasks", task, "--output", "temperature"]
+        lines.append(f"  python -m calibtune {shlex.join(words)}")
     return "\n".join(lines)

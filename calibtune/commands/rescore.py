@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from calibtune.results.table import numbers_table
+from calibtune.text import visible
 from harness_ext.binning import equal_width_edges
 
 logger = logging.getLogger(__name__)
@@ -74,11 +75,6 @@ def run(args: argparse.Namespace) -> int:
             numbers = {
                 name: value for name, value in values.items() if name not in ("task", "questions", "temperature")
             }
-            print(
-                numbers_table(
-                    f"{values['task']}: {values['questions']} questions, T = {values['temperature']:g}  ({file_name})",
-                    numbers,
-                )
-                + "\n"
-            )
+            title = f"{values['task']}: {values['questions']} questions, T = {values['temperature']:g}  ({file_name})"
+            print(numbers_table(visible(title), numbers) + "\n")
     return 0

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from accelerate.utils import parse_flag_from_env
 from transformers.integrations import is_deepspeed_zero3_enabled
-from transformers.trainer import TRAINING_ARGS_NAME
 
 from calibtune.errors import UserError, WorkFailed
 
@@ -74,7 +73,7 @@ def save_whole(trainer: Any, tokenizer: Any, folder: Path) -> None:
     trainer.save_model(str(folder))
     if trainer.is_world_process_zero():
         # A pickle, which runs code when it is read; the manifest holds the recipe.
-        (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
+        (folder / "training_args.bin").unlink(missing_ok=True)
         if not any(folder.glob("*.safetensors")):
             raise WorkFailed(
                 f"no weights were written to {folder}: set zero3_save_16bit_model: true in accelerate's configuration "

@@ -18,6 +18,7 @@ from calibtune.reporting.runs import Run, find_runs, merge_runs
 from calibtune.reporting.winrates import win_rates
 from calibtune.results.pairs import SAME_ANSWERS, matching_rows
 from calibtune.results.records import DATED
+from calibtune.text import visible
 
 #: Larger differences between the harness's conf-ECE and the recomputed one are reported in a note.
 AGREE = 1e-6
@@ -203,9 +204,11 @@ def _suspicious(runs: Sequence[Run], questions: Sequence[Mapping[str, Questions]
 
 
 def _plain(value: Any) -> Any:
-    """Replace NaN, such as an empty bin's accuracy, by None, because JSON has no NaN."""
+    """Replace NaN, such as an empty bin's accuracy, by None, because JSON has no NaN; show what names hide."""
     if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
+        return {visible(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
+    if isinstance(value, str):
+        return visible(value)
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from calibtune.reporting.tables import BETTER, WORSE, Cell, Table, titled
+from calibtune.text import markdown as escaped
 
 ABOUT = (
     "Each number has its 95 % interval below or beside it. Differences are paired by question and marked if the "
@@ -28,9 +29,9 @@ LATEX = {
 
 def markdown(results: Mapping[str, Any]) -> str:
     """Return all tables as GitHub's Markdown."""
-    parts = ["# Calibration report", ABOUT, *(f"> {_escaped(note)}" for note in results["notes"])]
+    parts = ["# Calibration report", ABOUT, *(f"> {_line(note)}" for note in results["notes"])]
     for title, table in titled(results):
-        parts += [f"## {_escaped(title)}", markdown_table(table)]
+        parts += [f"## {escaped(title)}", markdown_table(table)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -43,11 +44,12 @@ def markdown_table(table: Table) -> str:
 
 def _markdown_cell(cell: Cell) -> str:
     interval = f"({cell.interval})" if cell.interval else ""
-    return " ".join(part for part in (_escaped(cell.value), cell.mark, interval) if part)
+    return " ".join(part for part in (escaped(cell.value), cell.mark, interval) if part)
 
 
-def _escaped(text: str) -> str:
-    return re.sub(r"([\\|*_<>`])", r"\\\1", text)
+def _line(text: str) -> str:
+    """Return a line of text that begins no list, rule or code."""
+    return re.sub(r"^(\d*)([-+=.)])", r"\1\\\2", escaped(text.strip()))
 
 
 def latex(results: Mapping[str, Any]) -> str:
@@ -56,17 +58,22 @@ def latex(results: Mapping[str, Any]) -> str:
         "% Needs: \\usepackage{booktabs,amssymb,graphicx}",
         f"% {ABOUT}",
     ]
-    return "\n\n".join([*parts, *(_latex_table(title, table) for title, table in titled(results))]) + "\n"
+    labels: list[str] = []
+    for title, table in titled(results):
+        label = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
+        labels.append(label)
+        again = labels.count(label)
+        parts.append(_latex_table(title, f"{label}-{again}" if again > 1 else label, table))
+    return "\n\n".join(parts) + "\n"
 
 
-def _latex_table(title: str, table: Table) -> str:
+def _latex_table(title: str, label: str, table: Table) -> str:
     columns = "l" + "".join("l" if cell.kind == "text" else "r" for cell in table.rows[0][1:])
     rows = []
     for row in table.rows:
         rows.append(" & ".join(tex(f"{cell.value} {cell.mark}".strip()) for cell in row) + r" \\")
         if any(cell.interval for cell in row):
             rows.append(" & ".join(rf"{{\scriptsize {tex(c.interval)}}}" if c.interval else "" for c in row) + r" \\")
-    label = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
     lines = [
         r"\begin{table}[htbp]",
         r"\centering",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -114,7 +115,8 @@ def find_runs(folder: Path) -> list[Run]:
     """
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "does not exist"
-        raise UserError(f"{folder} {what}; give a folder that lm_eval wrote with --log_samples --output_path {folder}")
+        words = f"--log_samples --output_path {shlex.quote(str(folder))}"
+        raise UserError(f"{folder} {what}; give a folder that lm_eval wrote with {words}")
     runs: dict[tuple[Path, str], Run] = {}
     results = _results_files(folder)
     samples = _samples_files(folder)
@@ -128,7 +130,7 @@ def find_runs(folder: Path) -> list[Run]:
     if not found:
         raise UserError(
             f"{folder} has {'results files but ' if results else ''}no samples_*.jsonl; "
-            f"run lm_eval again with --log_samples --output_path {folder}"
+            f"run lm_eval again with --log_samples --output_path {shlex.quote(str(folder))}"
         )
     for run in found:
         shared = sum(other.folder == run.folder for other in found) > 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -40,12 +41,23 @@ def write(
     count = 0
     for name, task in results["tasks"].items():
         if task["figures"]:
-            count += _figures(task["methods"], output / "figures", re.sub(r"[^\w.-]+", "_", name), step)
+            count += _figures(task["methods"], output / "figures", file_stem(name), step)
     write_text(output / "tables.md", markdown(results))
     write_text(output / "tables.tex", latex(results))
     write_json(output / "results.json", results)
     write_text(output / "report.html", page)
     return count
+
+
+def file_stem(task: str) -> str:
+    """Return a task's name as a part of file names; other names give others, also where signs are replaced.
+
+    Example:
+        >>> file_stem("mc_calib_arc"), file_stem("mc calib:arc")
+        ('mc_calib_arc', 'mc_calib_arc-1a26043a')
+    """
+    stem = re.sub(r"[^A-Za-z0-9_.-]+", "_", task)[:80]
+    return stem if stem == task else f"{stem}-{hashlib.sha256(task.encode('utf-8', 'replace')).hexdigest()[:8]}"
 
 
 def _figures(entries: Mapping[str, Any], folder: Path, task: str, step: Callable[[str], None]) -> int:

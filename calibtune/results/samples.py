@@ -7,6 +7,7 @@ import hashlib
 import itertools
 import math
 import re
+import shlex
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -131,7 +132,9 @@ def find_samples(path: Path) -> list[Path]:
     if not path.exists():
         raise UserError(f"{path} does not exist; give a samples file of lm_eval or its output folder")
     if not newest:
-        raise UserError(f"{path} has no samples_*.jsonl; run lm_eval with --log_samples --output_path {path}")
+        raise UserError(
+            f"{path} has no samples_*.jsonl; run lm_eval with --log_samples --output_path {shlex.quote(str(path))}"
+        )
     return list(newest.values())
 
 

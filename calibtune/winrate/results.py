@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from calibtune.files import write_json
+from calibtune.text import visible
 from calibtune.winrate.rates import Rate
 
 
@@ -89,7 +90,7 @@ def table(result: Result) -> str:
     error = f" (standard error {numbers['standard_error']:.2f})" if "standard_error" in numbers else ""
     return (
         f"{make_table(result.harness())}\n"
-        f"{result.model} against {result.baseline}: {numbers['win_rate']:.2f} %{error}, "
+        f"{visible(result.model)} against {visible(result.baseline)}: {numbers['win_rate']:.2f} %{error}, "
         f"95 % interval [{numbers['low']:.2f}, {numbers['high']:.2f}], n = {result.rate.n}; {result.note}"
     )
 

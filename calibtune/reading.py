@@ -17,7 +17,7 @@ from typing import Annotated, Any, BinaryIO
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, Strict, TypeAdapter, ValidationError
 
-from calibtune.errors import UserError
+from calibtune.errors import UserError, reason
 
 #: Bytes of a JSON document, of one that lists questions, of a line of JSON lines, and of a YAML file or a template.
 MOST_JSON, MOST_LISTED, MOST_LINE, MOST_TEXT = 2**24, 2**27, 2**24, 2**17
@@ -159,7 +159,7 @@ def read_yaml(path: Path, cure: str = AGAIN) -> Any:
         raise UserError(f"{path} {error}; {cure}") from None
     # On a value that its own tag does not fit, YAML's constructors raise whatever comes.
     except Exception as error:
-        raise UserError(f"{path} is not YAML: {' '.join(str(error).split()):.300}; {cure}") from None
+        raise UserError(f"{path} is not YAML: {reason(error)}; {cure}") from None
 
 
 class _Refused(Exception):

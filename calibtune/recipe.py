@@ -357,7 +357,8 @@ def _together(recipe: Any, given: Collection[str]) -> list[tuple[str, str]]:
     for name, item in FIELDS.items():
         only = item.metadata["only"]
         if recipe.method and only and recipe.method not in only and name in given:
-            wrong.append((name, f"{flag(name)} is for --method {' or '.join(only)}, not {recipe.method}"))
+            cure = "; to train on from an adapter, merge it into its base first" if name == "artifact" else ""
+            wrong.append((name, f"{flag(name)} is for --method {' or '.join(only)}, not {recipe.method}{cure}"))
     if recipe.samples and recipe.artifact:
         wrong.append(
             ("samples", "--samples holds answers already, so no adapter is asked; leave out --samples or --artifact")

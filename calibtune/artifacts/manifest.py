@@ -27,7 +27,15 @@ MANIFEST = "calibtune.json"
 #: The recipe of an unfinished fit; and PEFT's own description of an adapter.
 STARTED, ADAPTER = "started.json", "adapter_config.json"
 #: PEFT's types that put tokens before the prompt, which is then no longer the task's.
-PROMPT_TYPES = ("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "ADAPTION_PROMPT", "CPT")
+PROMPT_TYPES = (
+    "PROMPT_TUNING",
+    "MULTITASK_PROMPT_TUNING",
+    "P_TUNING",
+    "PREFIX_TUNING",
+    "ADAPTION_PROMPT",
+    "CARTRIDGE",
+    "CPT",
+)
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "datasets", "lm_eval", "numpy", "scipy")
 
 

@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 
 from calibtune.errors import UserError, is_out_of_memory, reason
 from calibtune.files import read_json
+from calibtune.models.loading import check_marks
 
 #: PEFT's file of weights, and how it is made of the pickles of older versions; no code of theirs is run.
 WEIGHTS = "adapter_model.safetensors"
@@ -70,6 +71,7 @@ def load_adapter(model: Any, folder: Path) -> Any:
     except (RuntimeError, ValueError, KeyError) as error:
         if is_out_of_memory(error):
             raise
+        check_marks(folder)
         raise UserError(
             f"the adapter {folder} does not fit the base model ({reason(error)}); give the base that "
             f"it was trained on, {base}"
@@ -85,9 +87,11 @@ def _check_layers(adapted: Any, shapes: Mapping[str, Sequence[int]], name: str, 
         UserError: With the first weight that one of the two lacks.
     """
     from peft import get_peft_model_state_dict
+    from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
 
     have = get_peft_model_state_dict(adapted, save_embedding_layers=False)
-    other = sorted(weight for weight in have.keys() ^ shapes.keys() if "lora_" in weight)
+    prefix = PEFT_TYPE_TO_PREFIX_MAPPING[adapted.active_peft_config.peft_type]
+    other = sorted(weight for weight in have.keys() ^ shapes.keys() if prefix in weight)
     if other:
         lacks = "the model has no layer for" if other[0] in shapes else "it has no"
         raise UserError(
@@ -98,7 +102,7 @@ def _check_layers(adapted: Any, shapes: Mapping[str, Sequence[int]], name: str, 
 
 def embedding_rows(folder: Path) -> int | None:
     """Return the size of the vocabulary that an adapter brings, None where it leaves the base's as it is."""
-    whole = {name.removesuffix(".weight"): shape for name, shape in _shapes(folder).items() if "lora_" not in name}
+    whole = {name.removesuffix(".weight"): shape for name, shape in _shapes(folder).items()}
     return next((shape[0] for name, shape in whole.items() if name.endswith(EMBEDDINGS)), None)
 
 

@@ -22,6 +22,7 @@ from transformers import (
 
 from calibtune.errors import UserError, is_out_of_memory, reason
 from calibtune.models.heads import check_places
+from calibtune.reading import BOM
 from calibtune.spec import ModelSpec
 from harness_ext.encoding import appended
 
@@ -269,7 +270,22 @@ def not_loaded(name: str, error: BaseException, trust: str = "--trust-remote-cod
     """Return the error for a model that transformers does not load; ``trust`` is the flag that lets its code run."""
     if "trust_remote_code" in str(error):
         return UserError(f"--model {name} brings code of its own; give {trust} to run it")
+    if Path(name, "adapter_config.json").is_file():
+        return UserError(f"--model {name} is an adapter; give its base as --model, and {name} as --artifact")
+    check_marks(Path(name))
     return UserError(
         f"--model {name} cannot be loaded: {reason(error)}; give a hub id, or a folder with config.json, tokenizer and "
         "*.safetensors"
     )
+
+
+def check_marks(folder: Path) -> None:
+    """Refuse JSON files that begin with a byte order mark, which transformers and PEFT take for no JSON.
+
+    Raises:
+        UserError: With the first such file.
+    """
+    for path in sorted(folder.glob("*.json")):
+        with path.open("rb") as file:
+            if file.read(len(BOM)) == BOM:
+                raise UserError(f"{path} begins with a byte order mark; save it as UTF-8 without one")

@@ -1,6 +1,7 @@
 """What the commands say: the cause, and what to do that works."""
 
 import json
+import shutil
 import signal
 import subprocess
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from commands import shell
 from fitting import small_fit, words
+from foreign import save_foreign
 from merging import save_merging
 from sample_files import sample, write, write_results
 from tiny import save_tiny
@@ -76,6 +78,17 @@ def test_a_chat_template_with_a_byte_order_mark_leaves_none_in_the_prompt(model,
 
     tokenizer = load_tokenizer(ModelSpec(str(model), chat_template=str(tmp_path / "chat.jinja")))
     assert tokenizer.apply_chat_template([{"role": "user", "content": "Q"}], tokenize=False) == "Q"
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json", "adapter_config.json"])
+def test_a_byte_order_mark_in_a_models_files_is_named(model, tmp_path, capsys, name):
+    folder = shutil.copytree(model, tmp_path / "model")
+    if name.startswith("adapter"):
+        folder = save_foreign(model, tmp_path / "adapter")
+    path = folder / name
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert evaluation(folder, tmp_path / "out") == 2
+    assert f"{path} begins with a byte order mark; save it as UTF-8 without one" in capsys.readouterr().err
 
 
 OWN = (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import logging
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -241,8 +242,8 @@ def base_model(model: str | None, artifact: Artifact | None) -> str:
         and Path(model).name != Path(artifact.model).name
     ):
         raise UserError(
-            f"the artifact was fitted on {artifact.model}, not on {model}; give --model {artifact.model}, or an "
-            f"artifact fitted on {model}"
+            f"the artifact was fitted on {artifact.model}, not on {model}; give --model "
+            f"{shlex.quote(artifact.model)}, or an artifact fitted on {model}"
         )
     return model or artifact.model
 

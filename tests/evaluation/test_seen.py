@@ -6,11 +6,13 @@ from pathlib import Path
 import lm_eval
 import pytest
 from fitting import small_fit
+from tiny import save_tiny
 
 from calibtune.__main__ import main
 from calibtune.artifacts.manifest import MANIFEST, read_artifact
 from calibtune.results.samples import find_samples, read_samples
 
+HUB = Path(__file__).resolve().parents[3] / "shared" / "data" / "hub"
 TASK = """\
 task: {name}
 dataset_path: json
@@ -208,6 +210,23 @@ def test_stock_tasks_are_compared_by_their_own_fields(artifact, tmp_path, monkey
     words = ["--tasks", "openbookqa", "--include-path", stock, "--device", "cpu", "--output", "out"]
     assert main(["eval", "--artifact", str(artifact / "t"), *map(str, words)]) == 2
     assert "task openbookqa: 3 of its 9 evaluated questions were used for this fit" in capsys.readouterr().err
+
+
+@pytest.mark.real
+@pytest.mark.skipif(not HUB.is_dir(), reason="needs the data mirror ../shared/data/hub")
+def test_the_pools_questions_are_found_in_the_harness_own_tasks(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(HUB)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    base = save_tiny(tmp_path / "base", context=4096)
+    small_fit(base, tmp_path / "a", "cft", tasks="mc_calib_indomain", held_out=0, max_steps=1, batch_size=2)
+    output = ["--output", str(tmp_path / "out"), "--device", "cpu", "--limit", "2"]
+    for task, same, other in (("openbookqa", "136 of its 500", "11 of its 500"), ("medmcqa", "81 of its 130", "")):
+        assert main(["eval", "--artifact", str(tmp_path / "a"), "--tasks", task, *output]) == 2
+        said = capsys.readouterr().err
+        assert f"{same} evaluated questions were used for this fit, the first" in said
+        assert f"{other} evaluated questions were used for this fit with other options" in said or not other
+    assert main(["eval", "--artifact", str(tmp_path / "a"), "--tasks", "mc_calib_indomain", *output]) == 0
+    assert "evaluated questions" not in capsys.readouterr().err
 
 
 def test_an_artifact_with_hashes_of_whole_prompts_still_knows_them(evaluate, artifact, tmp_path, capsys):

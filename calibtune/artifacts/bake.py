@@ -1,30 +1,36 @@
-"""Bake a temperature into a model's weights by dividing its final norm by T."""
+"""Bake a temperature into a model's weights, so that all logits are divided by T."""
 
 from __future__ import annotations
 
-import copy
 import dataclasses
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from calibtune.artifacts.manifest import read_artifact, show_base
-from calibtune.artifacts.whole_models import check_model_output, own_or_base_tokenizer, save_model
+from calibtune.artifacts.whole_models import check_model_output, load_plain, own_or_base_tokenizer, save_model
 from calibtune.errors import UserError, WorkFailed
 from calibtune.files import refuse_existing
 from calibtune.models.adapters import load_adapter
 from calibtune.models.fingerprint import check_fingerprint
-from calibtune.models.loading import load_base
+from calibtune.models.loading import load_config
+from calibtune.models.quantized import check_plain
 
-#: Largest allowed difference of log-probabilities between baked and scaled original model.
-TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.2}
+#: Largest allowed difference of log-probabilities between baked and scaled original model, in float32.
+TOLERANCE = 1e-3
+#: Where configurations hold a cap on the logits.
+CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
 
 
 def bake(folder: Path, output: Path, overwrite: bool, trust_remote_code: bool = False) -> None:
     """Write a model that gives temperature-scaled probabilities without any filter.
 
-    Weight and bias of the final norm are divided by T, which divides all logits by T.
+    A temperature that was fitted on 4-bit weights is baked into plain weights with the same values.
 
     Args:
         folder: Output folder of ``calibtune fit --method temperature``.
@@ -33,8 +39,9 @@ def bake(folder: Path, output: Path, overwrite: bool, trust_remote_code: bool = 
         trust_remote_code: Run code that comes with the base model.
 
     Raises:
-        UserError: The artifact is not a temperature that was fitted on a model.
-        WorkFailed: The architecture's logits do not scale with its final norm.
+        UserError: The artifact is not a temperature that was fitted on a model, or no plain weights can be made of
+            the base's.
+        WorkFailed: The architecture's logits cannot be scaled by weights.
     """
     artifact = read_artifact(folder)
     if artifact.temperature is None or not artifact.model:
@@ -43,60 +50,116 @@ def bake(folder: Path, output: Path, overwrite: bool, trust_remote_code: bool = 
             "`calibtune fit --method temperature --model`"
         )
     check_model_output(output, overwrite, folder, artifact)
-    spec = dataclasses.replace(artifact.spec, quantization="none", trust_remote_code=trust_remote_code)
+    # T belongs to the weights that it was fitted on, so 4-bit ones stay what they are, in plain form.
+    spec = dataclasses.replace(artifact.spec, trust_remote_code=trust_remote_code)
     show_base(artifact)
+    check_plain(spec, load_config(spec))
     check_fingerprint(spec, artifact.fingerprint, folder)
-    model = load_base(spec)
+    model = load_plain(spec)
     if artifact.adapter:
         model = load_adapter(model, Path(artifact.adapter)).merge_and_unload(safe_merge=True)
     temperature = float(artifact.temperature["temperature"])
-    scale_final_norm(model, temperature)
+    scale_logits(model, temperature)
     tokenizer = own_or_base_tokenizer(Path(artifact.adapter or artifact.model), spec)
     refuse_existing(output, overwrite)
     origin = {"base": artifact.model, "method": artifact.method, "temperature": temperature}
     save_model(model, tokenizer, output, origin, trust_remote_code)
 
 
-def scale_final_norm(model: Any, temperature: float) -> None:
-    """Divide a model's logits by T through its final norm, and check the logits of a few tokens.
+def scale_logits(model: Any, temperature: float) -> None:
+    """Divide a model's logits by T, and check the logits of a few tokens in float32.
+
+    T goes into the final norm, or into the output layer where there is no such norm and it has weights of its own; and
+    into the output layer's bias and a cap on the logits, where there are any.
 
     Raises:
-        WorkFailed: The final norm is not found, or the logits are not divided by T.
+        WorkFailed: The logits are not divided by T.
     """
-    ids = torch.arange(8, device=next(model.parameters()).device)[None] % model.config.get_text_config().vocab_size
-    norm = final_norm(model)
+    dtypes = {name: values.dtype for name, values in _tensors(model)}
+    model.float()
+    ids = torch.arange(16, device=next(model.parameters()).device)[None] % model.config.get_text_config().vocab_size
+    apart = math.inf
     with torch.no_grad():
-        expected = (model(ids).logits.float() / temperature).log_softmax(-1)
-        before = copy.deepcopy(norm.state_dict())
-        norm.weight.div_(temperature)
-        if getattr(norm, "bias", None) is not None:
-            norm.bias.div_(temperature)
-        distance = _distance(model, ids, expected)
-        if distance > TOLERANCE[model.dtype]:
-            # Gemma models and some others scale by one plus the weight.
-            norm.load_state_dict(before)
-            norm.weight.add_(1.0).div_(temperature).sub_(1.0)
-            distance = _distance(model, ids, expected)
-    if distance > TOLERANCE[model.dtype]:
+        expected = (_logits(model, ids) / temperature).log_softmax(-1)
+        ways = _ways(model, ids)
+        _scale_rest(model, temperature)
+        for way in ways:
+            way.divide(temperature)
+            apart = float((_logits(model, ids).log_softmax(-1) - expected).abs().max())
+            if apart <= TOLERANCE:
+                break
+            way.divide(1 / temperature)
+    if apart > TOLERANCE:
         raise WorkFailed(
-            f"the logits of {type(model).__name__} do not scale with its final norm (log-probabilities are off by "
-            f"{distance:.3g}); use the artifact's task YAML, or set the temperature T where the model is served"
+            f"the logits of {type(model).__name__} scale neither with its final norm nor with its output layer (log-"
+            f"probabilities are off by {apart:.3g}); use the artifact's task YAML, or set the temperature T where the "
+            "model is served"
         )
+    for name, values in _tensors(model):
+        values.data = values.data.to(dtypes[name])
 
 
-def _distance(model: Any, ids: torch.Tensor, expected: torch.Tensor) -> float:
-    return float((model(ids).logits.float().log_softmax(-1) - expected).abs().max())
+@dataclass(frozen=True)
+class Way:
+    """Hold weights that may scale the logits, and what the model adds to each of them."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+    offset: float
+
+    def divide(self, number: float) -> None:
+        """Divide what the model multiplies by and adds."""
+        self.weight.add_(self.offset).div_(number).sub_(self.offset)
+        if self.bias is not None:
+            self.bias.div_(number)
 
 
-def final_norm(model: Any) -> Any:
-    """Return the norm before the head, found in the decoder by its name.
+def _ways(model: Any, ids: torch.Tensor) -> list[Way]:
+    norm, head = final_norm(model, ids), model.get_output_embeddings()
+    # Gemma models and some others scale by one plus the weight.
+    ways = [] if norm is None else [Way(norm.weight, getattr(norm, "bias", None), offset) for offset in (0.0, 1.0)]
+    if head is not None and head.weight is not model.get_input_embeddings().weight:
+        ways.append(Way(head.weight, None, 0.0))
+    return ways
 
-    Raises:
-        WorkFailed: The decoder has no module of a known name.
+
+def _scale_rest(model: Any, temperature: float) -> None:
+    """Divide by T what comes after the output layer's product: its bias, and a cap on the logits.
+
+    c tanh(x / c) is divided by T where both c and x are.
     """
-    decoder = model.get_decoder()
-    for name in ("norm", "ln_f", "final_layer_norm", "final_layernorm", "norm_f"):
-        found = getattr(decoder, name, None)
-        if found is not None and getattr(found, "weight", None) is not None:
-            return found
-    raise WorkFailed(f"{type(model).__name__} has no final norm of a known name; use the artifact's task YAML instead")
+    bias = getattr(model.get_output_embeddings(), "bias", None)
+    if bias is not None:
+        bias.div_(temperature)
+    config = model.config.get_text_config()
+    for name in CAPS:
+        if getattr(config, name, None):
+            setattr(config, name, getattr(config, name) / temperature)
+
+
+def _tensors(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    return chain(model.named_parameters(), model.named_buffers())
+
+
+def _logits(model: Any, ids: torch.Tensor) -> torch.Tensor:
+    found: torch.Tensor = model.eval()(ids, use_cache=False).logits
+    return found
+
+
+def final_norm(model: Any, ids: torch.Tensor) -> Any:
+    """Return the last layer before the output layer that has a weight for each dimension of a state, or None.
+
+    Args:
+        model: In which it is looked for.
+        ids: Token ids of one question, shape (1, T).
+    """
+    ran: list[Any] = []
+    hooks = [
+        layer.register_forward_pre_hook(lambda layer, _: ran.append(layer))
+        for layer in model.modules()
+        if getattr(getattr(layer, "weight", None), "ndim", 0) == 1
+    ]
+    _logits(model, ids)
+    for hook in hooks:
+        hook.remove()
+    return ran[-1] if ran else None

@@ -70,6 +70,8 @@ class Artifact:
     fingerprint: str | None = None
     #: Sketches of the questions by role, which tell near copies; artifacts of version 0.1.0 have none.
     sketches: dict[str, str] = field(default_factory=dict, repr=False)
+    #: How the base model's own files hold its weights, such as "nf4" or "gptq"; None: they are not quantized.
+    base_quantization: str | None = None
     #: Where it lies; artifacts move, so that the manifest does not say it.
     folder: Path | None = field(default=None, compare=False)
 
@@ -158,7 +160,7 @@ def read_artifact(folder: Path) -> Artifact:
         )
     values = read_json(folder / MANIFEST)
     names = {item.name for item in dataclasses.fields(Artifact)} - {"folder"}
-    if missing := names - values.keys() - {"fingerprint", "sketches"}:
+    if missing := names - values.keys() - {"fingerprint", "sketches", "base_quantization"}:
         raise UserError(
             f"{folder / MANIFEST} lacks the keys {', '.join(sorted(missing))}, so another version of calibtune wrote "
             "it; fit again with this version"

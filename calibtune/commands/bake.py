@@ -3,7 +3,8 @@
   python -m calibtune bake --artifact runs/temperature --output models/scaled
 
 All logits are divided by T, not only the letters'. Greedy decoding does not change; sampled text
-becomes more random if T > 1 and less random if T < 1.
+becomes more random if T > 1 and less random if T < 1. A temperature that was fitted on 4-bit weights
+is baked into plain weights with the same values.
 """
 
 from __future__ import annotations

@@ -5,7 +5,8 @@
   python -m calibtune merge --artifact runs/qlora --dequantized --output models/qlora   # 4-bit base, de-quantized
 
 A QLoRA adapter is trained on a 4-bit base. A merge with --dequantized is closest to the trained
-model; a merge into the original weights differs a little more. Fit and report a temperature on the
+model, and all there is where the base itself is stored in 4 bits; a merge into the original weights
+differs a little more. Fit and report a temperature on the
 model that you serve.
 """
 

@@ -25,7 +25,7 @@ from transformers import AutoModelForCausalLM, DynamicCache
 from calibtune.data.tokens import even_batches
 from calibtune.models.adapters import load_adapter
 from calibtune.models.heads import check_places, keeps_logits, output_layer, reading, widen
-from calibtune.models.loading import check_causal, check_whole
+from calibtune.models.loading import REPORTED, check_loaded
 from calibtune.models.prefix import prefix_cache, repeated
 from harness_ext.encoding import split_whole
 
@@ -47,18 +47,17 @@ class Cluster:
 
 
 class WholeModel(AutoModelForCausalLM):
-    """Load models as transformers does, and refuse missing weights and models that attend to later tokens."""
+    """Load models as transformers does, and refuse those that would give wrong answers."""
 
     @classmethod
     def from_pretrained(cls, name: str, *args: Any, **options: Any) -> Any:
-        """Load a model; see :func:`calibtune.models.loading.check_whole`.
+        """Load a model.
 
         Raises:
-            UserError: It is not whole, or not causal.
+            UserError: See :func:`calibtune.models.loading.check_loaded`.
         """
-        model, info = AutoModelForCausalLM.from_pretrained(name, *args, output_loading_info=True, **options)
-        check_whole(info, name)
-        check_causal(model, name)
+        model, info = AutoModelForCausalLM.from_pretrained(name, *args, **REPORTED, **options)
+        check_loaded(model, info, name)
         return model
 
 

@@ -22,12 +22,15 @@ from transformers import (
 
 from calibtune.errors import UserError, is_out_of_memory, reason
 from calibtune.models.heads import check_places
+from calibtune.models.quantized import FOUR_BITS, check_held, four_bit, held_as, keep_exact, mismatched, passed_by
 from calibtune.reading import BOM
 from calibtune.spec import ModelSpec
 from harness_ext.encoding import appended
 
 #: Names under which configurations store the context length, in the harness's order.
 LENGTHS = ("n_positions", "max_position_embeddings", "n_ctx")
+#: Options of from_pretrained that report mismatched shapes as missing weights are reported, for :func:`check_whole`.
+REPORTED = {"output_loading_info": True, "ignore_mismatched_sizes": True}
 
 
 def load_tokenizer(spec: ModelSpec) -> Any:
@@ -67,7 +70,8 @@ def load_config(spec: ModelSpec) -> Any:
     """Load the model's configuration.
 
     Raises:
-        UserError: The model does not exist, or it is not a causal language model.
+        UserError: The model does not exist, it is not a causal language model, or it cannot be quantized as the spec
+            says.
     """
     config = _from(AutoConfig, spec)
     names = config.architectures or []
@@ -82,6 +86,7 @@ def load_config(spec: ModelSpec) -> Any:
             f"{spec.name} is a {', '.join(names) or config.model_type}, not a causal language model; give a decoder "
             "that generates text, such as a ...ForCausalLM"
         )
+    check_held(spec, config)
     return config
 
 
@@ -115,27 +120,60 @@ def load_base(spec: ModelSpec, dtype: torch.dtype | None = None) -> Any:
         dtype: Data type of the weights; the spec's precision by default.
 
     Raises:
-        UserError: The model cannot be loaded, or some of its weights are missing.
+        UserError: The model cannot be loaded or quantized, or some of its weights are missing.
     """
     dtype = dtype or weights_dtype(spec)
-    options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "output_loading_info": True}
+    model, info = _load(spec, dtype)
     if spec.quantization == "nf4":
-        options["quantization_config"] = nf4(dtype)
+        if not (held := four_bit(model)):
+            raise UserError(
+                f"--quantization nf4: bitsandbytes knows no layer of a {type(model).__name__}, so nothing of "
+                f"{spec.name} would be held in 4 bits; leave it out"
+            )
+        if (unfit := held & passed_by(model)) and held_as(load_config(spec)) is None:
+            known = model.hf_quantizer.modules_to_not_convert
+            del model
+            model, info = _load(spec, dtype, [*known, *unfit])
+    else:
+        model = model.to(device(spec.device))
+    check_loaded(model, info, spec.name)
+    return model
+
+
+def _load(spec: ModelSpec, dtype: torch.dtype, unquantized: Collection[str] | None = None) -> tuple[Any, Any]:
+    """Return a model and transformers' loading info; ``unquantized`` names layers that are not to be quantized."""
+    options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, **REPORTED}
+    if spec.quantization == "nf4":
+        options["quantization_config"] = nf4(dtype, unquantized)
         options["device_map"] = {"": device(spec.device)}
     # All processes score the base model before FSDP shards it. With RAM-efficient loading only the
     # first process has weights until then (transformers before 5.23).
     with patch_environment(fsdp_cpu_ram_efficient_loading="false"):
-        model, info = _from(AutoModelForCausalLM, spec, **options)
-    check_whole(info, spec.name)
-    for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            # On such CPUs, bitsandbytes 0.50 repacks 4-bit weights at the first pass without
-            # gradients, for a kernel that computes none, and keeps using it in training: adapters
-            # would get wrong gradients.
-            module.support_avx512bf16_for_cpu = False
-    model = model if spec.quantization == "nf4" else model.to(device(spec.device))
-    check_causal(model, spec.name)
-    return model
+        found: tuple[Any, Any] = _from(AutoModelForCausalLM, spec, **options)
+    return found
+
+
+def check_loaded(model: Any, info: Mapping[str, Any], name: str) -> None:
+    """Refuse a model that would give wrong answers, and keep its 4-bit layers from doing so.
+
+    Args:
+        model: Loaded, on its device.
+        info: transformers' loading info.
+        name: For the message.
+
+    Raises:
+        UserError: Weights are missing, or in 4 bits that the model's code cannot read; or the model attends to later
+            tokens.
+    """
+    # Of weights that it packs, transformers does not compare the shapes.
+    check_whole({**info, "mismatched_keys": {*info["mismatched_keys"], *mismatched(model)}}, name)
+    if unfit := four_bit(model) & passed_by(model):
+        raise UserError(
+            f"--model {name} holds {min(unfit)} in 4 bits, and the code of a {type(model).__name__} cannot read it so; "
+            "give the original model"
+        )
+    keep_exact(model)
+    check_causal(model, name)
 
 
 def check_whole(info: Mapping[str, Any], name: str) -> None:
@@ -146,8 +184,14 @@ def check_whole(info: Mapping[str, Any], name: str) -> None:
         name: For the message.
 
     Raises:
-        UserError: With the first weight that is missing.
+        UserError: With the first weight that is missing or of another shape.
     """
+    if other := sorted(info["mismatched_keys"]):
+        weight, found, wanted = other[0]
+        raise UserError(
+            f"--model {name} has {len(other)} weights of other shapes than its config.json says, such as "
+            f"{weight}, {list(found)} instead of {list(wanted)}; copy the model again"
+        )
     if missing := sorted(info["missing_keys"]):
         raise UserError(
             f"--model {name} lacks {len(missing)} weights that its config.json requires, such as {missing[0]}; "
@@ -177,20 +221,28 @@ def check_causal(model: Any, name: str) -> None:
     first, second = (each[0, :4].float() for each in logits)
     # Shares of the logits' own spread: random and tiny models have small logits.
     apart = (first - second).abs().max() / first.std()
-    if apart > (1e-2 if model.dtype == torch.bfloat16 else 1e-4):
+    # Where inputs are quantized too, as in int8, the largest of all tokens says how.
+    coarse = held_as(model.config) not in (None, *FOUR_BITS)
+    if apart > (0.2 if coarse else 1e-2 if model.dtype == torch.bfloat16 else 1e-4):
         raise UserError(
             f"--model {name} is a {type(model).__name__} that attends to later tokens, not a causal language model; "
             "give a decoder that generates text, such as a ...ForCausalLM"
         )
 
 
-def nf4(dtype: torch.dtype) -> BitsAndBytesConfig:
-    """Return the configuration of QLoRA's 4-bit NormalFloat with double quantization."""
+def nf4(dtype: torch.dtype, unquantized: Collection[str] | None = None) -> BitsAndBytesConfig:
+    """Return the configuration of QLoRA's 4-bit NormalFloat with double quantization.
+
+    Args:
+        dtype: Of the forward pass.
+        unquantized: Layers to leave as they are; None: the output layer, as transformers does.
+    """
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_compute_dtype=dtype,
         bnb_4bit_use_double_quant=True,
+        llm_int8_skip_modules=None if unquantized is None else list(unquantized),
     )
 
 

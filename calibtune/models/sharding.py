@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import parse_flag_from_env
-from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.integrations import is_deepspeed_zero3_enabled, unset_hf_deepspeed_config
 
 from calibtune.errors import UserError, WorkFailed
 
@@ -52,6 +52,11 @@ def whole(model: Any) -> AbstractContextManager[Any]:
     import deepspeed
 
     return deepspeed.zero.GatheredParameters(list(model.parameters()))
+
+
+def load_alone() -> None:
+    """Let this process load whole models from now on; under ZeRO 3, transformers would wait for all of them."""
+    unset_hf_deepspeed_config()
 
 
 def save_whole(trainer: Any, tokenizer: Any, folder: Path) -> None:

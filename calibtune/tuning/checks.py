@@ -10,6 +10,7 @@ from accelerate import PartialState
 
 from calibtune.errors import UserError
 from calibtune.models.loading import check_packages, check_spec, device
+from calibtune.models.quantized import held_as
 from calibtune.models.sharding import check_sharding
 from calibtune.recipe import Recipe
 
@@ -45,6 +46,20 @@ def check_kernels(recipe: Recipe, config: Any) -> None:
     if config.model_type not in MODEL_TYPE_TO_APPLY_LIGER_FN:
         raise UserError(
             f"--liger-kernel: Liger has no kernels for a {config.model_type} model ({recipe.model}); leave it out"
+        )
+
+
+def check_trainable(recipe: Recipe, config: Any) -> None:
+    """Check that the base's weights are not quantized where all of them are to be trained.
+
+    Raises:
+        UserError: They are.
+    """
+    held = held_as(config)
+    if recipe.tuning == "full" and held is not None:
+        raise UserError(
+            f"--tuning full: {recipe.model} holds its weights in {held}, which cannot be trained; use --tuning lora, "
+            "or give the original model"
         )
 
 

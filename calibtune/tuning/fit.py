@@ -31,11 +31,13 @@ from calibtune.errors import UserError, WorkFailed, is_out_of_memory
 from calibtune.files import keep_inputs, read_json, refuse_existing, write_json, write_text
 from calibtune.models.adapters import load_adapter
 from calibtune.models.fingerprint import fingerprint
-from calibtune.models.loading import check_spec, load_base, resolved_precision
+from calibtune.models.loading import check_spec, load_base, load_config, resolved_precision
+from calibtune.models.quantized import held_as
 from calibtune.models.scores import score
 from calibtune.processes import is_first_process
 from calibtune.recipe import Recipe, recipe_values
 from calibtune.results.measures import harness_measures
+from calibtune.spec import ModelSpec
 from calibtune.tuning.checkpoints import CHECKPOINTS, last_checkpoint, remove_unfinished
 from calibtune.tuning.checks import idle_gpus
 from calibtune.tuning.inputs import Inputs, read_inputs
@@ -45,6 +47,8 @@ from harness_ext.binning import FloatArray, IntArray
 
 logger = logging.getLogger(__name__)
 
+#: Questions that a model which was trained in full is asked again once it is written and loaded.
+ASKED = 4
 #: A disk with fewer free bytes is full.
 FULL = 2**16
 
@@ -236,6 +240,7 @@ def fit_samples(recipe: Recipe, output: Path, resume: bool, overwrite: bool) -> 
 def _train(inputs: Inputs, model: Any, output: Path, resume: bool, started: float) -> Artifact:
     from transformers import set_seed
 
+    from calibtune.artifacts.whole_models import check_answers
     from calibtune.models.sharding import save_whole, whole
     from calibtune.tuning.memory import fitting
     from calibtune.tuning.trainer import CalibrationTrainer, training_arguments
@@ -264,7 +269,12 @@ def _train(inputs: Inputs, model: Any, output: Path, resume: bool, started: floa
     after = _measures(model, inputs)
     if after and is_first_process() and (advice := overtrained(trainer.nll_before, after["nll"])):
         logger.warning("%s", advice)
+    asked = (inputs.held_out or questions.train.rows)[: ASKED if recipe.tuning == "full" else 0]
+    scores = score(model, asked, questions.pad_id, recipe.batch_size) if asked else None
     save_whole(trainer, inputs.tokenizer, output)
+    if scores is not None and is_first_process():
+        written = ModelSpec(str(output), device="cpu", trust_remote_code=recipe.trust_remote_code)
+        check_answers(written, asked, scores, questions.pad_id)
     kind = "model" if recipe.tuning == "full" else "adapter"
     marks = {"train": _marks(inputs.examples.train), "held_out": _marks(inputs.examples.held_out)}
     return _finish(recipe, output, kind, (before, after), started, marks, inputs.revision)
@@ -287,6 +297,7 @@ def _finish(
     revision: str | None = None,
     temperature: dict[str, Any] | None = None,
 ) -> Artifact:
+    asked = bool(recipe.model) and is_first_process()
     artifact = Artifact(
         kind=kind,
         method=recipe.method,
@@ -303,7 +314,8 @@ def _finish(
         seconds=round(time.perf_counter() - started, 1),
         peak_memory_gib=round(torch.cuda.max_memory_allocated() / 2**30, 2) if torch.cuda.is_available() else None,
         temperature=temperature,
-        fingerprint=fingerprint(recipe.spec) if recipe.model and is_first_process() else None,
+        fingerprint=fingerprint(recipe.spec) if asked else None,
+        base_quantization=held_as(load_config(recipe.spec)) if asked else None,
         folder=output,
     )
     if is_first_process():

@@ -23,7 +23,7 @@ from calibtune.models.adapters import check_adapter, embedding_rows
 from calibtune.models.fingerprint import check_fingerprint
 from calibtune.models.loading import context_length, load_config, load_tokenizer
 from calibtune.recipe import Recipe
-from calibtune.tuning.checks import check_kernels, check_machine
+from calibtune.tuning.checks import check_kernels, check_machine, check_trainable
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,7 @@ def read_inputs(recipe: Recipe) -> Inputs:
     check_machine(recipe)
     config = load_config(recipe.spec)
     check_kernels(recipe, config)
+    check_trainable(recipe, config)
     adapter = fitted_adapter(recipe)
     folder = tokenizer_folder(adapter)
     spec = recipe.spec if folder is None else dataclasses.replace(recipe.spec, name=str(folder), revision=None)

@@ -5,10 +5,13 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+import torch
+
 from calibtune.errors import UserError
 from calibtune.models.adapters import unpack_scales
 from calibtune.models.loading import device
-from calibtune.models.sharding import is_sharded
+from calibtune.models.quantized import passed_by
+from calibtune.models.sharding import is_sharded, whole
 from calibtune.recipe import Recipe
 
 logger = logging.getLogger(__name__)
@@ -32,6 +35,33 @@ def expert_parameters(model: Any) -> list[str]:
     """Return PEFT's names of a mixture's fused expert weights; empty where there are none."""
     names = (name.split(".") for name, weight in model.named_parameters() if weight.dim() == 3)
     return sorted({".".join(parts[-2:]) for parts in names if "experts" in parts})
+
+
+def unfit_layers(model: Any) -> list[str]:
+    """Return the names of linear layers that an adapter cannot be on; the output layer never has one.
+
+    The model's code passes some by, see :func:`calibtune.models.quantized.passed_by`; others are more than linear, such
+    as a router that gives the chosen experts too.
+    """
+    linear = {name: layer for name, layer in model.named_modules() if isinstance(layer, torch.nn.Linear)}
+    # One layer of each class is enough.
+    known = {kind: _is_linear(layer) for kind, layer in {type(layer): layer for layer in linear.values()}.items()}
+    return sorted(passed_by(model) | {name for name, layer in linear.items() if not known[type(layer)]})
+
+
+def _is_linear(layer: torch.nn.Linear) -> bool:
+    """Return whether a layer gives what torch's own linear layer gives, as to its shape."""
+    if type(layer) is torch.nn.Linear:
+        return True
+    with torch.no_grad(), whole(layer):
+        weight = layer.weight
+        states = torch.ones(1, layer.in_features, device=weight.device)
+        states = states.to(weight.dtype) if weight.is_floating_point() else states
+        try:
+            output = layer(states)
+        except RuntimeError:
+            return False
+    return isinstance(output, torch.Tensor) and output.shape == (1, layer.out_features)
 
 
 def weight_shares(model: Any) -> str:
@@ -64,12 +94,17 @@ def _with_adapter(model: Any, recipe: Recipe) -> Any:
             f"--lora-dropout is {recipe.lora_dropout:g}, and PEFT has no dropout for the fused experts of "
             f"{recipe.model}; give --lora-dropout 0"
         )
+    unfit = unfit_layers(model) if everywhere else []
+    if unfit:
+        kinds = ", ".join(sorted({name.rpartition(".")[2] for name in unfit}))
+        logger.info("no adapter on %s: an adapter there would have no effect, or they are no linear layers", kinds)
     config = LoraConfig(
         r=recipe.rank,
         lora_alpha=recipe.lora_alpha,
         lora_dropout=recipe.lora_dropout,
         target_modules="all-linear" if everywhere else list(recipe.target_modules),
         target_parameters=experts or None,
+        exclude_modules=unfit or None,
         task_type="CAUSAL_LM",
     )
     try:

@@ -1,8 +1,13 @@
+import json
+import shutil
+
 import pytest
 import torch
 import transformers
+from fitting import small_fit, words
 from tiny import build_tokenizer
 
+from calibtune.__main__ import main
 from calibtune.errors import UserError
 from calibtune.models.loading import load_base, load_config, resolved_precision, weights_dtype
 from calibtune.spec import ModelSpec
@@ -43,3 +48,35 @@ def test_auto_is_float32_on_a_cpu_and_what_is_asked_for_elsewhere():
 def test_auto_is_bfloat16_on_a_gpu_that_has_it(monkeypatch, has_it, precision):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: has_it)
     assert resolved_precision(ModelSpec("m", device="cuda")) == precision
+
+
+@pytest.fixture
+def mended(model, tmp_path, mirror):
+    """Fit an adapter and a temperature on a copy of a model whose configuration says other shapes from then on."""
+    base = shutil.copytree(model, tmp_path / "base")
+    small_fit(base, tmp_path / "adapter", "cft", max_steps=1)
+    small_fit(base, tmp_path / "t", "temperature")
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({**config, "intermediate_size": 2 * config["intermediate_size"]}))
+    return tmp_path
+
+
+def test_weights_of_other_shapes_are_refused_by_every_command(mended, capsys):
+    model = ["--model", str(mended / "base")]
+    asked = [*model, "--tasks", "mc_calib_arc"]
+    commands = (
+        ["eval", *asked],
+        ["eval", *asked, "--backend", "hf-prefix"],
+        ["eval", *asked, "--quantization", "nf4"],
+        ["eval", "--artifact", str(mended / "adapter"), "--tasks", "mc_calib_arc"],
+        words(mended / "base", mended / "out")[:1] + words(mended / "base", mended / "out")[3:],
+        ["merge", "--artifact", str(mended / "adapter")],
+        ["bake", "--artifact", str(mended / "t")],
+        ["doctor", *asked],
+    )
+    for command in commands:
+        output = [] if command[0] == "doctor" else ["--output", str(mended / "out")]
+        assert main([*command, *output]) == 2, command
+        said = capsys.readouterr().err.strip().splitlines()[-1]
+        assert "has 6 weights of other shapes than its config.json says, such as model.layers.0.mlp.down_proj" in said
+        assert not (mended / "out").exists()

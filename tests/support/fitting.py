@@ -22,15 +22,20 @@ SMALL = {
 METHODS = ("label-smoothing", "cft", "rcft")
 
 
-def small_recipe(model, method, **changes):
-    """A recipe of a small fit; options of other methods are left out."""
+def small_values(model, method, **changes):
+    """The options of a small fit; those of other methods are left out."""
     values = {**SMALL, "model": str(model), "method": method, **changes}
     if method != "rcft":
         values.pop("lambda", None)
     if method == "temperature":
         kept = ("model", "method", "tasks", "precision", "batch_size", "held_out", "device", *changes)
         values = {key: values[key] for key in kept}
-    return make_recipe(values, {})
+    return values
+
+
+def small_recipe(model, method, **changes):
+    """A recipe of a small fit."""
+    return make_recipe(small_values(model, method, **changes), {})
 
 
 def small_fit(model, output, method, resume=False, overwrite=False, **changes):
@@ -54,15 +59,13 @@ def same_weights(first, second, **tolerance):
 
 def words(base, output, method="cft", **changes):
     """The command line of a small fit, as the words after ``python -m calibtune``."""
-    values = {**SMALL, "model": str(base), "method": method, **changes}
-    if method != "rcft":
-        values.pop("lambda", None)
+    values = small_values(base, method, **changes)
     given = [f"--{name.replace('_', '-')}={value}" for name, value in values.items() if value is not None]
     return ["fit", "--output", str(output), *given]
 
 
 def other_architecture(name, folder):
-    """A tiny model of another architecture with the tests' tokenizer."""
+    """A tiny model of another architecture with the tests' tokenizer; biases and norms are random too."""
     import transformers
     from tiny import build_tokenizer
 
@@ -88,11 +91,31 @@ def other_architecture(name, folder):
         "GPT2": lambda: transformers.GPT2Config(
             vocab_size=len(tokenizer), n_embd=32, n_layer=2, n_head=4, n_positions=512
         ),
+        "Gemma": lambda: transformers.GemmaConfig(head_dim=8, **small),
+        "Olmo": lambda: transformers.OlmoConfig(**small),
+        "Phi": lambda: transformers.PhiConfig(**small),
+        "Nemotron": lambda: transformers.NemotronConfig(**small),
+        "RecurrentGemma": lambda: transformers.RecurrentGemmaConfig(
+            **{**small, "num_key_value_heads": 1}, lru_width=32, block_types=["recurrent", "attention"]
+        ),
+        "Llama4": lambda: transformers.Llama4TextConfig(
+            intermediate_size_mlp=64, num_local_experts=4, head_dim=8, attention_chunk_size=128, **small
+        ),
+        "Falcon": lambda: transformers.FalconConfig(
+            vocab_size=len(tokenizer), hidden_size=64, num_hidden_layers=1, num_attention_heads=4
+        ),
+        "FalconH1": lambda: transformers.FalconH1Config(
+            mamba_d_ssm=32, mamba_n_heads=4, mamba_d_head=8, mamba_n_groups=1, mamba_d_state=8, **small
+        ),
         "Mamba": lambda: transformers.MambaConfig(
             vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, state_size=4
         ),
     }
     torch.manual_seed(0)
-    transformers.AutoModelForCausalLM.from_config(made[name]()).save_pretrained(folder)
+    model = transformers.AutoModelForCausalLM.from_config(made[name]())
+    with torch.no_grad():
+        for weights in model.parameters():
+            weights.add_(torch.randn_like(weights), alpha=0.2)
+    model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

@@ -5,8 +5,10 @@ import shutil
 import pytest
 import torch
 from evaluating import small_evaluation
-from fitting import METHODS, adapter_weights, same_weights, small_fit, small_recipe
+from fitting import METHODS, adapter_weights, same_weights, small_fit, small_recipe, words
+from transformers import PreTrainedModel
 
+from calibtune.__main__ import main
 from calibtune.artifacts.manifest import MANIFEST
 from calibtune.errors import UserError
 from calibtune.evaluation.evaluate import EvaluationOptions, evaluate
@@ -70,6 +72,30 @@ def test_full_fine_tuning_saves_a_transformers_model(model, tmp_path):
     base, tuned = (AutoModelForCausalLM.from_pretrained(path).state_dict() for path in (model, tmp_path / "out"))
     assert artifact.kind == "model"
     assert all(not torch.equal(base[name], tuned[name]) for name in base if "proj" in name)
+
+
+@pytest.mark.parametrize("held_out", [6, 0])
+@pytest.mark.parametrize(("kind", "message"), [("other", "gives other answers"), ("missing", "cannot be loaded again")])
+def test_full_fine_tuning_that_is_written_wrongly_fails(model, tmp_path, monkeypatch, capsys, kind, message, held_out):
+    write = PreTrainedModel.save_pretrained
+
+    def half(self, folder, state_dict=None, **options):
+        state = dict(state_dict or self.state_dict())
+        if kind == "missing":
+            del state["model.layers.1.mlp.up_proj.weight"]
+        else:
+            state["model.norm.weight"] = state["model.norm.weight"] * 1.1
+        write(self, folder, state_dict=state, **options)
+
+    monkeypatch.setattr(PreTrainedModel, "save_pretrained", half)
+    assert main(words(model, tmp_path / "out", "cft", tuning="full", learning_rate=1e-3, held_out=held_out)) == 1
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out" / "calibtune.json").exists()
+
+
+def test_full_fine_tuning_in_bfloat16_is_what_was_measured(model, tmp_path):
+    options = {"tuning": "full", "learning_rate": 1e-3, "precision": "bf16"}
+    assert main(words(model, tmp_path / "out", "cft", **options)) == 0
 
 
 def test_temperature_keeps_its_chat_template(model_copy, tmp_path):

@@ -101,9 +101,9 @@ def test_architecture_can_be_fitted_merged_and_baked(tmp_path, name):
     assert (tmp_path / "baked" / "model.safetensors").is_file()
 
 
-def test_architecture_without_lora_support_needs_full_fine_tuning(tmp_path):
+def test_target_modules_that_cannot_take_an_adapter_are_refused(tmp_path):
     base = other_architecture("Mamba", tmp_path / "base")
-    with pytest.raises(UserError, match=r"no adapter can be added to all-linear of .* or --tuning full"):
-        small_fit(base, tmp_path / "out", "cft")
+    with pytest.raises(UserError, match=r"no adapter can be added to out_proj of .* or --tuning full"):
+        small_fit(base, tmp_path / "out", "cft", target_modules="out_proj")
     artifact = small_fit(base, tmp_path / "full", "cft", tuning="full", learning_rate=1e-3)
     assert artifact.kind == "model"

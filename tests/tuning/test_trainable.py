@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from fitting import small_fit, small_recipe
+from evaluating import metrics, small_evaluation
+from fitting import adapter_weights, other_architecture, small_fit, small_recipe, words
 from peft.tuners.lora import LoraLayer
 from tiny import build_tokenizer, save_tiny
 from transformers import (
@@ -16,11 +17,12 @@ from transformers import (
     Qwen3MoeForCausalLM,
 )
 
+from calibtune.__main__ import main
 from calibtune.errors import UserError
 from calibtune.models.adapters import load_adapter
 from calibtune.models.loading import load_base
 from calibtune.tuning import trainable
-from calibtune.tuning.trainable import add_adapter, expert_parameters, weight_shares
+from calibtune.tuning.trainable import add_adapter, expert_parameters, unfit_layers, weight_shares
 
 
 @pytest.fixture
@@ -131,6 +133,54 @@ def test_dropout_on_experts_is_refused(mixture):
 
 def test_dense_model_has_no_experts(model):
     assert expert_parameters(AutoModelForCausalLM.from_pretrained(model)) == []
+
+
+#: Architecture -> the linear layers that an adapter is on, and those that it cannot be on.
+ADAPTED = {
+    "Mamba": ({"in_proj"}, {"x_proj", "dt_proj", "out_proj"}),
+    "FalconH1": ({"q_proj", "o_proj", "in_proj", "up_proj"}, {"out_proj"}),
+    "Llama4": ({"q_proj", "o_proj", "experts", "down_proj"}, {"router"}),
+    "Falcon": ({"query_key_value", "dense", "dense_h_to_4h"}, set()),
+}
+
+
+@pytest.mark.parametrize("name", ADAPTED)
+def test_adapter_leaves_out_layers_that_it_cannot_be_on_and_is_merged(tmp_path, mirror, caplog, name):
+    base, (there, missing) = other_architecture(name, tmp_path / "base"), ADAPTED[name]
+    with caplog.at_level("INFO"):
+        assert main(words(base, tmp_path / "adapter", "rcft")) == 0
+    said = f"no adapter on {', '.join(sorted(missing))}: " if missing else "no adapter on"
+    assert (said in caplog.text) == bool(missing)
+    weights = adapter_weights(tmp_path / "adapter")
+    trained = {part for name, values in weights.items() if values.any() for part in name.split(".")}
+    assert there <= trained
+    assert not missing & trained
+    assert main(["merge", "--artifact", str(tmp_path / "adapter"), "--output", str(tmp_path / "merged")]) == 0
+    apart = metrics(small_evaluation(tmp_path / "apart", artifact=tmp_path / "adapter"))
+    merged = metrics(small_evaluation(tmp_path / "out", model=str(tmp_path / "merged")))
+    assert merged == pytest.approx(apart, abs=1e-4)
+
+
+def test_layer_that_gives_more_than_a_product_is_unfit():
+    class Router(torch.nn.Linear):
+        def forward(self, states):
+            logits = super().forward(states)
+            return logits, logits.topk(1)
+
+    class Grouped(torch.nn.Linear):
+        def forward(self, states):
+            return super().forward(states).view(2, -1)
+
+    class Mixer(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.read, self.called = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
+
+        def forward(self, states):
+            return self.called(states @ self.read.weight.T + self.called.weight.dtype.itemsize)
+
+    layers = {"router": Router(4, 4), "grouped": Grouped(4, 4), "mixer": Mixer(), "plain": torch.nn.Linear(4, 4)}
+    assert unfit_layers(torch.nn.ModuleDict(layers)) == ["grouped", "mixer.read", "router"]
 
 
 def test_weight_shares_count_trained_and_4_bit_weights(tmp_path):

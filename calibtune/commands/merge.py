@@ -6,8 +6,7 @@
 
 A QLoRA adapter is trained on a 4-bit base. A merge with --dequantized is closest to the trained
 model, and all there is where the base itself is stored in 4 bits; a merge into the original weights
-differs a little more. Fit and report a temperature on the
-model that you serve.
+differs a little more. Fit and report a temperature on the model that you serve.
 """
 
 from __future__ import annotations

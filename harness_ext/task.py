@@ -2,9 +2,13 @@
 
 import functools
 import logging
+import pkgutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import lm_eval.tasks
+import yaml
 from jinja2 import TemplateError
 from lm_eval.api.task import ConfigurableTask
 
@@ -72,8 +76,43 @@ class WatchedTask(ConfigurableTask):
         return super().fewshot_context(doc, num_fewshot, **kwargs)
 
 
+def letter_template() -> dict[str, Any]:
+    """Return what all letter tasks share: prompt, filter and metrics, as ``lm_eval_tasks/_letters`` has them.
+
+    Example:
+        >>> letter_template()["output_type"]
+        'multiple_choice'
+    """
+
+    class Loader(yaml.SafeLoader):
+        pass
+
+    Loader.add_constructor("!function", lambda _, node: pkgutil.resolve_name(node.value))
+    text = (Path(lm_eval.tasks.__file__).parent / "mc_calib" / "_letters").read_text(encoding="utf-8")
+    shared: dict[str, Any] = yaml.load(text, Loader)
+    return shared
+
+
 class LetterTask(WatchedTask):
-    """Run a multiple-choice task whose options are scored by their letters."""
+    """Run a multiple-choice task whose options are scored by their letters.
+
+    Args:
+        config: The task's configuration; what it leaves out is as in :func:`letter_template`, so that a task of one's
+            own needs no more than this class, its data set and ``process_docs``.
+
+    Raises:
+        UserError: A filter's option is unusable.
+    """
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        super().__init__({**letter_template(), **config})
+
+    def process_results(self, doc: dict[str, Any], results: Any) -> dict[str, Any]:
+        """Compute a question's metrics; of a task with fields of its own, from what it asks and takes for right."""
+        if not {"question", "choices", "gold"} <= doc.keys():
+            gold, choices = self.doc_to_target(doc), self.doc_to_choice(doc)
+            doc = {"question": self.doc_to_text(doc), **doc, "choices": choices, "gold": gold}
+        return dict(super().process_results(doc, results))
 
     def check_encoding(self, watch: Watch) -> None:
         """Refuse prompts that the model would see cut, and letters that it cannot tell apart.

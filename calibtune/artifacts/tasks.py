@@ -3,20 +3,36 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import yaml
 
+from calibtune.data.letter_tasks import SUFFIX, pipelines
 from calibtune.data.tasks import installed_tasks
 from calibtune.files import write_text
 
-#: Suffix of a scaled task's name.
-SUFFIX = "_scaled"
+
+class _Function(str):
+    """Name a function in YAML, written with its tag ``!function``."""
+
+
+class _Loader(yaml.SafeLoader):
+    """Read ``!function`` as a name, so that nothing is imported."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """Write names of functions with their tag."""
+
+
+_Loader.add_constructor("!function", lambda _, node: _Function(node.value))
+_Dumper.add_representer(_Function, lambda dumper, name: dumper.represent_scalar("!function", str(name)))
 
 
 def write_scaled_tasks(folder: Path, temperature: float) -> list[str]:
-    """Write a scaled YAML for each installed letter task.
+    """Write a scaled YAML for each installed letter task, for use with plain ``lm_eval``.
 
-    Use them with ``lm_eval --include_path FOLDER --tasks NAME_scaled``.
+    Use them with ``lm_eval --include_path FOLDER --tasks NAME_scaled``, on any machine that has calibtune: they name
+    no path.
 
     Args:
         folder: Folder of the YAMLs.
@@ -27,11 +43,14 @@ def write_scaled_tasks(folder: Path, temperature: float) -> list[str]:
     """
     names = []
     for name, path in installed_tasks().items():
-        pipelines = [
-            {"name": "none", "filter": [{"function": "letter_softmax"}]},
-            {"name": "scaled", "filter": [{"function": "letter_softmax", "temperature": temperature}]},
-        ]
-        config = {"include": str(path), "task": name + SUFFIX, "filter_list": pipelines}
-        write_text(folder / f"{name}{SUFFIX}.yaml", yaml.safe_dump(config, sort_keys=False))
+        config = {**_whole(path), "task": name + SUFFIX, "filter_list": pipelines(temperature)}
+        write_text(folder / f"{name}{SUFFIX}.yaml", yaml.dump(config, Dumper=_Dumper, sort_keys=False))
         names.append(name + SUFFIX)
     return names
+
+
+def _whole(path: Path) -> dict[str, Any]:
+    """Return a task's configuration with what it includes, as the harness merges it."""
+    config: dict[str, Any] = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    included = config.pop("include", None)
+    return {**(_whole(path.parent / included) if included else {}), **config}

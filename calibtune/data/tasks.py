@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,23 @@ class Index(TaskManager):
         if names not in self._loaded:
             self._loaded[names] = super().load(list(names))
         return self._loaded[names]
+
+    def change(self, names: Sequence[str], change: Callable[[Any], Any]) -> None:
+        """Have :meth:`load` return changed tasks for these names, in their groups too.
+
+        Args:
+            names: As they are given to :meth:`load`.
+            change: Called with each task; returns the one to take its place.
+        """
+        loaded = self.load(list(names))
+        changed = {name: change(task) for name, task in loaded["tasks"].items()}
+        for group in loaded["groups"].values():
+            for name in group.child_names:
+                # Taken out and put back, all of them, so that their order stays.
+                child = group.pop(name)
+                group.add(changed.get(name, child))
+        loaded["tasks"] = {task.task_name: task for task in changed.values()}
+        loaded["group_map"] = {group.name: group.child_names for group in loaded["groups"].values()}
 
 
 def task_manager(names: Sequence[str], include_path: str | None = None) -> Index:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +14,7 @@ from safetensors import SafetensorError
 
 from calibtune.artifacts.manifest import Artifact, base_model, read_artifact, show_base, tokenizer_folder
 from calibtune.artifacts.named import named
-from calibtune.artifacts.tasks import SUFFIX, write_scaled_tasks
+from calibtune.data.letter_tasks import SUFFIX, scaled
 from calibtune.data.tasks import Index, load_tasks, task_manager
 from calibtune.errors import UserError, WorkFailed, is_out_of_memory, reason
 from calibtune.evaluation.checks import (
@@ -141,13 +140,11 @@ def evaluate(options: EvaluationOptions) -> Evaluation | None:
     check_shots(tasks, options.num_fewshot)
     asked = unseen(tasks, artifact, options.drop_seen, options.limit)
     check_prompts(tasks, spec, tokenizer, artifact)
-    with tempfile.TemporaryDirectory() as scaled:
-        names = options.tasks
-        if artifact is not None and artifact.temperature is not None:
-            names, include_path = scaled_tasks(options.tasks, artifact.temperature["temperature"], Path(scaled))
-            index = task_manager(names, include_path)
-            asked = asked and {name + SUFFIX: numbers for name, numbers in asked.items()}
-        return _run(options, spec, arguments, setup, names, index, asked)
+    if artifact is not None and artifact.temperature is not None:
+        temperature = artifact.temperature["temperature"]
+        index.change(options.tasks, lambda task: scaled(task, temperature))
+        asked = asked and {name + SUFFIX: numbers for name, numbers in asked.items()}
+    return _run(options, spec, arguments, setup, index, asked)
 
 
 def _run(
@@ -155,7 +152,6 @@ def _run(
     spec: ModelSpec,
     arguments: dict[str, Any],
     setup: dict[str, Any],
-    names: tuple[str, ...],
     index: Index,
     asked: dict[str, list[int]] | None,
 ) -> Evaluation | None:
@@ -164,7 +160,7 @@ def _run(
         results = quiet_evaluate(
             model=_load(options, arguments, spec),
             model_args=arguments,
-            tasks=list(names),
+            tasks=list(options.tasks),
             num_fewshot=options.num_fewshot,
             batch_size=options.batch_size,
             device=options.device or found_device(),
@@ -231,23 +227,6 @@ def setup_of(
         "num_fewshot": options.num_fewshot,
         "drop_seen": options.drop_seen,
     }
-
-
-def scaled_tasks(tasks: tuple[str, ...], temperature: float, folder: Path) -> tuple[tuple[str, ...], str]:
-    """Write the tasks that apply a temperature into a folder of ours; the artifact's own folder is only read.
-
-    Returns:
-        Their names, and the folder as lm_eval's include path.
-
-    Raises:
-        UserError: A task has no such form.
-    """
-    written = write_scaled_tasks(folder, temperature)
-    for name in tasks:
-        if name + SUFFIX not in written:
-            known = ", ".join(name.removesuffix(SUFFIX) for name in written)
-            raise UserError(f"--tasks {name}: a temperature is applied by our letter tasks alone: {known}")
-    return tuple(name + SUFFIX for name in tasks), str(folder)
 
 
 def model_arguments(options: EvaluationOptions, spec: ModelSpec, artifact: Artifact | None) -> dict[str, Any]:

@@ -76,7 +76,11 @@ def evaluate(
     model: PathLike | None = None,
     artifact: PathLike | None = None,
     *,
-    tasks: str | Sequence[str],
+    tasks: str | Sequence[str] = (),
+    data: PathLike | None = None,
+    columns: str = "",
+    skip_bad_rows: bool = False,
+    as_letters: bool = False,
     output: PathLike | None = None,
     revision: str | None = None,
     apply_chat_template: bool | None = None,
@@ -99,6 +103,10 @@ def evaluate(
         model: Base model, hub id or folder; None: the artifact's.
         artifact: What :func:`fit` returned, or its folder; None: the base model alone.
         tasks: Harness tasks, a list or one text with commas.
+        data: Own questions beside or in place of tasks: a JSONL, CSV or Parquet file, or a data set's id.
+        columns: Its columns, as ``question=NAME,choices=NAME[,NAME...],answer=NAME``; found by their usual names.
+        skip_bad_rows: Leave out rows of ``data`` that cannot be used.
+        as_letters: Ask the harness's tasks with our prompt and letters.
         output: Folder for lm_eval's result and sample files; None: a temporary one that lives until Python ends.
         revision: Branch, tag or commit of the model on the hub.
         apply_chat_template: Render prompts with the tokenizer's chat template.
@@ -145,6 +153,10 @@ def evaluate(
         num_fewshot=num_fewshot,
         device=device,
         include_path=None if include_path is None else os.fspath(include_path),
+        data=None if data is None else os.fspath(data),
+        columns=columns,
+        skip_bad_rows=skip_bad_rows,
+        as_letters=as_letters,
         backend=backend,
         trust_remote_code=trust_remote_code,
         drop_seen=drop_seen,

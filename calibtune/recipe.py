@@ -19,7 +19,7 @@ from annotated_types import Ge, Gt
 from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter
 
 from calibtune.errors import UserError
-from calibtune.spec import ModelSpec, Precision, Quantization
+from calibtune.spec import ModelSpec, Precision, Quantization, QuestionSpec
 from harness_ext.binning import MOST_BINS
 
 METHODS = ("temperature", "label-smoothing", "cft", "rcft")
@@ -83,6 +83,12 @@ class Recipe:
     artifact: str | None = _option(None, "fit the temperature on top of this PEFT adapter", only="temperature")
     samples: str | None = _option(None, "fit from this samples file of lm_eval, without a model", only="temperature")
     include_path: str | None = _option(None, "folder of further task YAMLs, as lm_eval's --include_path")
+    data: str | None = _option(
+        None, "file (JSONL, CSV, Parquet) or data set with questions to fit on, beside or in place of --tasks"
+    )
+    columns: str = _option("", "its columns, as question=NAME,choices=NAME[,NAME...],answer=NAME")
+    skip_bad_rows: bool = _option(False, "leave out rows of --data that cannot be used, instead of stopping")
+    as_letters: bool = _option(False, "ask the harness's tasks with our prompt and letters")
     revision: str | None = _option(None, "branch, tag or commit of the model on the hub")
     chat_template: str | None = _option(None, "file of a Jinja chat template, for a tokenizer that has none")
     chat_template_args: Options = _option({}, "further arguments of the chat template, as JSON")
@@ -173,6 +179,11 @@ class Recipe:
         """Return the base model."""
         names = {item.name for item in dataclasses.fields(ModelSpec)} - {"name"}
         return ModelSpec(name=self.model, **{name: getattr(self, name) for name in names})
+
+    @property
+    def questions(self) -> QuestionSpec:
+        """Return where the questions come from."""
+        return QuestionSpec(**{item.name: getattr(self, item.name) for item in dataclasses.fields(QuestionSpec)})
 
 
 FIELDS = {item.name: item for item in dataclasses.fields(Recipe)}
@@ -275,6 +286,8 @@ def missing(values: Mapping[str, Any], wrong: Collection[str] = ()) -> list[str]
     needed = ["method"] if values.get("samples") else ["method", "model", "tasks"]
     if values.get("artifact") and "model" in needed:
         needed.remove("model")  # the adapter names its base
+    if values.get("data") and "tasks" in needed:
+        needed.remove("tasks")
     return [f"{flag(name)} is missing" for name in needed if not values.get(name) and name not in wrong]
 
 

@@ -1,8 +1,10 @@
-"""Describe a model and how to load it."""
+"""Describe a model and how to load it, and questions and where they come from."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 Quantization = Literal["none", "nf4"]
@@ -33,3 +35,37 @@ class ModelSpec:
     add_bos_token: bool | None = None
     #: Run code that comes with the model.
     trust_remote_code: bool = False
+
+
+@dataclass(frozen=True)
+class QuestionSpec:
+    """Name the questions to fit on or to evaluate, for fit, eval and doctor."""
+
+    #: Harness tasks.
+    tasks: tuple[str, ...] = ()
+    #: Folder of further task YAMLs.
+    include_path: str | None = None
+    #: A file or data set of one's own; see :func:`calibtune.data.rows.read_rows`.
+    data: str | None = None
+    #: Its columns, as :func:`calibtune.data.rows.parse_columns` reads them.
+    columns: str = ""
+    #: Leave out rows of ``data`` that cannot be used.
+    skip_bad_rows: bool = False
+    #: Ask the harness's tasks with our prompt and letters.
+    as_letters: bool = False
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Return the names of the tasks, of which one is made from ``data``."""
+        return (*self.tasks, *([data_name(self.data)] if self.data else []))
+
+
+def data_name(data: str) -> str:
+    """Return the name of the task that is made from a file or data set.
+
+    Example:
+        >>> data_name("my data/quiz 1.jsonl"), data_name("allenai/ai2_arc:ARC-Easy")
+        ('quiz_1', 'ai2_arc_ARC-Easy')
+    """
+    name = re.sub(r"\.(jsonl|csv|parquet)$", "", data.rstrip("/"), flags=re.IGNORECASE)
+    return re.sub(r"[^\w.-]+", "_", Path(name).name)

@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from calibtune.artifacts.manifest import MANIFEST, Artifact, tokenizer_folder
+from calibtune.data.letter_tasks import SUFFIX
+from calibtune.data.tasks import installed_tasks
+from calibtune.recipe import flag
 from calibtune.text import markdown, visible
 from harness_ext.registry import METRICS
 
@@ -75,7 +78,10 @@ def _numbers(artifact: Artifact, rows: list[str]) -> str:
 
 
 def usage(artifact: Artifact) -> str:
-    """Return the lm_eval command that evaluates the artifact, as Markdown."""
+    """Return the command that evaluates the artifact, as Markdown: lm_eval's where it can."""
+    if _only_here(artifact):
+        words = ["--artifact", "THIS_FOLDER", *_question_words(artifact), "--output", "out"]
+        return f"    python -m calibtune eval {visible(shlex.join(words))}"
     given: dict[str, Any] = {"pretrained": "THIS_FOLDER" if artifact.kind == "model" else artifact.model}
     if adapter := "THIS_FOLDER" if artifact.kind == "adapter" else artifact.adapter:
         given["peft"] = adapter
@@ -86,7 +92,7 @@ def usage(artifact: Artifact) -> str:
         name: artifact.recipe[name] for name in ("add_bos_token", "chat_template_args") if artifact.recipe.get(name)
     }
     scaled = artifact.kind == "temperature"
-    names = ",".join(f"{task}_scaled" if scaled else task for task in artifact.tasks)
+    names = ",".join(f"{task}{SUFFIX}" if scaled else task for task in artifact.tasks)
     words = ["lm_eval", "--model", "hf", "--model_args", _model_args(given)]
     words += ["--include_path", "THIS_FOLDER"] * scaled + ["--tasks", names]
     words += ["--apply_chat_template"] * bool(artifact.recipe.get("apply_chat_template"))
@@ -99,6 +105,23 @@ def _model_args(given: Mapping[str, Any]) -> str:
     if any(isinstance(value, dict) for value in given.values()):
         return json.dumps(given)
     return ",".join(f"{name}={value}" for name, value in given.items())
+
+
+def _only_here(artifact: Artifact) -> bool:
+    """Return whether the harness alone cannot ask the artifact's questions as they were asked."""
+    recipe = artifact.recipe
+    others = artifact.kind == "temperature" and not set(artifact.tasks) <= installed_tasks().keys()
+    return bool(recipe.get("data") or recipe.get("as_letters") or others) and bool(artifact.model)
+
+
+def _question_words(artifact: Artifact) -> list[str]:
+    """Return the options of ``calibtune eval`` that name the questions of the fit."""
+    recipe = artifact.recipe
+    tasks = ",".join(recipe["tasks"]) if recipe.get("data") else ",".join(artifact.tasks)
+    words = ["--tasks", tasks] if tasks else []
+    for name in ("data", "columns", "include_path"):
+        words += [flag(name), recipe[name]] if recipe.get(name) else []
+    return words + [flag(name) for name in ("skip_bad_rows", "as_letters") if recipe.get(name)]
 
 
 def summary(artifact: Artifact, output: Path) -> str:
@@ -116,10 +139,8 @@ def summary(artifact: Artifact, output: Path) -> str:
         lines += [f"  warning: {text}" for text in found["warnings"]]
     lines.append(f"written to {output}")
     if artifact.model:
-        words = ["eval", "--model", artifact.model, "--artifact", str(output), "--tasks", ",".join(artifact.tasks)]
+        words = ["eval", "--model", artifact.model, "--artifact", str(output), *_question_words(artifact)]
         words += ["--output", f"{output}-eval", *["--apply-chat-template"] * artifact.recipe["apply_chat_template"]]
-        if artifact.recipe.get("include_path"):
-            words += ["--include-path", artifact.recipe["include_path"]]
         lines.append(f"next: python -m calibtune {shlex.join(words)}")
     return "\n".join(lines)
 

@@ -15,16 +15,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from calibtune.commands.models import add_model_arguments
+from calibtune.commands.questions import add_question_arguments, question_spec
 from calibtune.errors import UserError
 
 if TYPE_CHECKING:
     from calibtune.spec import ModelSpec
 
+#: What is asked where nothing is named.
+TASK = "mc_calib_arc"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument("--model", help="model or PEFT adapter, hub id or folder")
-    parser.add_argument("--tasks", default="mc_calib_arc", metavar="T[,T]", help="default: mc_calib_arc")
+    add_question_arguments(parser, TASK)
     parser.add_argument("--apply-chat-template", action="store_true", help="render prompts as chat")
     parser.add_argument(
         "--precision",
@@ -33,7 +37,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="auto: bf16 where it is fast",
     )
     add_model_arguments(parser)
-    parser.add_argument("--include-path", metavar="DIR", help="folder of further task YAMLs")
     parser.add_argument("--json", action="store_true", help="print JSON instead of lines")
 
 
@@ -64,7 +67,7 @@ def _check_model(args):  # type: ignore[no-untyped-def]
     from calibtune.artifacts.named import named
     from calibtune.data.encoder import Encoder
     from calibtune.data.examples import Prompts
-    from calibtune.data.tasks import load_tasks
+    from calibtune.data.source import load_questions
     from calibtune.data.tokens import PAD, tokenize
     from calibtune.evaluation.doctor import SCORED, check_letters, check_mass
     from calibtune.models.loading import check_spec, context_length, load_config, load_tokenizer
@@ -83,10 +86,7 @@ def _check_model(args):  # type: ignore[no-untyped-def]
     tokenizer = load_tokenizer(spec if folder is None else dataclasses.replace(spec, name=str(folder), revision=None))
     length = context_length(load_config(spec), tokenizer)
     encoder = Encoder(tokenizer, spec)
-    names = tuple(task.strip() for task in args.tasks.split(",") if task.strip())
-    if not names:
-        raise UserError("--tasks names no task; give one or more, separated by commas")
-    tasks = load_tasks(names, args.include_path)
+    _, tasks = load_questions(question_spec(args, TASK))
     for task in tasks:
         if task.OUTPUT_TYPE != "multiple_choice":
             raise UserError(f"--tasks {task.task_name} is {task.OUTPUT_TYPE}, it has no letters; give another task")

@@ -3,6 +3,8 @@
   python -m calibtune eval --model M --tasks mc_calib_indomain,mc_calib_arc --output out/base
   python -m calibtune eval --artifact runs/rcft --tasks mc_calib_indomain,mc_calib_arc --output out/rcft
   python -m calibtune eval --artifact runs/t --tasks mc_calib_arc --output out/t    # raw and scaled in one pass
+  python -m calibtune eval --model M --data quiz.csv --output out/quiz        # questions of one's own
+  python -m calibtune eval --model M --tasks arc_easy --as-letters --output out/easy    # the harness's task, by letters
 
 With --tasks ultrafeedback_winrate --guard winrate --guard-base out/base it exits with 1 if the artifact's win rate fell
 by more than --margin against the base's, evaluated before.
@@ -18,6 +20,7 @@ import shlex
 from pathlib import Path
 
 from calibtune.commands.models import add_model_arguments
+from calibtune.commands.questions import add_question_arguments, question_spec
 from calibtune.errors import UserError, WorkFailed
 from calibtune.processes import is_first_process
 
@@ -28,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument("--model", help="model or PEFT adapter, hub id or folder (default: the artifact's base)")
     parser.add_argument("--artifact", type=Path, metavar="DIR", help="what calibtune fit wrote, or a PEFT adapter")
-    parser.add_argument("--tasks", required=True, metavar="T[,T]", help="harness tasks")
+    add_question_arguments(parser)
     parser.add_argument(
         "--output", type=Path, required=True, metavar="DIR", help="lm_eval's results and samples go here"
     )
@@ -48,7 +51,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="hf: lm_eval's, with prompts encoded whole and letters read in float32; hf-prefix also computes once what "
         "prompts share: the same numbers, faster with few-shot examples",
     )
-    parser.add_argument("--include-path", metavar="DIR", help="folder of further task YAMLs")
     parser.add_argument(
         "--drop-seen",
         action="store_true",
@@ -69,9 +71,9 @@ def go_on(args: argparse.Namespace) -> str:
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate, and guard where asked."""
-    tasks = tuple(task.strip() for task in args.tasks.split(",") if task.strip())
+    questions = question_spec(args)
     if args.guard:
-        if args.guard_base is None or "ultrafeedback_winrate" not in tasks:
+        if args.guard_base is None or "ultrafeedback_winrate" not in questions.tasks:
             raise UserError(
                 "--guard winrate compares win rates; give --guard-base DIR and ultrafeedback_winrate in --tasks"
             )
@@ -79,12 +81,12 @@ def run(args: argparse.Namespace) -> int:
 
         check_base(args.guard_base, args.margin)
     if is_first_process():
-        logger.info("eval: %s on %s; starting", args.artifact or args.model, ", ".join(tasks))
+        logger.info("eval: %s on %s; starting", args.artifact or args.model, ", ".join(questions.names))
     from calibtune.api import evaluate
     from calibtune.results.table import numbers_table
 
     options = {name: getattr(args, name) for name in inspect.signature(evaluate).parameters}
-    found = evaluate(**{**options, "tasks": tasks})
+    found = evaluate(**options)
     if not found.results:
         return 0  # not the first process, which alone writes and compares
     if args.json:

@@ -128,7 +128,7 @@ def run(args: argparse.Namespace) -> int:
     recipe = make_recipe(config, flags, str(args.config or "--config"), problems)
     args.output = Path(output)
     if is_first_process():
-        what = recipe.samples or f"{', '.join(recipe.tasks)}, {recipe.model or recipe.artifact}"
+        what = recipe.samples or f"{', '.join(recipe.questions.names)}, {recipe.model or recipe.artifact}"
         logger.info("fit: %s on %s; starting", recipe.method, what)
     from calibtune.api import fit
     from calibtune.artifacts.card import summary

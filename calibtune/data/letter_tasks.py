@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+import re
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import datasets
+
+from calibtune.data.rows import Columns, answer_index
 from calibtune.data.tasks import explained
 from calibtune.errors import UserError
+from harness_ext.documents import SHOTS, document
 from harness_ext.prompts import LETTERS
 from harness_ext.task import LetterTask, letter_template
 
+logger = logging.getLogger(__name__)
+
 #: Suffix of the name of a task with a temperature, as in the YAMLs that a fit writes.
 SUFFIX = "_scaled"
+#: Suffix of the name of a task that is asked with our prompt and letters.
+AS_LETTERS = "_letters"
+#: Where a task's documents come from.
+DATA = (
+    "custom_dataset", "dataset_path", "dataset_name", "dataset_kwargs", "training_split", "validation_split",
+    "test_split", "metadata",
+)  # fmt: skip
 #: What makes our metrics of a task's letters.
 SCORING = ("class", "process_results", "metric_list", "filter_list")
 #: Questions of a task that are looked at.
@@ -38,8 +53,8 @@ def scaled(task: Any, temperature: float) -> LetterTask:
     """
     if not scores_letters(task):
         raise UserError(
-            f"--tasks {task.task_name} does not score the letters A, B, ..., to which a temperature applies; give a "
-            "task that does"
+            f"--tasks {task.task_name} does not score the letters A, B, ..., to which a temperature applies; give "
+            "--as-letters"
         )
     config = task.config.to_dict(keep_callable=True)
     if not isinstance(task, LetterTask):
@@ -47,6 +62,76 @@ def scaled(task: Any, temperature: float) -> LetterTask:
     config |= {"task": task.task_name + SUFFIX, "filter_list": pipelines(temperature)}
     with explained(task.task_name):
         return LetterTask(config)
+
+
+def as_letters(task: Any) -> LetterTask:
+    """Return a task that asks another one's questions with our prompt and letters; ours are returned as they are.
+
+    The question is the row's own where the task scores letters, since its prompt holds the options; else the task's
+    prompt without ``Question:`` and ``Answer:``, since some tasks have a passage in it. Rows that cannot be asked by
+    letter are left out and counted.
+
+    Args:
+        task: Any loaded multiple-choice task with 2 to 26 options.
+
+    Raises:
+        UserError: It is not multiple choice, or none of its rows can be asked by letter.
+    """
+    if isinstance(task, LetterTask):
+        return task
+    if task.OUTPUT_TYPE != "multiple_choice":
+        raise UserError(f"--tasks {task.task_name} is {task.OUTPUT_TYPE}; --as-letters takes multiple_choice tasks")
+    to_document = _from_row if scores_letters(task) else _from_texts
+
+    def process_docs(rows: datasets.Dataset) -> datasets.Dataset:
+        found = task.config.process_docs(rows) if task.config.process_docs else rows
+        return _documents(task, found, to_document)
+
+    def shots(rows: datasets.Dataset) -> datasets.Dataset:
+        return process_docs(rows.select(range(min(SHOTS, len(rows)))))
+
+    config = {name: value for name in DATA if (value := getattr(task.config, name)) is not None}
+    config |= {"task": task.task_name + AS_LETTERS, "process_docs": process_docs}
+    if split := task.config.fewshot_split or task.config.training_split:
+        config |= {"fewshot_split": split, "fewshot_config": {"sampler": "first_n", "process_docs": shots}}
+    with explained(task.task_name):
+        return LetterTask(config)
+
+
+def _documents(
+    task: Any, rows: datasets.Dataset, to_document: Callable[[Any, dict[str, Any], str], dict[str, Any]]
+) -> datasets.Dataset:
+    docs, problems = [], []
+    for number, row in enumerate(rows):
+        try:
+            docs.append(to_document(task, row, f"{task.task_name} {rows.split} row {number}"))
+        except UserError as error:
+            problems.append(str(error))
+    if not docs:
+        raise UserError(f"--as-letters: no row of {task.task_name} can be asked by letter; the first: {problems[0]}")
+    if problems:
+        logger.warning(
+            "%s: %d of %d rows cannot be asked by letter and are left out, the first: %s",
+            task.task_name,
+            len(problems),
+            len(rows),
+            problems[0],
+        )
+    return datasets.Dataset.from_list(docs)
+
+
+def _from_row(task: Any, row: dict[str, Any], where: str) -> dict[str, Any]:
+    columns = Columns.of(list(row))
+    choices, _ = columns.options(row)
+    target = task.doc_to_target(row)
+    return document(row[columns.question], choices, answer_index(target, choices, LETTERS), where)
+
+
+def _from_texts(task: Any, row: dict[str, Any], where: str) -> dict[str, Any]:
+    text, choices, target = task.doc_to_text(row), task.doc_to_choice(row), task.doc_to_target(row)
+    if isinstance(text, str):
+        text = re.sub(r"^\s*Question:|Answer:\s*$", "", text)
+    return document(text, choices, answer_index(target, choices, LETTERS), where)
 
 
 def scores_letters(task: Any) -> bool:

@@ -38,6 +38,7 @@ class Index(TaskManager):
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self._loaded: dict[tuple[str, ...], Any] = {}
+        self._added: dict[str, Any] = {}
 
     def load(self, task_list: Any) -> Any:
         """Return tasks and groups by name, as the harness does."""
@@ -45,8 +46,14 @@ class Index(TaskManager):
         if not all(isinstance(name, str) for name in names):
             return super().load(task_list)
         if names not in self._loaded:
-            self._loaded[names] = super().load(list(names))
+            loaded = super().load([name for name in names if name not in self._added])
+            loaded["tasks"] |= {name: self._added[name] for name in names if name in self._added}
+            self._loaded[names] = loaded
         return self._loaded[names]
+
+    def add(self, task: Any) -> None:
+        """Add a task that no YAML describes."""
+        self._added[task.task_name] = task
 
     def change(self, names: Sequence[str], change: Callable[[Any], Any]) -> None:
         """Have :meth:`load` return changed tasks for these names, in their groups too.

@@ -15,7 +15,8 @@ from safetensors import SafetensorError
 from calibtune.artifacts.manifest import Artifact, base_model, read_artifact, show_base, tokenizer_folder
 from calibtune.artifacts.named import named
 from calibtune.data.letter_tasks import SUFFIX, scaled
-from calibtune.data.tasks import Index, load_tasks, task_manager
+from calibtune.data.source import load_questions
+from calibtune.data.tasks import Index
 from calibtune.errors import UserError, WorkFailed, is_out_of_memory, reason
 from calibtune.evaluation.checks import (
     check_model,
@@ -34,7 +35,7 @@ from calibtune.models.adapters import check_adapter, load_adapter
 from calibtune.models.fingerprint import check_fingerprint
 from calibtune.models.loading import found_device, load_base, load_tokenizer, not_loaded, weights_dtype
 from calibtune.processes import is_first_process
-from calibtune.spec import ModelSpec, Precision, Quantization
+from calibtune.spec import ModelSpec, Precision, Quantization, QuestionSpec
 
 #: lm_eval's hf backend with prompts encoded whole and letters read in float32, and one that computes shared beginnings
 #: once.
@@ -63,11 +64,20 @@ class EvaluationOptions:
     num_fewshot: int | None = None
     device: str | None = None
     include_path: str | None = None
+    data: str | None = None
+    columns: str = ""
+    skip_bad_rows: bool = False
+    as_letters: bool = False
     #: One of ``BACKENDS``.
     backend: str = "hf"
     trust_remote_code: bool = False
     #: Leave out questions that the artifact was fitted on, instead of refusing them.
     drop_seen: bool = False
+
+    @property
+    def questions(self) -> QuestionSpec:
+        """Return where the questions come from."""
+        return QuestionSpec(**{item.name: getattr(self, item.name) for item in dataclasses.fields(QuestionSpec)})
 
     def spec(self, artifact: Artifact | None) -> ModelSpec:
         """Return the model to load: the artifact's base as it was fitted, changed by what is given here.
@@ -135,14 +145,13 @@ def evaluate(options: EvaluationOptions) -> Evaluation | None:
         check_fingerprint(spec, artifact.fingerprint, str(options.artifact))
     if "peft" in arguments:
         check_adapter(Path(arguments["peft"]))
-    index = task_manager(options.tasks, options.include_path)
-    tasks = load_tasks(options.tasks, index=index)
+    index, tasks = load_questions(options.questions)
     check_shots(tasks, options.num_fewshot)
     asked = unseen(tasks, artifact, options.drop_seen, options.limit)
     check_prompts(tasks, spec, tokenizer, artifact)
     if artifact is not None and artifact.temperature is not None:
         temperature = artifact.temperature["temperature"]
-        index.change(options.tasks, lambda task: scaled(task, temperature))
+        index.change(options.questions.names, lambda task: scaled(task, temperature))
         asked = asked and {name + SUFFIX: numbers for name, numbers in asked.items()}
     return _run(options, spec, arguments, setup, index, asked)
 
@@ -160,7 +169,7 @@ def _run(
         results = quiet_evaluate(
             model=_load(options, arguments, spec),
             model_args=arguments,
-            tasks=list(options.tasks),
+            tasks=list(options.questions.names),
             num_fewshot=options.num_fewshot,
             batch_size=options.batch_size,
             device=options.device or found_device(),
@@ -204,8 +213,8 @@ def check_options(options: EvaluationOptions) -> None:
     Raises:
         UserError: With the flag and its value.
     """
-    if not options.tasks:
-        raise UserError("--tasks names no task; give one or more, separated by commas")
+    if not options.questions.names:
+        raise UserError("--tasks names no task; give one or more, separated by commas, or --data")
     if options.limit is not None and options.limit < 1:
         raise UserError(f"--limit is {options.limit}; give at least 1, or leave it out for all questions")
     if options.num_fewshot is not None and options.num_fewshot < 0:
@@ -226,6 +235,7 @@ def setup_of(
         "limit": options.limit,
         "num_fewshot": options.num_fewshot,
         "drop_seen": options.drop_seen,
+        "data": options.data,
     }
 
 

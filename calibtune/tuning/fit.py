@@ -79,7 +79,7 @@ def fit(recipe: Recipe, output: Path, resume: bool = False, overwrite: bool = Fa
         _refuse_other(recipe, artifact.recipe, output)
         return artifact
     if overwrite:
-        given = (recipe.model, recipe.artifact, recipe.samples, recipe.chat_template, recipe.include_path)
+        given = (recipe.model, recipe.artifact, recipe.samples, recipe.chat_template, recipe.include_path, recipe.data)
         keep_inputs(output, Path.cwd(), *given)
     # Bad input must neither remove what --overwrite is for nor leave a folder behind: it is taken once all is read.
     if is_first_process():
@@ -171,7 +171,9 @@ def _claim(recipe: Recipe, output: Path, resume: bool, overwrite: bool) -> None:
 def _announce(inputs: Inputs) -> None:
     recipe = inputs.recipe
     counts = f"{len(inputs.examples.train)} training and {len(inputs.held_out)} held-out questions; loading"
-    logger.info("%s: %s, %s %s%s", recipe.method, ", ".join(recipe.tasks), counts, recipe.model, idle_gpus(recipe))
+    logger.info(
+        "%s: %s, %s %s%s", recipe.method, ", ".join(recipe.questions.names), counts, recipe.model, idle_gpus(recipe)
+    )
 
 
 def _memory_advice(recipe: Recipe) -> str:
@@ -303,7 +305,7 @@ def _finish(
         method=recipe.method,
         model=recipe.model,
         revision=revision,
-        tasks=recipe.tasks,
+        tasks=recipe.questions.names,
         seed=recipe.seed,
         recipe=recipe_values(recipe),
         documents={role: part.keys for role, part in marks.items()},

@@ -15,7 +15,7 @@ import numpy as np
 from calibtune.artifacts.manifest import Artifact, base_model, read_artifact, tokenizer_folder
 from calibtune.data.encoder import Encoder
 from calibtune.data.examples import Examples, load_examples
-from calibtune.data.tasks import load_tasks
+from calibtune.data.source import load_questions
 from calibtune.data.tokens import PAD, TokenExample, tokenize
 from calibtune.data.training_set import Questions, TrainingSet
 from calibtune.errors import UserError
@@ -68,7 +68,7 @@ def read_inputs(recipe: Recipe) -> Inputs:
     spec = recipe.spec if folder is None else dataclasses.replace(recipe.spec, name=str(folder), revision=None)
     tokenizer = load_tokenizer(spec)
     encoder = Encoder(tokenizer, recipe.spec)
-    tasks = load_tasks(recipe.tasks, recipe.include_path)
+    _, tasks = load_questions(recipe.questions)
     examples = load_examples(
         tasks,
         encoder,
@@ -114,7 +114,7 @@ def check_counts(inputs: Inputs) -> None:
         UserError: The method needs held-out questions and there are none, or there are fewer
             training questions than a step takes.
     """
-    recipe, tasks = inputs.recipe, ", ".join(inputs.recipe.tasks)
+    recipe, tasks = inputs.recipe, ", ".join(inputs.recipe.questions.names)
     if not inputs.held_out and recipe.method == "temperature":
         raise UserError(f"no question of {tasks} is left to fit T on; raise --limit, or use a task with more rows")
     if not inputs.held_out and recipe.method == "rcft" and recipe.e_step_rows == "held-out" and recipe.lambda_ > 0:

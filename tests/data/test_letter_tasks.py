@@ -1,6 +1,7 @@
 """Any multiple-choice task, asked the way our letter tasks are asked."""
 
 import json
+import shlex
 
 import pytest
 from evaluating import metrics, small_evaluation
@@ -33,17 +34,28 @@ metric_list:
 """
 
 
+#: A task of the harness that scores the texts of its options.
+TEXTS = f"""task: texts
+{DATA}output_type: multiple_choice
+doc_to_text: "Question: {{{{question}}}}\\nAnswer:"
+doc_to_choice: "{{{{choices.text}}}}"
+doc_to_target: "{{{{choices.label.index(answerKey)}}}}"
+"""
+#: One without options.
+FREE = f"""task: free
+{DATA}output_type: generate_until
+doc_to_text: "{{{{question}}}}"
+doc_to_target: "{{{{answerKey}}}}"
+"""
+
+
 @pytest.fixture
 def tasks(tmp_path):
     folder = tmp_path / "tasks"
     folder.mkdir()
     (folder / "own.yaml").write_text(OWN)
     (folder / "stock.yaml").write_text(STOCK)
-    (folder / "texts.yaml").write_text(
-        STOCK.replace("task: stock", "task: texts").replace(
-            "{{['A', 'B', 'C', 'D', 'E'][:choices.text|length]}}", "{{choices.text}}"
-        )
-    )
+    (folder / "texts.yaml").write_text(TEXTS)
     (folder / "both.yaml").write_text("group: both\ntask: [own, stock]\n")
     return folder
 
@@ -89,3 +101,48 @@ def test_a_temperature_on_a_task_of_texts_is_refused_with_what_to_do(model, task
     ]
     assert main(list(map(str, command))) == 2
     assert "--tasks texts does not score the letters A, B, ..." in capsys.readouterr().err
+
+
+def samples(folder):
+    (file,) = find_samples(folder)
+    return [json.loads(line) for line in file.read_text("utf-8").splitlines()]
+
+
+def prompt(sample):
+    return sample["arguments"]["gen_args_0"]["arg_0"]
+
+
+@pytest.mark.parametrize("task", ["texts", "stock"])
+def test_as_letters_asks_the_same_questions_as_our_own_task(model, tasks, tmp_path, task):
+    options = {"model": str(model), "include_path": str(tasks), "as_letters": True}
+    found = small_evaluation(tmp_path / "letters", (task,), **options)
+    ours = small_evaluation(tmp_path / "ours", model=str(model))
+    assert metrics(found, f"{task}_letters") == pytest.approx(metrics(ours), abs=1e-9)
+    by_letters, by_ours = samples(tmp_path / "letters"), samples(tmp_path / "ours")
+    assert [prompt(sample) for sample in by_letters] == [prompt(sample) for sample in by_ours]
+
+
+def test_as_letters_fits_on_a_task_of_texts_and_evaluates_it(model, tasks, tmp_path, capsys):
+    command = ["fit", "--method", "temperature", "--model", model, "--tasks", "texts", "--include-path", tasks]
+    command += ["--as-letters", "--precision", "fp32", "--output", tmp_path / "t"]
+    assert main(list(map(str, command))) == 0
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("next: "))
+    assert main(shlex.split(line.removeprefix("next: python -m calibtune "))) == 0
+    assert "texts_letters_scaled" in capsys.readouterr().out
+
+
+def test_as_letters_refuses_a_task_without_options(model, tasks, tmp_path, capsys):
+    (tasks / "free.yaml").write_text(FREE)
+    command = ["eval", "--model", model, "--tasks", "free", "--include-path", tasks, "--as-letters"]
+    assert main([*map(str, command), "--output", str(tmp_path / "out")]) == 2
+    assert "--tasks free is generate_until; --as-letters takes multiple_choice tasks" in capsys.readouterr().err
+
+
+def test_rows_that_cannot_be_asked_by_letter_are_left_out_and_counted(model, tasks, tmp_path, caplog):
+    twice = "{{['same', 'same'] if answerKey == 'A' else choices.text}}"
+    (tasks / "some.yaml").write_text(TEXTS.replace("task: texts", "task: some").replace("{{choices.text}}", twice))
+    options = {"model": str(model), "include_path": str(tasks), "as_letters": True}
+    some = small_evaluation(tmp_path / "some", ("some",), **options).questions["some_letters"]
+    everything = small_evaluation(tmp_path / "texts", ("texts",), **options).questions["texts_letters"]
+    assert 0 < some < everything
+    assert f"some: {everything - some} of {everything} rows cannot be asked by letter and are left out" in caplog.text

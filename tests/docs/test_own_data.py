@@ -27,11 +27,10 @@ def write_rows(path, count, seed):
 
 @pytest.mark.slow
 def test_the_pages_commands_run(tmp_path):
-    blocks = re.findall(
-        r"^```sh\n(.*?)^```", (ROOT / "docs" / "own-data.md").read_text("utf-8"), re.DOTALL | re.MULTILINE
-    )
-    task, run, temperature, _ = blocks
+    page = (ROOT / "docs" / "own-data.md").read_text("utf-8")
+    run, _, task, used = re.findall(r"^```sh\n(.*?)^```", page, re.DOTALL | re.MULTILINE)[:4]
     (tmp_path / "my_tasks").mkdir()
+    write_rows(tmp_path / "quiz.jsonl", 120, 2)
     write_rows(tmp_path / "my_tasks" / "train.jsonl", 60, 0)
     write_rows(tmp_path / "my_tasks" / "test.jsonl", 30, 1)
     # The model is the reader's own. `doctor` refuses this one, which knows no words of these questions: left out.
@@ -41,9 +40,10 @@ def test_the_pages_commands_run(tmp_path):
         "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}",
     }
     done = subprocess.run(
-        ["bash", "-c", f"set -e\n{task}\n{run.partition(chr(10))[2]}\n{temperature}"],
+        ["bash", "-c", f"set -e\n{run.partition(chr(10))[2]}\n{task}\n{used}"],
         cwd=tmp_path, env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     assert (tmp_path / "report" / "report.html").is_file()
-    assert json.loads((tmp_path / "runs" / "t" / "calibtune.json").read_text("utf-8"))["tasks"] == ["my_quiz"]
+    (results,) = (tmp_path / "out" / "task-t").rglob("results_*.json")
+    assert "conf_ece_10,scaled" in json.loads(results.read_text("utf-8"))["results"]["my_quiz_scaled"]

@@ -72,8 +72,6 @@ def save_whole(trainer: Any, tokenizer: Any, folder: Path) -> None:
     Raises:
         WorkFailed: DeepSpeed's configuration does not gather the weights.
     """
-    from transformers.trainer import TRAINING_ARGS_NAME  # here, since it loads PEFT, which an evaluation does without
-
     if trainer.is_fsdp_enabled:
         # With the state dict type SHARDED, which suits checkpoints, Trainer would write no weights.
         trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")

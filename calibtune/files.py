@@ -63,22 +63,6 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file.
-
-    Raises:
-        UserError: The file does not exist, cannot be read or is not JSON; the message names the line.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError as error:
-        raise UserError(f"{path} does not exist; give a folder that calibtune wrote") from error
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}; give a readable file") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not JSON ({error}); run the command that wrote it again") from error
-
-
 def keep_inputs(output: Path, *inputs: Path | str | None) -> None:
     """Check that the output folder is not and does not contain a file or folder that is read.
 

@@ -1,4 +1,4 @@
-"""Find out whether this is the first of several processes; end on SIGTERM as on Ctrl-C."""
+"""Find out whether this is the first of several processes; end on SIGTERM as on Ctrl-C, and when time is up."""
 
 from __future__ import annotations
 
@@ -40,3 +40,25 @@ def ending_on_sigterm() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """Raise ``TimeoutError`` if the block does not end in time.
+
+    Outside the main thread, where Python takes no signals, and on systems without timers there is no limit.
+    """
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
+        yield
+        return
+
+    def end(number: int, frame: Any) -> None:
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, end)
+    left, interval = signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, left, interval)
+        signal.signal(signal.SIGALRM, before)

@@ -36,6 +36,8 @@ OTHERS = {
 BOM, GZIP = b"\xef\xbb\xbf", b"\x1f\x8b"
 AGAIN = "run the command that wrote it again"
 
+#: A share, such as a win rate.
+Share = Annotated[float, Strict(), Field(ge=0, le=1, allow_inf_nan=False)]
 #: A number that JSON wrote as one: no truth value, no text, neither NaN nor infinite.
 Number = Annotated[float, Strict(), Field(allow_inf_nan=False)]
 #: A count or an index.
@@ -143,6 +145,23 @@ def read_json_lines(path: Path, kind: Any = Any, cure: str = AGAIN) -> Iterator[
         yield number, parse_json(line, kind, f"{path}, line {number}", cure)
 
 
+def read_rows(path: Path, kind: Any, cure: str = AGAIN) -> list[Any]:
+    """Read a JSON list or JSON lines, each entry checked as in :func:`read_json`.
+
+    Raises:
+        UserError: As there; the message names the line or the entry. Or there is no entry.
+    """
+    data = _whole(path, MOST_LISTED, cure)
+    if data.lstrip()[:1] == b"[":
+        values = parse_json(data, list[Any], str(path), cure)
+    else:
+        lines = enumerate(data.split(b"\n"), start=1)
+        values = [parse_json(line, Any, f"{path}, line {number}", cure) for number, line in lines if line.strip()]
+    if not values:
+        raise UserError(f"{path} is empty; {cure}")
+    return [checked(value, kind, f"{path}, entry {number}", cure) for number, value in enumerate(values)]
+
+
 def read_yaml(path: Path, cure: str = AGAIN) -> Any:
     """Read a YAML file of plain values, without aliases.
 
@@ -216,7 +235,8 @@ def _told(error: ValidationError) -> str:
     if first["type"] == "missing":
         return f" has no {place}"
     what = f": {place} is" if place else " holds"
-    return f"{what} {first['input']!r:.80}, which {first['msg'].removeprefix('Input ').lower()}"
+    should = first["msg"].removeprefix("Input ").removeprefix("List ").removeprefix("Dictionary ").lower()
+    return f"{what} {first['input']!r:.80}, which {should}"
 
 
 def _short(path: Path) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import json
 import os
 import typing
 from collections.abc import Collection, Mapping
@@ -14,11 +13,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Annotated, Any, Literal
 
-import yaml
 from annotated_types import Ge, Gt
-from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter
+from pydantic import BeforeValidator, ConfigDict, Field, JsonValue, TypeAdapter
+from pydantic_core import from_json
 
 from calibtune.errors import UserError
+from calibtune.reading import read_yaml
 from calibtune.spec import ModelSpec, Precision, Quantization, QuestionSpec
 from harness_ext.binning import MOST_BINS
 
@@ -38,11 +38,11 @@ def _names(value: Any) -> Any:
 
 
 def _mapping(value: Any) -> Any:
-    return json.loads(value) if isinstance(value, str) else value
+    return from_json(value) if isinstance(value, str) else value
 
 
 Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
-Options = Annotated[dict[str, Any], BeforeValidator(_mapping)]
+Options = Annotated[dict[str, JsonValue], BeforeValidator(_mapping)]
 
 
 def _option(default: Any, text: str, group: str = "basic", only: str = "", **limits: Any) -> Any:
@@ -216,23 +216,15 @@ def load_recipe(path: Path) -> dict[str, Any]:
     """
     packaged = RECIPES / path.with_suffix(".yaml")
     path = packaged if not path.exists() and packaged.is_file() else path
+    known = ", ".join(str(file.relative_to(RECIPES).with_suffix("")) for file in sorted(RECIPES.rglob("*.yaml")))
     try:
-        text = path.read_text(encoding="utf-8-sig")
-        values, node = yaml.safe_load(text), yaml.compose(text, yaml.SafeLoader)
-    except OSError as error:
-        known = ", ".join(str(file.relative_to(RECIPES).with_suffix("")) for file in sorted(RECIPES.rglob("*.yaml")))
-        raise UserError(
-            f"--config {path} cannot be read: {error.strerror}; give a file, or a packaged recipe: {known}"
-        ) from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"--config {path} is not UTF-8 text ({error.reason}); save it as UTF-8") from None
-    # A date that is none is a ValueError of YAML's.
-    except (yaml.YAMLError, ValueError) as error:
-        raise UserError(f"--config {path} is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict) or not isinstance(node, yaml.MappingNode):
+        values = read_yaml(path, f"give a file of one `key: value` a line, or a packaged recipe: {known}")
+    except UserError as error:
+        raise UserError(f"--config {error}") from None
+    if not isinstance(values, dict):
         raise UserError(f"--config {path} holds {type(values).__name__}; give one `key: value` a line")
-    # Of a key given twice YAML keeps the last, silently; `lambda` and `lambda_` are one too.
-    keys = [flag(str(key.value))[2:] for key, _ in node.value]
+    # The reader sees a key that is given twice, but `lambda` and `lambda_` are one too.
+    keys = [flag(str(key))[2:] for key in values]
     if twice := next((key for key in keys if keys.count(key) > 1), None):
         raise UserError(f"--config {path} gives {twice!r} twice; keep one of them")
     values = {str(key).replace("-", "_"): value for key, value in values.items()}
@@ -316,6 +308,23 @@ def check(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[tuple[str, st
     if converted["epochs"] is None:
         converted["epochs"] = EPOCHS.get(converted["method"])
     return converted, problems
+
+
+def recorded(values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Return a recipe that was written as JSON, each option of its type; what it lacks had its default.
+
+    Raises:
+        UserError: An option has another type; the message names it.
+    """
+    found = recipe_values(Recipe())
+    for name, value in values.items():
+        if name in FIELDS and value != found[name]:
+            try:
+                _adapters()[name].validate_python(value)
+            except ValueError:
+                raise UserError(f"{where}: {name} is {value!r:.80}; fit again with --overwrite") from None
+            found[name] = value
+    return found
 
 
 @cache

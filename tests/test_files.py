@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from calibtune import files
+from calibtune import files, reading
 from calibtune.errors import UserError, WorkFailed
 
 
@@ -60,7 +60,7 @@ def test_json_is_sorted_and_round_trips(tmp_path):
     path = tmp_path / "x.json"
     files.write_json(path, {"b": [1, 2.5], "a": "ä"})
     assert path.read_text().startswith('{\n  "a": "ä",\n  "b"')
-    assert files.read_json(path) == {"b": [1, 2.5], "a": "ä"}
+    assert reading.read_json(path) == {"b": [1, 2.5], "a": "ä"}
 
 
 def test_unserializable_json_keeps_the_old_file(tmp_path):
@@ -103,13 +103,13 @@ def test_file_in_place_of_a_folder_is_reported(tmp_path):
 
 def test_missing_or_invalid_json_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"gone\.json does not exist"):
-        files.read_json(tmp_path / "gone.json")
+        reading.read_json(tmp_path / "gone.json")
     (tmp_path / "x.json").write_text('{"a": 1,\n')
     with pytest.raises(UserError, match=r"x\.json is not JSON \(.*line 2"):
-        files.read_json(tmp_path / "x.json")
+        reading.read_json(tmp_path / "x.json")
     (tmp_path / "x.json").write_bytes(b"\xff\xfe")
     with pytest.raises(UserError, match="is not JSON"):
-        files.read_json(tmp_path / "x.json")
+        reading.read_json(tmp_path / "x.json")
 
 
 def test_nonempty_output_folder_is_refused_and_kept(tmp_path):
@@ -135,5 +135,5 @@ def test_overwrite_removes_a_folder_but_not_a_file(tmp_path):
 
 
 def test_folder_in_place_of_json_is_refused(tmp_path):
-    with pytest.raises(UserError, match=f"{tmp_path} cannot be read"):
-        files.read_json(tmp_path)
+    with pytest.raises(UserError, match=f"{tmp_path} is a folder, not a file"):
+        reading.read_json(tmp_path)

@@ -8,11 +8,16 @@ import logging
 import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field
+from typing_extensions import TypedDict
 
 from calibtune import __version__
 from calibtune.errors import UserError
-from calibtune.files import read_json, write_json
+from calibtune.files import write_json
+from calibtune.reading import MOST_LISTED, Record, read_json
+from calibtune.recipe import recorded
 from calibtune.spec import ModelSpec
 from calibtune.text import visible
 
@@ -37,7 +42,23 @@ PROMPT_TYPES = (
     "CARTRIDGE",
     "CPT",
 )
+Kind = Literal["adapter", "model", "temperature"]
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "datasets", "lm_eval", "numpy", "scipy")
+
+
+class FittedTemperature(TypedDict):
+    """Describe a fitted temperature, as ``temperature.json`` does."""
+
+    __pydantic_config__ = ConfigDict(strict=True, allow_inf_nan=False)  # type: ignore[misc]
+
+    temperature: Annotated[float, Field(gt=0)]
+    #: Both ends of its 95 % interval.
+    low: float
+    high: float
+    objective: str
+    #: Questions fitted on.
+    questions: int
+    warnings: list[str]
 
 
 @dataclass(frozen=True)
@@ -47,8 +68,10 @@ class Artifact:
     An artifact can be given wherever its folder can.
     """
 
+    __pydantic_config__ = ConfigDict(strict=True)
+
     #: "adapter" (PEFT), "model" (full weights) or "temperature" (T of a base model or an adapter).
-    kind: str
+    kind: Kind
     method: str
     model: str
     #: Commit of the base model on the hub; None for a local folder.
@@ -65,7 +88,7 @@ class Artifact:
     seconds: float
     peak_memory_gib: float | None
     #: The fitted temperature; None for other methods.
-    temperature: dict[str, Any] | None = None
+    temperature: FittedTemperature | None = None
     #: Of the base model's weights; see :mod:`calibtune.models.fingerprint`. None where they were not at hand.
     fingerprint: str | None = None
     #: Sketches of the questions by role, which tell near copies; artifacts of version 0.1.0 have none.
@@ -149,7 +172,8 @@ def read_artifact(folder: Path) -> Artifact:
     """Read an artifact's manifest, or PEFT's configuration of an adapter that another program trained.
 
     Raises:
-        UserError: The folder has neither, or the manifest lacks keys; or see :func:`foreign_adapter`.
+        UserError: The folder has neither, or the manifest lacks keys or has some of another type; or see
+            :func:`foreign_adapter`.
     """
     if (folder / ADAPTER).is_file() and not any((folder / name).is_file() for name in (MANIFEST, STARTED)):
         return foreign_adapter(folder)
@@ -158,15 +182,18 @@ def read_artifact(folder: Path) -> Artifact:
             f"{folder} has no {MANIFEST}, so it is no finished artifact; finish the fit by running the same command "
             "with --resume, or give another folder"
         )
-    values = read_json(folder / MANIFEST)
-    names = {item.name for item in dataclasses.fields(Artifact)} - {"folder"}
-    if missing := names - values.keys() - {"fingerprint", "sketches", "base_quantization"}:
-        raise UserError(
-            f"{folder / MANIFEST} lacks the keys {', '.join(sorted(missing))}, so another version of calibtune wrote "
-            "it; fit again with this version"
-        )
-    values["tasks"] = tuple(values["tasks"])
-    return Artifact(**{name: values[name] for name in names & values.keys()}, folder=folder)
+    cure = "another version of calibtune wrote it, or it was changed, so fit again with this version"
+    found = read_json(folder / MANIFEST, Artifact, cure, MOST_LISTED)
+    return dataclasses.replace(found, recipe=recorded(found.recipe, str(folder / MANIFEST)), folder=folder)
+
+
+class Foreign(Record):
+    """Hold what PEFT's configuration says of an adapter."""
+
+    peft_type: str | None = None
+    task_type: str | None = None
+    base_model_name_or_path: str | None = None
+    revision: str | None = None
 
 
 def foreign_adapter(folder: Path) -> Artifact:
@@ -175,8 +202,8 @@ def foreign_adapter(folder: Path) -> Artifact:
     Raises:
         UserError: It puts tokens before the prompt, or is not for a causal language model.
     """
-    config = read_json(folder / ADAPTER)
-    kind, task = config.get("peft_type"), config.get("task_type")
+    config = read_json(folder / ADAPTER, Foreign, "copy the adapter again")
+    kind, task = config.peft_type, config.task_type
     if kind in PROMPT_TYPES:
         raise UserError(
             f"{folder} is a {kind} adapter, which puts tokens of its own before the task's prompt; give "
@@ -184,13 +211,12 @@ def foreign_adapter(folder: Path) -> Artifact:
         )
     if task not in (None, "CAUSAL_LM"):
         raise UserError(f"{folder} is an adapter for {task}, not for a causal language model; give one for CAUSAL_LM")
-    base, revision = config.get("base_model_name_or_path"), config.get("revision")
     nothing: dict[str, Any] = {name: {} for name in ("recipe", "before", "after", "versions")}
     return Artifact(
         kind="adapter",
         method=str(kind).lower(),
-        model=base or "",
-        revision=revision,
+        model=config.base_model_name_or_path or "",
+        revision=config.revision,
         tasks=(),
         seed=0,
         documents={"train": []},

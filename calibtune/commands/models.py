@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import json
 from typing import Any
+
+from pydantic_core import from_json
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,7 +30,7 @@ def json_object(text: str) -> dict[str, Any]:
         argparse.ArgumentTypeError: It is none.
     """
     try:
-        value = json.loads(text)
+        value = from_json(text)
     except ValueError:
         value = None
     if not isinstance(value, dict):

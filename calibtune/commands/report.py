@@ -49,9 +49,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _summary(output: Path) -> str:
-    from calibtune.files import read_json
+    from calibtune.reading import MOST_LISTED, read_json
 
-    results, figures = read_json(output / "results.json"), len(list((output / "figures").glob("*.png")))
+    results, figures = (
+        read_json(output / "results.json", most=MOST_LISTED),
+        len(list((output / "figures").glob("*.png"))),
+    )
     methods, tasks = len(results["methods"]), len(results["tasks"])
     lines = [
         f"Report of {methods} method{'s' * (methods > 1)} on {tasks} task{'s' * (tasks > 1)}, base {results['base']}:",

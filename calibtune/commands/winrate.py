@@ -14,9 +14,10 @@ Each benchmark writes winrate_<benchmark>.json and a results file in lm_eval's f
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from pydantic_core import from_json
 
 from calibtune.errors import UserError
 
@@ -169,8 +170,8 @@ def _model(args: argparse.Namespace) -> Model:
                 "and --artifact"
             )
         try:
-            extra.append((name, json.loads(value.lower() if value in ("True", "False") else value)))
-        except json.JSONDecodeError:
+            extra.append((name, from_json(value.lower() if value in ("True", "False") else value)))
+        except ValueError:
             extra.append((name, value))
     return Model(args.model, args.artifact, tuple(extra))
 

@@ -8,6 +8,7 @@ from typing import Any
 from lm_eval.api.model import TemplateLM
 from lm_eval.models.huggingface import HFLM
 
+from calibtune.data.templates import limited
 from calibtune.spec import ModelSpec
 from harness_ext.encoding import split_whole
 
@@ -24,6 +25,10 @@ class Encoder(HFLM):
         self.custom_prefix_token_id = None
         # Asked for by the checks of tasks that are being evaluated in the same process.
         self._max_length = tokenizer.model_max_length
+
+    def apply_chat_template(self, *args: Any, **options: Any) -> str:
+        """Render a conversation as the harness does, within limits."""
+        return limited(super().apply_chat_template)(*args, **options)
 
     def encode(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         """Return the token ids of a context and of its continuation, as our tasks split them in the harness."""

@@ -10,8 +10,9 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
-from calibtune.files import read_json, write_json
+from calibtune.files import write_json
 from calibtune.processes import Terminated
+from calibtune.reading import read_json
 
 #: What has been done, in the demo's folder; it also tells such a folder from others.
 DONE = "done.json"
@@ -69,7 +70,9 @@ class Journal:
 
     def __init__(self, output: Path) -> None:
         self.file = output / DONE
-        self.commands: list[list[str]] = read_json(self.file) if self.file.is_file() else []
+        self.commands: list[list[str]] = (
+            read_json(self.file, list[list[str]], "begin anew with --overwrite") if self.file.is_file() else []
+        )
 
     def done(self, command: Command) -> bool:
         """Return whether a command was done and its folder is still there."""

@@ -7,7 +7,8 @@ from pathlib import Path
 from calibtune.artifacts.tasks import SUFFIX
 from calibtune.demo import ALIGNED, IN_DOMAIN, OUT_DOMAIN, PRETRAINED
 from calibtune.errors import WorkFailed
-from calibtune.files import read_json
+from calibtune.reading import read_json
+from calibtune.results.schema import AGAIN, Results
 
 TASKS = (IN_DOMAIN, OUT_DOMAIN)
 #: For a model of this size; half a million parameters bear, and need, a higher learning rate than billions.
@@ -97,7 +98,7 @@ def numbers(output: Path) -> dict[str, dict[str, dict[str, float]]]:
         files = sorted((output / "evaluations" / name).rglob("results_*.json"))
         if not files:
             raise WorkFailed(f"{output / 'evaluations' / name} holds no results; run the demo again with --overwrite")
-        results = read_json(files[-1])["results"]
+        results = read_json(files[-1], Results, AGAIN)["results"]
         found[name] = {}
         for task in TASKS:
             # A temperature's task has two pipelines, of which the scaled one is meant.

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from lm_eval.loggers import EvaluationTracker
-from safetensors import SafetensorError
 
 from calibtune.artifacts.manifest import Artifact, base_model, read_artifact, show_base, tokenizer_folder
 from calibtune.artifacts.named import named
@@ -287,8 +286,9 @@ def _load(options: EvaluationOptions, arguments: dict[str, Any], spec: ModelSpec
     more = {"batch_size": options.batch_size, "device": device, "use_safetensors": True}
     try:
         return backend.create_from_arg_obj(arguments, more)
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
-        if is_out_of_memory(error):
+    # On damaged files, transformers and PEFT raise whatever comes.
+    except Exception as error:
+        if isinstance(error, UserError) or is_out_of_memory(error):
             raise
         if "peft" in arguments and not isinstance(error, OSError):
             raise UserError(

@@ -10,7 +10,8 @@ from lm_eval.loggers import EvaluationTracker
 from lm_eval.utils import sanitize_model_name
 
 from calibtune.errors import UserError, WorkFailed
-from calibtune.files import read_json
+from calibtune.reading import read_json
+from calibtune.results.schema import AGAIN, Results
 
 
 def refuse_other_run(output: Path, setup: Mapping[str, Any]) -> None:
@@ -29,7 +30,7 @@ def refuse_other_run(output: Path, setup: Mapping[str, Any]) -> None:
     arguments = setup["model_args"]
     folder = output / sanitize_model_name(arguments.get("peft", arguments["pretrained"]))
     for path in sorted(folder.glob("results_*.json")):
-        before = read_json(path).get("config", {}).get("calibtune")
+        before: Any = (read_json(path, Results, AGAIN).get("config") or {}).get("calibtune")
         if before is None:
             raise UserError(
                 f"--output {output} holds an evaluation by lm_eval alone ({path.name}); give another folder"

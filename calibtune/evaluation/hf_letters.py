@@ -22,6 +22,7 @@ from lm_eval.models.utils import has_bos_prefix
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, DynamicCache
 
+from calibtune.data.templates import limited
 from calibtune.data.tokens import even_batches
 from calibtune.models.adapters import load_adapter
 from calibtune.models.heads import check_places, keeps_logits, output_layer, reading, widen
@@ -82,6 +83,10 @@ class LetterLM(HFLM):
         super()._create_model(*args, **options)
         if peft is not None:
             self._model = load_adapter(self.model, Path(peft))
+
+    def apply_chat_template(self, *args: Any, **options: Any) -> str:
+        """Render a conversation as the harness does, within limits."""
+        return limited(super().apply_chat_template)(*args, **options)
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """Score requests; each text is tokenized once, where lm_eval tokenizes each prompt for each letter."""

@@ -10,8 +10,8 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from calibtune.errors import UserError, is_out_of_memory, reason
-from calibtune.files import read_json
 from calibtune.models.loading import check_marks
+from calibtune.reading import read_json
 
 #: PEFT's file of weights, and how it is made of the pickles of older versions; no code of theirs is run.
 WEIGHTS = "adapter_model.safetensors"
@@ -37,9 +37,9 @@ def check_adapter(folder: Path) -> None:
         pickled = (folder / "adapter_model.bin").is_file()
         cure = f'convert adapter_model.bin, a pickle, there: python -c "{CONVERSION}"' if pickled else "copy it again"
         raise UserError(f"{folder} holds no weights ({WEIGHTS} is missing); {cure}")
-    config = read_json(folder / "adapter_config.json")
+    config = read_json(folder / "adapter_config.json", dict[str, Any], "copy or fit the adapter again")
     # PEFT imports the module of this name, which can lie in the working directory.
-    if isinstance(config, dict) and config.get("megatron_config"):
+    if config.get("megatron_config"):
         raise UserError(
             f"{folder / 'adapter_config.json'} has a megatron_config, with which PEFT imports the module "
             f"{config.get('megatron_core')!r:.80}; remove the two keys, or give another adapter"
@@ -57,7 +57,7 @@ def load_adapter(model: Any, folder: Path) -> Any:
     from peft import PeftModel
 
     check_adapter(folder)
-    base = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
+    base = read_json(folder / "adapter_config.json", dict[str, Any]).get("base_model_name_or_path")
     try:
         shapes = _shapes(folder)
         rows = embedding_rows(folder)
@@ -68,7 +68,8 @@ def load_adapter(model: Any, folder: Path) -> Any:
             adapted = PeftModel.from_pretrained(model, str(folder))
     except SafetensorError as error:
         raise UserError(f"the weights in {folder} are damaged ({error}); copy or fit the adapter again") from error
-    except (RuntimeError, ValueError, KeyError) as error:
+    # On values of other types in the configuration, PEFT raises whatever comes.
+    except Exception as error:
         if is_out_of_memory(error):
             raise
         check_marks(folder)

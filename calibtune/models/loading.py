@@ -10,8 +10,6 @@ from typing import Any, Literal
 import torch
 from accelerate import PartialState
 from accelerate.utils import patch_environment
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
@@ -23,7 +21,7 @@ from transformers import (
 from calibtune.errors import UserError, is_out_of_memory, reason
 from calibtune.models.heads import check_places
 from calibtune.models.quantized import FOUR_BITS, check_held, four_bit, held_as, keep_exact, mismatched, passed_by
-from calibtune.reading import BOM
+from calibtune.reading import BOM, read_text
 from calibtune.spec import ModelSpec
 from harness_ext.encoding import appended
 
@@ -31,6 +29,8 @@ from harness_ext.encoding import appended
 LENGTHS = ("n_positions", "max_position_embeddings", "n_ctx")
 #: Options of from_pretrained that report mismatched shapes as missing weights are reported, for :func:`check_whole`.
 REPORTED = {"output_loading_info": True, "ignore_mismatched_sizes": True}
+#: No model has as many layers, and transformers makes each before it looks for weights.
+MOST_LAYERS = 10_000
 
 
 def load_tokenizer(spec: ModelSpec) -> Any:
@@ -49,13 +49,10 @@ def load_tokenizer(spec: ModelSpec) -> Any:
             f"(bos_token is {tokenizer.bos_token!r}); leave it out"
         )
     if spec.chat_template is not None:
-        path = Path(spec.chat_template)
-        if not path.is_file():
-            raise UserError(f"--chat-template {path} is not a file; give a file with a Jinja template")
         try:
-            tokenizer.chat_template = path.read_text(encoding="utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise UserError(f"--chat-template {path} is not UTF-8 ({error}); save it as UTF-8") from None
+            tokenizer.chat_template = read_text(Path(spec.chat_template), "give a file with a Jinja template")
+        except UserError as error:
+            raise UserError(f"--chat-template {error}") from None
     if spec.apply_chat_template and not tokenizer.chat_template:
         raise UserError(
             f"the tokenizer of {spec.name} has no chat template; give one with --chat-template FILE, or leave out "
@@ -74,6 +71,9 @@ def load_config(spec: ModelSpec) -> Any:
             says.
     """
     config = _from(AutoConfig, spec)
+    layers = getattr(config.get_text_config(), "num_hidden_layers", 0)
+    if isinstance(layers, int) and layers > MOST_LAYERS:
+        raise UserError(f"the configuration of {spec.name} gives it {layers} layers; copy the model again")
     names = config.architectures or []
     heads = ("MaskedLM", "Classification", "Answering", "Model")
     other = [name for name in names if name.endswith(heads) and not name.endswith("LMHeadModel")]
@@ -312,7 +312,10 @@ def _from(loader: Any, spec: ModelSpec, **options: Any) -> Any:
         options["revision"] = spec.revision
     try:
         return loader.from_pretrained(name, **options)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, StrictDataclassError) as error:
+    # On damaged files, transformers and tokenizers raise whatever comes; a panic of Rust's is not even an Exception.
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         if is_out_of_memory(error):
             raise
         raise not_loaded(name, error) from error

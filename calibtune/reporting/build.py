@@ -130,7 +130,7 @@ def _tasks(
 
 
 def _describe(method: Method, tasks: Mapping[str, Questions]) -> dict[str, Any]:
-    run, manifest = method.run, method.run.manifest()
+    run, made = method.run, method.run.made()
     fitted = run.fitted_temperature() if method.fixed is not None else None
     scaled = any(abs(method.temperature(questions) - 1) > SAME_T for questions in tasks.values())
     source = str(fitted[1]) if fitted else f"filter {method.filter}" if scaled else None
@@ -138,8 +138,8 @@ def _describe(method: Method, tasks: Mapping[str, Questions]) -> dict[str, Any]:
         "label": method.label,
         "model": run.model,
         "adapter": run.adapter,
-        "method": manifest.get("method"),
-        "seed": manifest.get("seed"),
+        "method": made.method,
+        "seed": made.seed,
         "settings": list(run.settings),
         "folder": str(run.folder),
         "date": run.date,

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from calibtune.errors import UserError
+from calibtune.reading import Record, parse_json, read_lines
 from calibtune.reporting.runs import WIN_TASK, Run
 from calibtune.results.pairs import Key, matching_rows, question_keys
-from calibtune.results.samples import read_samples
+from calibtune.results.samples import Response, read_samples
 from harness_ext.binning import FloatArray, IntArray
 from harness_ext.ragged import ragged
 
@@ -22,6 +23,13 @@ MANY = 6
 SCALED = "_scaled"
 #: If all log-likelihoods of two runs differ by less (in nats), model and prompts are the same.
 SAME_ANSWERS = 0.05
+
+
+class First(Record):
+    """Hold what the first line of a samples file says of its task."""
+
+    resps: list[Response]
+    target: Any = None
 
 
 @dataclass(frozen=True)
@@ -81,18 +89,17 @@ def unsuitable(path: Path, kind: str | None, win_rate: bool = False) -> str | No
         return "it compares two responses"
     if kind is not None and kind != "multiple_choice":
         return f"its output is {kind}, not multiple choice"
+    _, line = next(read_lines(path), (0, b""))
     try:
-        with path.open(encoding="utf-8-sig") as file:
-            sample = json.loads(file.readline())
-        first = sample["resps"][0][0]
-        scored = isinstance(first, list) and float(first[0]) <= 1e-3 and len(sample["resps"]) > 1
-        target = sample.get("target")
-    except (ValueError, KeyError, IndexError, TypeError):
+        first = parse_json(line, First, str(path))
+    except UserError:
         # A damaged line of a multiple-choice task gets a better error when the file is read.
         return None if kind == "multiple_choice" else "its responses are not log-likelihoods of choices"
-    if not scored:
+    if len(first.resps) < 2 or first.resps[0][0][0] > 1e-3:
         return "its responses are not log-likelihoods of choices"
-    return None if str(target).strip().isdigit() else f"its right answer is {target!r:.40}, not the index of a choice"
+    if not str(first.target).strip().isdigit():
+        return f"its right answer is {first.target!r:.40}, not the index of a choice"
+    return None
 
 
 def _read(path: Path) -> Questions:
@@ -157,12 +164,15 @@ def pool_groups(runs: Sequence[Run], found: Sequence[Mapping[str, Questions]]) -
 def _outermost(groups: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
     inside = {task for tasks in groups.values() for task in tasks}
 
-    def leaves(name: str, above: frozenset[str]) -> list[str]:
-        if name in above:
-            raise UserError(f"group {name!r} of the results file contains itself; run the evaluation again")
-        return [leaf for task in groups[name] for leaf in (leaves(task, above | {name}) if task in groups else [task])]
+    def leaves(name: str) -> list[str]:
+        found, waiting = {name}, [name]
+        while waiting:
+            new = set(groups.get(waiting.pop(), ())) - found
+            found |= new
+            waiting += new
+        return sorted(found - groups.keys())
 
-    return {name: sorted(set(leaves(name, frozenset()))) for name in groups if name not in inside}
+    return {name: leaves(name) for name in groups if name not in inside}
 
 
 def _pool(parts: Sequence[Questions], names: tuple[str, ...]) -> Questions:

@@ -3,23 +3,53 @@
 from __future__ import annotations
 
 import json
-import math
+import os
 import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
+from typing_extensions import Required, TypedDict
 
 from calibtune.errors import UserError
-from calibtune.files import read_json
+from calibtune.reading import MOST_LISTED, Record, Share, checked, read_json
 from calibtune.results.records import is_dated, model_args, model_of
 from calibtune.results.samples import FILE_NAME
+from calibtune.results.schema import AGAIN, Results
 
 #: Name of a results file: ``results`` or the stem of an ``--output_path`` that ends in .json, then
 #: the time of the run.
 RESULTS_NAME = re.compile(r".+_(?P<date>\d{4}-\d{2}-\d{2}T[\d.\-:]+)\.json")
 WIN_TASK = "ultrafeedback_winrate"
+
+
+class Made(Record):
+    """Hold what a manifest, of whichever version, says of a fit."""
+
+    method: str | None = None
+    seed: int | None = None
+
+
+class Fitted(Record):
+    """Hold a ``temperature.json``, as far as it is read."""
+
+    temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class WinRecord(TypedDict, total=False):
+    """Describe a ``winrate_*.json``, as far as it is read."""
+
+    win_rate: Required[Share]
+    low: Share | None
+    high: Share | None
+    n: Annotated[int, Field(ge=0, lt=2**63)] | None
+    benchmark: str | None
+    baseline: str | None
+    model: str | None
+    note: str | None
 
 
 @dataclass
@@ -52,7 +82,7 @@ class Run:
     kinds: dict[str, str] = field(default_factory=dict)
     #: Folders of this run alone, whose temperature and manifest therefore belong to it.
     own: tuple[Path, ...] = ()
-    #: Contents of ``winrate_*.json`` files.
+    #: Contents of ``winrate_*.json`` files, and which they are.
     win_records: list[dict[str, Any]] = field(default_factory=list)
 
     @property
@@ -65,18 +95,16 @@ class Run:
         """Return the folder of the adapter, or None."""
         return model_of(self.model_args)[1]
 
-    def manifest(self) -> dict[str, Any]:
-        """Return the manifest of the adapter, model or run, or an empty dict if there is none.
+    def made(self) -> Made:
+        """Return what the manifest of the adapter, model or run says; nothing if there is none.
 
         Raises:
             UserError: The manifest cannot be read.
         """
         for folder in (self.adapter, self.model, *self.own):
-            path = Path(folder) / "calibtune.json" if folder else None
-            if path is not None and path.is_file():
-                value = read_json(path)
-                return value if isinstance(value, dict) else {}
-        return {}
+            if folder and os.path.isfile(path := Path(folder) / "calibtune.json"):
+                return read_json(path, Made, "fit again", MOST_LISTED)
+        return Made()
 
     def fitted_temperature(self) -> tuple[float, Path] | None:
         """Return T and path of a ``temperature.json`` in the run's folders, or None.
@@ -87,13 +115,8 @@ class Run:
             UserError: ``temperature`` in the file is not a finite number above 0.
         """
         for folder in self.own:
-            path = folder / "temperature.json"
-            if path.is_file():
-                value = read_json(path)
-                number = value.get("temperature") if isinstance(value, dict) else None
-                if isinstance(number, bool) or not isinstance(number, (int, float)) or not 0 < number < math.inf:
-                    raise UserError(f"{path}: temperature is {number!r}, not a number above 0; fit it again")
-                return float(number), path
+            if os.path.isfile(path := folder / "temperature.json"):
+                return read_json(path, Fitted, "fit it again").temperature, path
         return None
 
 
@@ -170,25 +193,9 @@ def _results_files(folder: Path) -> dict[tuple[Path, str], dict[str, Any]]:
     for path in sorted(folder.rglob("*.json")):
         if match := RESULTS_NAME.fullmatch(path.name):
             record = read_json(path)
-            if isinstance(record, dict) and isinstance(record.get("results"), dict):
-                _check_shape(path, record)
-                found[path.parent, match["date"]] = record
+            if isinstance(record, dict) and "results" in record:
+                found[path.parent, match["date"]] = checked(record, Results, str(path), AGAIN)
     return found
-
-
-def _check_shape(path: Path, record: Mapping[str, Any]) -> None:
-    """Check that a results file has the structure that lm_eval writes.
-
-    Raises:
-        UserError: A part has another type; the message names it.
-    """
-    parts = {key: record.get(key) or {} for key in ("results", "config", "configs", "n-shot", "group_subtasks")}
-    bad: dict[str, Any] = {key: value for key, value in parts.items() if not isinstance(value, dict)}
-    if not bad:
-        inner: dict[str, Any] = {"results": dict, "group_subtasks": (list, type(None))}
-        bad = {f"{k} of {n}": v for k, kind in inner.items() for n, v in parts[k].items() if not isinstance(v, kind)}
-    for key, value in bad.items():
-        raise UserError(f"{path}: {key} is {value!r:.80}, not what lm_eval writes; run the evaluation again")
 
 
 def _samples_files(folder: Path) -> dict[tuple[Path, str], dict[str, Path]]:
@@ -228,14 +235,12 @@ def _add(run: Run, record: Mapping[str, Any], files: Mapping[str, Path]) -> None
         if tasks:
             run.groups[group] = list(tasks)
     for task, config in (record.get("configs") or {}).items():
-        if isinstance(config, dict) and config.get("output_type"):
-            run.kinds[task] = str(config["output_type"])
+        if kind := config.get("output_type"):
+            run.kinds[task] = kind
 
 
 def _add_win_record(runs: dict[tuple[Path, str], Run], source: Path, path: Path) -> None:
-    record = read_json(path)
-    if not isinstance(record, dict) or "win_rate" not in record:
-        raise UserError(f"{path} has no win_rate; write it again with `python -m calibtune winrate`")
+    record = read_json(path, WinRecord, "write it again with `python -m calibtune winrate`")
     near = [run for run in runs.values() if path.parent in (run.folder, *run.folder.parents)]
     if not near:
         name = str(record.get("model") or path.parent.name)

@@ -2,21 +2,39 @@
 
 from __future__ import annotations
 
-import json
-import math
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from typing_extensions import TypedDict
 
-from calibtune.errors import UserError
+from calibtune.reading import Record, Share, checked, read_json_lines
 from calibtune.reporting.numbers import clear
 from calibtune.reporting.runs import WIN_TASK, Run
 from harness_ext.intervals import paired_difference
 
 #: Title of each metric of the harness in the table.
 METRICS = {"win_rate": "UltraFeedback, summed log-probability", "win_rate_avg": "UltraFeedback, mean per token"}
+
+
+class Shares(TypedDict):
+    """Describe the win rate of a task in a results file."""
+
+    win_rate: Share
+    low: Share | None
+    high: Share | None
+    ties: Share | None
+    cut: Share | None
+
+
+class Won(Record):
+    """Hold a line of the task's samples, as far as it is read."""
+
+    doc_hash: str
+    win_rate: Share
+    win_rate_avg: Share
 
 
 def win_rates(runs: Sequence[Run], base: Run) -> list[dict[str, Any]]:
@@ -40,41 +58,22 @@ def win_rates(runs: Sequence[Run], base: Run) -> list[dict[str, Any]]:
             key = next((key for key in found if key.split(",")[0] == metric), None)
             if key is None:
                 continue
-            ties, cut = (found.get(key.replace(metric, other)) for other in ("ties", "cut"))
-            rows.append(
-                {
-                    "label": run.label,
-                    "benchmark": name,
-                    "baseline": "the rejected response",
-                    "win_rate": found[key],
-                    "low": found.get(key.replace(metric, f"{metric}_low")),
-                    "high": found.get(key.replace(metric, f"{metric}_high")),
-                    "n": found.get("sample_len"),
-                    "note": "; ".join(_share(text, value) for text, value in (("ties", ties), ("cut", cut)) if value),
-                    **_difference(run, base, metric),
-                }
-            )
+            named = {"low": f"{metric}_low", "high": f"{metric}_high", "ties": "ties", "cut": "cut"}
+            numbers = {short: found.get(key.replace(metric, long)) for short, long in named.items()}
+            where = f"{run.label}, {WIN_TASK}"
+            shares = checked({"win_rate": found[key], **numbers}, Shares, where, "run the evaluation again")
+            note = _shown(ties=shares.pop("ties"), cut=shares.pop("cut"))
+            about = {"label": run.label, "benchmark": name, "baseline": "the rejected response", "note": note}
+            rows.append({**about, **shares, "n": found.get("sample_len"), **_difference(run, base, metric)})
     for run in runs:
         for record in run.win_records:
             row = {key: record.get(key) for key in ("benchmark", "baseline", "win_rate", "low", "high", "n", "note")}
             rows.append({**row, "label": run.label, "model": record.get("model"), "file": record.get("file")})
-    for row in rows:
-        _check(row)
     return rows
 
 
-def _share(text: str, value: float) -> str:
-    return f"{text} {value:.2%}"
-
-
-def _check(row: dict[str, Any]) -> None:
-    value = row["win_rate"]
-    usable = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    if not usable or not 0 <= value <= 1:
-        raise UserError(
-            f"{row.get('file', row['label'])}: win_rate is {value!r}, not a share from 0 to 1; write it again with "
-            "`python -m calibtune winrate`"
-        )
+def _shown(**shares: float | None) -> str:
+    return "; ".join(f"{name} {value:.2%}" for name, value in shares.items() if value)
 
 
 def _difference(run: Run, base: Run, metric: str) -> dict[str, Any]:
@@ -91,18 +90,9 @@ def _difference(run: Run, base: Run, metric: str) -> dict[str, Any]:
 
 def _wins(path: Path, metric: str) -> dict[tuple[str, int], float]:
     wins: dict[tuple[str, int], float] = {}
-    with path.open(encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                sample = json.loads(line)
-                digest, win = str(sample["doc_hash"]), float(sample[metric])
-            except (ValueError, KeyError, TypeError):
-                raise UserError(
-                    f"{path}, line {number} is not a complete sample with {metric}; run the evaluation again"
-                ) from None
-            # The data can contain the same pair twice.
-            copy = 0
-            while (digest, copy) in wins:
-                copy += 1
-            wins[digest, copy] = win
+    # The data can contain the same pair twice.
+    copies: Counter[str] = Counter()
+    for _, row in read_json_lines(path, Won, "run the evaluation again"):
+        wins[row.doc_hash, copies[row.doc_hash]] = getattr(row, metric)
+        copies[row.doc_hash] += 1
     return wins

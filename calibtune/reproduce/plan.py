@@ -11,7 +11,8 @@ from typing import Literal
 from calibtune.artifacts.manifest import MANIFEST
 from calibtune.artifacts.tasks import SUFFIX
 from calibtune.errors import UserError
-from calibtune.files import read_json, write_json
+from calibtune.files import write_json
+from calibtune.reading import read_json
 
 IN, OUT, WIN = "mc_calib_indomain", "mc_calib_arc_merged", "ultrafeedback_winrate"
 TABLES = (2, 3, 4, 5)

@@ -10,7 +10,8 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from calibtune.files import read_json, write_json, write_text
+from calibtune.files import write_json, write_text
+from calibtune.reading import read_json
 from calibtune.reporting.formats import markdown_table
 from calibtune.reporting.tables import Cell, Table
 from calibtune.reproduce.plan import IN, LAMBDAS, OUT, Options

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from calibtune.files import read_json
+from calibtune.reading import read_json
 from calibtune.results.samples import FILE_NAME
+from calibtune.results.schema import AGAIN, Results
 
 #: Keys of model_args that name the model in lm_eval's backends.
 MODEL_KEYS = ("pretrained", "model", "path", "engine", "base_url")
@@ -27,8 +28,7 @@ def record_beside(samples: Path) -> dict[str, Any]:
     """
     match = FILE_NAME.fullmatch(samples.name)
     path = samples.parent / f"results_{match['date']}.json" if match else None
-    record = read_json(path) if path is not None and path.is_file() else {}
-    return record if isinstance(record, dict) else {}
+    return dict(read_json(path, Results, AGAIN)) if path is not None and path.exists() else {}
 
 
 def model_args(record: Mapping[str, Any]) -> dict[str, Any]:

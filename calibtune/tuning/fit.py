@@ -8,7 +8,7 @@ import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -17,6 +17,8 @@ from calibtune.artifacts.manifest import (
     MANIFEST,
     STARTED,
     Artifact,
+    FittedTemperature,
+    Kind,
     base_model,
     read_artifact,
     show_base,
@@ -28,14 +30,15 @@ from calibtune.data.examples import LetterExample
 from calibtune.data.seen import Marks, question_of
 from calibtune.data.tokens import PAD
 from calibtune.errors import UserError, WorkFailed, is_out_of_memory
-from calibtune.files import keep_inputs, read_json, refuse_existing, write_json, write_text
+from calibtune.files import keep_inputs, refuse_existing, write_json, write_text
 from calibtune.models.adapters import load_adapter
 from calibtune.models.fingerprint import fingerprint
 from calibtune.models.loading import check_spec, load_base, load_config, resolved_precision
 from calibtune.models.quantized import held_as
 from calibtune.models.scores import score
 from calibtune.processes import is_first_process
-from calibtune.recipe import Recipe, recipe_values
+from calibtune.reading import read_json
+from calibtune.recipe import Recipe, recipe_values, recorded
 from calibtune.results.measures import harness_measures
 from calibtune.spec import ModelSpec
 from calibtune.tuning.checkpoints import CHECKPOINTS, last_checkpoint, remove_unfinished
@@ -141,14 +144,15 @@ def _on_base(recipe: Recipe) -> Recipe:
 def _check_output(recipe: Recipe, output: Path, resume: bool, overwrite: bool) -> None:
     """Refuse an output folder that this fit may not have, and change nothing."""
     if resume and (output / STARTED).is_file():
-        _refuse_other(recipe, read_json(output / STARTED), output)
+        started = read_json(output / STARTED, dict[str, Any], "begin anew with --overwrite")
+        _refuse_other(recipe, recorded(started, str(output / STARTED)), output)
     elif not overwrite:
         refuse_existing(output, overwrite)
 
 
 def _refuse_other(recipe: Recipe, before: Mapping[str, Any], output: Path) -> None:
-    """Refuse to resume a fit with another recipe; one that was begun before an option existed had its default."""
-    before, values = {**recipe_values(Recipe()), **before}, recipe_values(recipe)
+    """Refuse to resume a fit with another recipe."""
+    values = recipe_values(recipe)
     # What a finished fit has filled in by itself.
     own = {"batch_size", "gradient_accumulation"} if recipe.auto_batch else {"tasks"} if recipe.samples else set()
     other = sorted(key for key in values if before[key] != values[key] and key not in own)
@@ -198,12 +202,13 @@ def _temperature(inputs: Inputs, model: Any, output: Path, started: float) -> Ar
     return _finish(recipe, output, "temperature", measures, started, marks, inputs.revision, found)
 
 
-def _write_temperature(recipe: Recipe, output: Path, scores: FloatArray, gold: IntArray) -> dict[str, Any]:
+def _write_temperature(recipe: Recipe, output: Path, scores: FloatArray, gold: IntArray) -> FittedTemperature:
     """Fit T; write temperature.json and the task YAMLs that evaluate it."""
     from calibtune.artifacts.tasks import write_scaled_tasks
     from calibtune.tuning.temperature import fit_temperature
 
-    found = fit_temperature(scores, gold, recipe.objective, recipe.bins, recipe.seed).record()
+    fitted = fit_temperature(scores, gold, recipe.objective, recipe.bins, recipe.seed)
+    found = cast(FittedTemperature, fitted.record())
     if is_first_process():
         write_json(output / "temperature.json", found)
         write_scaled_tasks(output, found["temperature"])
@@ -277,7 +282,7 @@ def _train(inputs: Inputs, model: Any, output: Path, resume: bool, started: floa
     if scores is not None and is_first_process():
         written = ModelSpec(str(output), device="cpu", trust_remote_code=recipe.trust_remote_code)
         check_answers(written, asked, scores, questions.pad_id)
-    kind = "model" if recipe.tuning == "full" else "adapter"
+    kind: Kind = "model" if recipe.tuning == "full" else "adapter"
     marks = {"train": _marks(inputs.examples.train), "held_out": _marks(inputs.examples.held_out)}
     return _finish(recipe, output, kind, (before, after), started, marks, inputs.revision)
 
@@ -292,12 +297,12 @@ def _measures(model: Any, inputs: Inputs) -> dict[str, float]:
 def _finish(
     recipe: Recipe,
     output: Path,
-    kind: str,
+    kind: Kind,
     measures: tuple[dict[str, float], ...],
     started: float,
     marks: Mapping[str, Marks],
     revision: str | None = None,
-    temperature: dict[str, Any] | None = None,
+    temperature: FittedTemperature | None = None,
 ) -> Artifact:
     asked = bool(recipe.model) and is_first_process()
     artifact = Artifact(

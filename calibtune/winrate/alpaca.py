@@ -6,7 +6,6 @@ An annotation's preference is from 1 (the reference wins, ``output_1``) to 2 (th
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import warnings
@@ -18,12 +17,42 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from pydantic import ConfigDict
+from typing_extensions import NotRequired, TypedDict
+
 from calibtune.errors import UserError
+from calibtune.reading import read_rows
 from calibtune.winrate.rates import Rate, rate
 from calibtune.winrate.results import LengthControlled, Result
 
 #: Preference that alpaca-eval stores if it cannot parse the judge's reply.
 MISSING = -1
+
+
+class Instruction(TypedDict):
+    """Describe an entry of AlpacaEval's set."""
+
+    __pydantic_config__ = ConfigDict(strict=True, extra="allow")  # type: ignore[misc]
+
+    instruction: str
+
+
+class Output(Instruction):
+    """Describe an entry of an outputs file."""
+
+    output: str
+    generator: NotRequired[str | None]
+
+
+class Annotation(Instruction):
+    """Describe an entry of an ``annotations.json``."""
+
+    preference: float | str | None
+    generator_1: NotRequired[str | None]
+    generator_2: NotRequired[str | None]
+    annotator: NotRequired[str | None]
+    preference_reference_first: NotRequired[float | None]
+    preference_model_first: NotRequired[float | None]
 
 
 @dataclass(frozen=True)
@@ -79,44 +108,13 @@ def _not_from_alpaca_eval(record: logging.LogRecord) -> bool:
     return "alpaca_eval" not in record.pathname
 
 
-def read_rows(path: Path, needed: Sequence[str]) -> list[dict[str, Any]]:
-    """Read a list of objects from a JSON or JSON-lines file.
-
-    Args:
-        path: The file.
-        needed: Keys that every row must have.
-
-    Raises:
-        UserError: The file is missing, damaged or empty, or a row lacks a key; the message names it.
-    """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}; give a JSON or JSON-lines file") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is not a text file; give a JSON or JSON-lines file") from None
-    try:
-        # splitlines() would also split at U+2028, which texts can contain.
-        lines = [line for line in text.split("\n") if line.strip()]
-        rows = json.loads(text) if text.lstrip().startswith("[") else [json.loads(line) for line in lines]
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is not whole JSON ({error}); download or write it again") from None
-    if not rows:
-        raise UserError(f"{path} is empty; give a list of objects with {', '.join(needed)}")
-    for number, row in enumerate(rows):
-        lacking = [key for key in needed if key not in row] if isinstance(row, dict) else list(needed)
-        if lacking:
-            raise UserError(f"{path}, entry {number} has no {lacking[0]!r}; give objects with {', '.join(needed)}")
-    return rows
-
-
 def read_annotations(path: Path) -> Judged:
     """Read an ``annotations.json`` of alpaca-eval.
 
     Raises:
-        UserError: See :func:`read_rows` and :func:`judged`.
+        UserError: See :func:`calibtune.reading.read_rows` and :func:`judged`.
     """
-    return judged(read_rows(path, ["instruction", "preference"]), str(path))
+    return judged(read_rows(path, Annotation, "give annotations of alpaca-eval"), str(path))
 
 
 def judged(rows: Sequence[dict[str, Any]], source: str) -> Judged:

@@ -10,7 +10,8 @@ from typing import Any
 
 from calibtune.artifacts.manifest import read_artifact, tokenizer_folder
 from calibtune.errors import UserError, WorkFailed, is_out_of_memory
-from calibtune.files import read_json, write_json
+from calibtune.files import write_json
+from calibtune.reading import MOST_LISTED, read_json
 from calibtune.winrate.journal import Journal, key_of
 
 TASK = "calibtune_answers"
@@ -112,8 +113,7 @@ def generate(model: Model, questions: Sequence[str], folder: Path, settings: Set
     key = key_of([model.fingerprint(), list(questions), settings.max_new_tokens])
     done = folder / f"{key[:16]}.json"
     if done.is_file():
-        kept = read_json(done)
-        return Answers(tuple(kept["outputs"]), kept["cut"], kept["chat_template"])
+        return read_json(done, Answers, "remove it and run again", MOST_LISTED)
     lm = _load(model, settings)
     room = lm.max_length - settings.max_new_tokens
     if room < 1:
@@ -123,7 +123,7 @@ def generate(model: Model, questions: Sequence[str], folder: Path, settings: Set
         )
     template = bool(lm.tokenizer.chat_template)
     # A line does not say which model answered, so the file's name must identify the model.
-    with Journal(folder / f"answers-{model.fingerprint()[:16]}.jsonl") as journal:
+    with Journal(folder / f"answers-{model.fingerprint()[:16]}.jsonl", str) as journal:
         keep_answers(lm, journal)
         samples = _evaluate(lm, questions, settings, template)
     cut = sum(len(lm.tok_encode(sample["arguments"][0][0])) > room for sample in samples)
@@ -135,14 +135,18 @@ def generate(model: Model, questions: Sequence[str], folder: Path, settings: Set
 def _load(model: Model, settings: Settings) -> Any:
     from lm_eval.api.registry import get_model
 
+    from calibtune.data.templates import limited
     from calibtune.models.loading import found_device, not_loaded
 
     device = settings.device or found_device()
     options = {"batch_size": settings.batch_size, "device": device, "use_safetensors": True}
     try:
         lm: Any = get_model("hf").create_from_arg_obj(model.model_args(), options)
-    except (OSError, ValueError) as error:
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
         raise not_loaded(model.base, error, "--model-args trust_remote_code=True") from error
+    lm.apply_chat_template = limited(lm.apply_chat_template)
     # A padding token that was added to the tokenizer alone has no embedding.
     if lm.tokenizer.pad_token_id >= lm.model.get_input_embeddings().num_embeddings:
         lm.tokenizer.pad_token_id = lm.eot_token_id

@@ -12,11 +12,14 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
+from typing_extensions import NotRequired, TypedDict
 
 from calibtune.errors import UserError
 from calibtune.files import write_text
-from calibtune.winrate.alpaca import read_rows
+from calibtune.reading import read_rows
 from calibtune.winrate.journal import key_of
 
 #: Score of the answer shown first (A) and weight of each verdict; a clear verdict counts three
@@ -34,6 +37,48 @@ NOTE = (
     "95 % interval by bootstrap over questions (the tool resamples verdicts and prints 90 %); no style control (use "
     "the tool's show_result.py --control-features)"
 )
+
+
+class Question(TypedDict):
+    """Describe a line of ``question.jsonl``."""
+
+    uid: str | int
+    prompt: str
+    category: NotRequired[str | None]
+
+
+class Answer(TypedDict):
+    """Describe what a model wrote."""
+
+    answer: str
+
+
+class Message(TypedDict):
+    """Describe a message of a conversation; only the model's has an answer."""
+
+    content: Answer | str
+
+
+class Answered(TypedDict):
+    """Describe a line of a model's answers."""
+
+    uid: str | int
+    messages: Annotated[list[Message], Field(min_length=1)]
+
+
+class Game(TypedDict):
+    """Describe one of the two verdicts on a question."""
+
+    score: NotRequired[str | None]
+
+
+class Judgment(TypedDict):
+    """Describe a line of a judge's verdicts."""
+
+    games: Annotated[list[Game | None], Field(min_length=2, max_length=2)]
+    uid: NotRequired[str | int | None]
+    question_id: NotRequired[str | int | None]
+    baseline: NotRequired[str | None]
 
 
 @dataclass(frozen=True)
@@ -88,7 +133,7 @@ def open_bench(path: Path) -> Bench:
     if len(found) > 1:
         names = ", ".join(str(file.parent.relative_to(path)) for file in found)
         raise UserError(f"--bench {path} holds several benchmarks ({names}); give one of these folders")
-    rows = read_rows(found[0], ["uid", "prompt"])
+    rows = read_rows(found[0], Question, "download it again")
     questions = {str(row["uid"]): str(row["prompt"]) for row in rows}
     if len(questions) != len(rows):
         raise UserError(f"{found[0]} has the same uid twice; download it again")
@@ -115,7 +160,7 @@ def write_answers(bench: Bench, name: str, outputs: Sequence[str]) -> Path:
     path = bench.answers(name)
     answers = dict(zip(bench.questions, outputs, strict=True))
     if path.exists():
-        kept = {str(row["uid"]): _answer(row, path) for row in read_rows(path, ["uid", "messages"])}
+        kept = {str(row["uid"]): _answer(row, path) for row in read_rows(path, Answered, "remove the file")}
         if kept != answers:
             raise UserError(
                 f"{path} holds other answers, which may be judged already; give another --name or remove it"
@@ -156,7 +201,7 @@ def read_verdicts(bench: Bench, name: str, judge: str | None = None, category: s
     for where, uid, row in _rows(bench, path):
         if category not in (None, bench.categories[uid]):
             continue
-        baselines.add(str(row.get("baseline", BASELINE)))
+        baselines.add(str(row.get("baseline") or BASELINE))
         found = _score(row["games"], where)
         if found is None:
             unjudged.append(uid)
@@ -185,7 +230,7 @@ def _judgment(bench: Bench, name: str, judge: str | None) -> tuple[str, Path]:
 def _rows(bench: Bench, path: Path) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """Yield name for errors, question and row of each judgment."""
     seen = set()
-    for number, row in enumerate(read_rows(path, ["games"])):
+    for number, row in enumerate(read_rows(path, Judgment, "give a file that the tool wrote")):
         uid = str(row.get("uid", row.get("question_id")))
         if uid not in bench.questions:
             raise UserError(
@@ -204,11 +249,7 @@ def _categories(bench: Bench) -> str:
 
 def _score(games: Any, where: str) -> tuple[float, float] | None:
     """Return the model's score and weight; the baseline is shown first in the first game only."""
-    if not isinstance(games, list) or len(games) != 2:
-        raise UserError(
-            f"{where}: games is {games!r:.60}, not the verdicts of two games; give a file that the tool wrote"
-        )
-    labels = [game.get("score") if isinstance(game, dict) else None for game in games]
+    labels = [game.get("score") if game else None for game in games]
     # The tool leaves out a question if either verdict is missing.
     if None in labels:
         return None
@@ -223,7 +264,7 @@ def _score(games: Any, where: str) -> tuple[float, float] | None:
 
 
 def _answer(row: dict[str, Any], path: Path) -> str:
-    try:
-        return str(row["messages"][-1]["content"]["answer"])
-    except (KeyError, IndexError, TypeError):
-        raise UserError(f"{path}: question {row['uid']} has no answer in the tool's format; remove the file") from None
+    content = row["messages"][-1]["content"]
+    if isinstance(content, str):
+        raise UserError(f"{path}: question {row['uid']} has no answer in the tool's format; remove the file")
+    return str(content["answer"])

@@ -10,7 +10,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from calibtune.errors import UserError, WorkFailed
+from calibtune.errors import WorkFailed
+from calibtune.reading import Record, checked, parse_json, read_lines
+
+CURE = "remove this line and run again"
+
+
+class Entry(Record):
+    """Hold a line of a journal."""
+
+    key: str
+    value: Any
 
 
 class Journal:
@@ -20,11 +30,12 @@ class Journal:
     last line, from an interrupted run, is removed when the file is opened.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, kind: Any = Any) -> None:
         """Open or create the file; the command holds its folder, so that no other run writes it.
 
         Args:
             path: The file; missing folders are created.
+            kind: Type of the values, as pydantic knows types.
 
         Raises:
             UserError: A line other than the last is damaged.
@@ -35,8 +46,9 @@ class Journal:
         self._guard = threading.Lock()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = path.open("ab+")
-            self._load()
+            if path.exists():
+                self._load(kind)
+            self._file = path.open("ab")
         except OSError as error:
             raise WorkFailed(f"{path} cannot be written: {error.strerror}; choose another --output") from error
 
@@ -73,18 +85,14 @@ class Journal:
                 ) from error
             self._values[key] = value
 
-    def _load(self) -> None:
-        self._file.seek(0)
-        content = self._file.read()
-        whole = content.rfind(b"\n") + 1
-        if whole < len(content):
-            self._file.truncate(whole)
-        for number, line in enumerate(content[:whole].splitlines(), start=1):
-            try:
-                entry = json.loads(line)
-                self._values[entry["key"]] = entry["value"]
-            except (ValueError, KeyError, TypeError):
-                raise UserError(f"{self.path}, line {number} is damaged; remove this line and run again") from None
+    def _load(self, kind: Any) -> None:
+        for number, line in read_lines(self.path, CURE):
+            if not line.endswith(b"\n"):
+                os.truncate(self.path, self.path.stat().st_size - len(line))
+                return
+            where = f"{self.path}, line {number}"
+            entry = parse_json(line, Entry, where, CURE)
+            self._values[entry.key] = checked(entry.value, kind, where, CURE)
 
 
 def key_of(value: Any) -> str:

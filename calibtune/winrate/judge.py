@@ -9,7 +9,6 @@ retries time-outs, lost connections, 429 and 5xx, and obeys Retry-After.
 from __future__ import annotations
 
 import concurrent.futures
-import json
 import os
 import threading
 import time
@@ -19,7 +18,10 @@ from functools import cached_property
 from typing import Any
 from urllib.parse import urlsplit
 
+from pydantic import ConfigDict
+from pydantic_core import from_json
 from tqdm import tqdm
+from typing_extensions import TypedDict
 
 from calibtune.errors import UserError, WorkFailed
 from calibtune.winrate.journal import Journal, key_of
@@ -35,6 +37,14 @@ SECRET = 8
 DEFAULTS = {"temperature": 0.7, "top_p": 1.0, "max_tokens": 2048}
 #: Settings of alpaca-eval's client that are not part of a request.
 NOT_SENT = ("is_strip", "requires_chatml", "is_chat", "num_procs", "batch_size", "price_per_token")
+
+
+class Reply(TypedDict):
+    """Describe a stored reply, as far as it is read by us."""
+
+    __pydantic_config__ = ConfigDict(strict=True, extra="allow")  # type: ignore[misc]
+
+    text: str
 
 
 @dataclass(frozen=True)
@@ -258,11 +268,11 @@ def _choice(text: str) -> dict[str, Any]:
     alpaca-eval's parsers read these two keys.
     """
     try:
-        reply = json.loads(text)
+        reply = from_json(text)
         choice = dict(reply["choices"][0])
         message = choice["message"]
         called = message.get("function_call") or (message.get("tool_calls") or [{}])[0].get("function") or {}
-        choice["text"] = called.get("arguments") or message.get("content") or " "
+        choice["text"] = str(called.get("arguments") or message.get("content") or " ")
         choice["total_tokens"] = (reply.get("usage") or {}).get("total_tokens", 0)
     except (ValueError, KeyError, IndexError, TypeError, AttributeError):
         raise _Malformed(text) from None

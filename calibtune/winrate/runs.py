@@ -9,26 +9,28 @@ from typing import Any
 
 from calibtune.errors import UserError
 from calibtune.files import write_json
+from calibtune.reading import read_rows
 from calibtune.winrate import alpaca, arena, pairs
 from calibtune.winrate.answers import Answers, Model, Settings, generate
 from calibtune.winrate.journal import Journal
-from calibtune.winrate.judge import Endpoint, Judge
+from calibtune.winrate.judge import Endpoint, Judge, Reply
 from calibtune.winrate.length import length_controlled
 from calibtune.winrate.rates import compare, rate
 from calibtune.winrate.results import Result
 
 Row = dict[str, Any]
+ROWS = "give a JSON or JSON-lines file of AlpacaEval"
 
 
 def read_instructions(path: Path, limit: int | None = None) -> list[Row]:
     """Read instructions from AlpacaEval's set or an outputs file, whose other keys are ignored.
 
     Raises:
-        UserError: See :func:`alpaca.read_rows`; or an instruction is not a text or occurs twice.
+        UserError: See :func:`calibtune.reading.read_rows`; or an instruction is not a text or occurs twice.
     """
-    rows = [{"instruction": row["instruction"]} for row in alpaca.read_rows(path, ["instruction"])][:limit]
+    rows = [{"instruction": row["instruction"]} for row in read_rows(path, alpaca.Instruction, ROWS)][:limit]
     for number, row in enumerate(rows):
-        if not isinstance(row["instruction"], str) or not row["instruction"].strip():
+        if not row["instruction"].strip():
             raise UserError(
                 f"--instructions {path}, entry {number}: {row['instruction']!r} is not a text; fix or remove the entry"
             )
@@ -81,7 +83,7 @@ def reference_outputs(
         if path.suffix in (".json", ".jsonl"):
             raise UserError(f"--reference {reference} does not exist; give an outputs file or a model")
         return outputs_of(Model(reference, extra=extra), instructions, output, settings)
-    rows = alpaca.read_rows(path, ["instruction", "output"])
+    rows = read_rows(path, alpaca.Output, ROWS)
     by_instruction = {row["instruction"]: row for row in rows}
     if len(by_instruction) != len(rows):
         raise UserError(f"--reference {path} answers an instruction twice; keep one of the answers")
@@ -92,9 +94,6 @@ def reference_outputs(
             f"{lacking[0]!r:.80}; give outputs for all --instructions"
         )
     chosen = [by_instruction[row["instruction"]] for row in instructions]
-    for row in chosen:
-        if not isinstance(row["output"], str):
-            raise UserError(f"--reference {path}: the output {row['output']!r:.60} is not a text; fix or remove it")
     return [{**row, "generator": row.get("generator") or path.stem} for row in chosen], None
 
 
@@ -107,7 +106,7 @@ def judge_head_to_head(
         UserError: See :func:`pairs.annotate`.
         WorkFailed: Some pairs have no reply yet; all replies so far are stored.
     """
-    with Journal(output / "judgments.jsonl") as journal:
+    with Journal(output / "judgments.jsonl", Reply) as journal:
         rows = pairs.annotate(mine, theirs, judge_name, Judge(endpoint, journal), both_orders)
     write_json(output / "annotations.json", rows)
     return rows

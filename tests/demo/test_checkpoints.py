@@ -2,7 +2,7 @@ import pytest
 from harness import evaluate
 
 from calibtune.demo import ALIGNED, CHECKPOINTS, PRETRAINED
-from calibtune.files import read_json
+from calibtune.reading import read_json
 
 TASKS = ["mc_calib_world", "mc_calib_world_ood"]
 

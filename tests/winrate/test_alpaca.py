@@ -77,7 +77,7 @@ def test_pairs_without_a_verdict_are_skipped_and_noted():
         (rows(1) + rows(2), "more than once"),
         (rows(7), "not in [1, 2]"),
         (rows("yes"), "not in [1, 2]"),
-        ([{"instruction": "q"}], "'preference'"),
+        ([{"instruction": "q"}], "has no preference"),
         ([*rows(1), {"instruction": "x", "preference": 1, "generator_2": "other"}], "annotations of one model"),
     ],
 )
@@ -92,7 +92,7 @@ def test_invalid_annotations_are_refused(tmp_path, content, said, capsys):
 def test_truncated_annotations_are_refused(tmp_path):
     path = tmp_path / "a.json"
     path.write_text(json.dumps(rows(1, 2))[:-9])
-    with pytest.raises(UserError, match="not whole JSON"):
+    with pytest.raises(UserError, match="is not JSON"):
         alpaca.read_annotations(path)
 
 

@@ -84,7 +84,7 @@ def test_game_without_a_label_is_unjudged(checkout):
     [
         ({"u0": ("A>B", "maybe")}, {}, "'maybe' is not a verdict"),
         ({"u9": ("A>B", "A>B")}, {}, "u9 is not in question.jsonl"),
-        ({"u0": ("A>B",)}, {}, "two games"),
+        ({"u0": ("A>B",)}, {}, "entry 0: games is "),
     ],
 )
 def test_malformed_judgments_are_refused(checkout, games, more, said):

@@ -1,0 +1,56 @@
+"""Describe what is read from lm_eval's results files; see :mod:`calibtune.reading`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import ConfigDict, Field, Strict
+from typing_extensions import TypedDict
+
+AGAIN = "run the evaluation again"
+#: A number as such, whatever its size, else what it is.
+Value = Annotated[Annotated[float, Strict()] | Any, Field(union_mode="left_to_right")]
+
+
+class Setup(TypedDict):
+    """Describe what ``calibtune eval`` adds to tell evaluations apart."""
+
+    __pydantic_config__ = ConfigDict(strict=True, extra="allow")  # type: ignore[misc]
+
+    model_args: dict[str, Any]
+
+
+class Config(TypedDict, total=False):
+    """Describe how a run was started."""
+
+    __pydantic_config__ = ConfigDict(strict=True)  # type: ignore[misc]
+
+    model_args: dict[str, Any] | str | None
+    calibtune: Setup | None
+
+
+class TaskConfig(TypedDict, total=False):
+    """Describe a task."""
+
+    __pydantic_config__ = ConfigDict(strict=True)  # type: ignore[misc]
+
+    output_type: str | None
+
+
+#: lm_eval's results file, as far as it is read.
+Results = TypedDict(
+    "Results",
+    {
+        "results": dict[str, dict[str, Value]],
+        "config": Config | None,
+        "configs": dict[str, TaskConfig] | None,
+        "n-shot": dict[str, int] | None,
+        "group_subtasks": dict[str, list[str] | None] | None,
+        "model_name": str | None,
+        "chat_template": Any,
+        "chat_template_sha": str | None,
+        "system_instruction": str | None,
+        "system_instruction_sha": str | None,
+    },
+    total=False,
+)

@@ -23,19 +23,19 @@ if TYPE_CHECKING:
 
 #: What is asked where nothing is named.
 TASK = "mc_calib_arc"
+#: What is handed on as it was given.
+GIVEN = ("apply_chat_template", "chat_template_args", "add_bos_token", "precision", "device", "trust_remote_code")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("--model", help="model or PEFT adapter, hub id or folder")
+    parser.add_argument("--model", help="model or PEFT adapter, hub id or folder (default: the artifact's base)")
+    parser.add_argument("--artifact", type=Path, metavar="DIR", help="what calibtune fit wrote, or a PEFT adapter")
     add_question_arguments(parser, TASK)
-    parser.add_argument("--apply-chat-template", action="store_true", help="render prompts as chat")
     parser.add_argument(
-        "--precision",
-        choices=("auto", "bf16", "fp32"),
-        default="auto",
-        help="auto: bf16 where it is fast",
+        "--apply-chat-template", action=argparse.BooleanOptionalAction, help="default: as the artifact was fitted"
     )
+    parser.add_argument("--precision", choices=("auto", "bf16", "fp32"), help="default: as in the fit, else auto")
     add_model_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print JSON instead of lines")
 
@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
     findings = check_installation()
     for finding in findings:
         print(finding.line())
-    if args.model:
+    if args.model or args.artifact:
         for finding in _check_model(args):
             print(finding.line(), flush=True)
             findings.append(finding)
@@ -57,55 +57,54 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps({"good": not bad, "checks": checks}), file=args.stdout)
         return int(bad > 0)
     print(f"{len(findings) - bad} of {len(findings)} checks passed")
-    if not args.model:
+    if not (args.model or args.artifact):
         print("next: python -m calibtune doctor --model M --tasks mc_calib_arc [--apply-chat-template]")
     return int(bad > 0)
 
 
 def _check_model(args):  # type: ignore[no-untyped-def]
-    from calibtune.artifacts.manifest import base_model, read_artifact, tokenizer_folder
+    from calibtune.artifacts.manifest import read_artifact
     from calibtune.artifacts.named import named
     from calibtune.data.encoder import Encoder
     from calibtune.data.examples import Prompts
     from calibtune.data.source import load_questions
     from calibtune.data.tokens import PAD, tokenize
+    from calibtune.evaluation.checks import check_model
     from calibtune.evaluation.doctor import SCORED, check_letters, check_mass
-    from calibtune.models.loading import check_spec, context_length, load_config, load_tokenizer
+    from calibtune.evaluation.evaluate import EvaluationOptions, model_arguments
+    from calibtune.models.loading import context_length, load_config
     from calibtune.models.scores import score
-    from calibtune.spec import ModelSpec
     from harness_ext.calibration import letter_mass
 
-    name, adapter, revision = named(args.model, None, args.revision)
-    artifact = None if adapter is None else read_artifact(adapter)
-    names = ("precision", "device", "apply_chat_template", "add_bos_token", "trust_remote_code")
-    given = {name: getattr(args, name) for name in names}
-    revision = revision if artifact is None else artifact.revision
-    spec = ModelSpec(base_model(name, artifact), revision, chat_template_args=args.chat_template_args or {}, **given)
-    check_spec(spec)
-    folder = tokenizer_folder(artifact)
-    tokenizer = load_tokenizer(spec if folder is None else dataclasses.replace(spec, name=str(folder), revision=None))
+    name, folder, revision = named(args.model, args.artifact, args.revision)
+    artifact = None if folder is None else read_artifact(folder)
+    named_so = {"model": name, "revision": revision, "artifact": folder}
+    options = EvaluationOptions((), Path(), **named_so, **{name: getattr(args, name) for name in GIVEN})
+    spec = options.spec(artifact)
+    arguments = model_arguments(options, spec, artifact)
+    tokenizer = check_model(spec, arguments)
     length = context_length(load_config(spec), tokenizer)
-    encoder = Encoder(tokenizer, spec)
+    encoder, chat = Encoder(tokenizer, spec), spec.apply_chat_template
     _, tasks = load_questions(question_spec(args, TASK))
     for task in tasks:
         if task.OUTPUT_TYPE != "multiple_choice":
             raise UserError(f"--tasks {task.task_name} is {task.OUTPUT_TYPE}, it has no letters; give another task")
     model = None
     for task in tasks:
-        found = check_letters(task, encoder, args.apply_chat_template)
+        found = check_letters(task, encoder, chat)
         yield from found
         if all(finding.good for finding in found):
-            prompts = Prompts(task, encoder, args.apply_chat_template)
+            prompts = Prompts(task, encoder, chat)
             examples = [prompts.example(doc) for doc in list(task.eval_docs)[:SCORED]]
-            model = model or _load(spec, adapter)
+            model = model or _load(spec, arguments)
             questions = tokenize(examples, encoder, length)
             scores = score(model, questions, PAD, batch_size=1)
-            yield check_mass(task.task_name, letter_mass(scores), len(scores), args.apply_chat_template)
+            yield check_mass(task.task_name, letter_mass(scores), len(scores), chat)
 
 
-def _load(spec: ModelSpec, adapter: Path | None) -> Any:
+def _load(spec: ModelSpec, arguments: dict[str, Any]) -> Any:
     from calibtune.models.adapters import load_adapter
     from calibtune.models.loading import load_base
 
-    model = load_base(spec)
-    return model if adapter is None else load_adapter(model, adapter)
+    model = load_base(dataclasses.replace(spec, name=arguments["pretrained"], revision=arguments.get("revision")))
+    return load_adapter(model, Path(arguments["peft"])) if "peft" in arguments else model

@@ -15,7 +15,7 @@ from calibtune.data.encoder import Encoder
 from calibtune.data.seen import Question, Seen, is_redrawn, task_question
 from calibtune.errors import UserError
 from calibtune.evaluation.doctor import MASS, check_letters, check_mass
-from calibtune.models.loading import check_spec, context_length, load_config, load_tokenizer
+from calibtune.models.loading import context_length, load_config, load_tokenizer
 from calibtune.spec import ModelSpec
 from harness_ext.task import LetterTask
 
@@ -49,7 +49,6 @@ def check_model(spec: ModelSpec, arguments: Mapping[str, Any]) -> Any:
         UserError: See the functions of :mod:`calibtune.models.loading`; or the spec asks for a
             chat template and the tokenizer has none.
     """
-    check_spec(spec)
     config = load_config(spec)
     tokenizer = load_tokenizer(tokenizer_spec(spec, arguments))
     context_length(config, tokenizer)

@@ -94,7 +94,16 @@ def check_letters(task: Any, encoder: Any, chat: bool, count: int = LOOKED_AT) -
     findings = [Finding(True, f"{text}; the prompt ends {examples[0].context[-40:]!r}")]
     if shared:
         findings.append(Finding(True, f"{task.task_name}: all letters begin with the tokens {list(shared)}"))
-    return [*findings, *_check_harness(task, examples[0], encoder)]
+    return [*findings, *_check_beginning(task, examples[0], encoder), *_check_harness(task, examples[0], encoder)]
+
+
+def _check_beginning(task: Any, example: LetterExample, encoder: Encoder) -> list[Finding]:
+    """Point at a beginning-of-text token that the tokenizer has and does not use; some models need it."""
+    tokenizer = encoder.tokenizer
+    if tokenizer.bos_token_id in (None, encoder.encode(example.context, example.letters[0])[0][0]):
+        return []
+    text = f"prompts begin without {tokenizer.bos_token!r}, as the tokenizer does it; --add-bos-token puts it there"
+    return [Finding(True, f"{task.task_name}: {text}")]
 
 
 def _check_harness(task: Any, example: LetterExample, encoder: Encoder) -> list[Finding]:

@@ -32,7 +32,7 @@ from calibtune.evaluation.hf_letters import LetterLM
 from calibtune.evaluation.hf_prefix import PrefixLM
 from calibtune.models.adapters import check_adapter, load_adapter
 from calibtune.models.fingerprint import check_fingerprint
-from calibtune.models.loading import found_device, load_base, load_tokenizer, not_loaded, weights_dtype
+from calibtune.models.loading import check_spec, found_device, load_base, load_tokenizer, not_loaded, weights_dtype
 from calibtune.processes import is_first_process
 from calibtune.spec import ModelSpec, Precision, Quantization, QuestionSpec
 
@@ -239,7 +239,12 @@ def setup_of(
 
 
 def model_arguments(options: EvaluationOptions, spec: ModelSpec, artifact: Artifact | None) -> dict[str, Any]:
-    """Return the arguments of lm_eval's hf backend, as one would write them in ``--model_args``."""
+    """Return the arguments of lm_eval's hf backend, as one would write them in ``--model_args``.
+
+    Raises:
+        UserError: The spec's device cannot be used, or bitsandbytes is missing.
+    """
+    check_spec(spec)
     arguments: dict[str, Any] = {
         "pretrained": spec.name,
         "dtype": str(weights_dtype(spec)).removeprefix("torch."),

@@ -104,6 +104,8 @@ def test_doctor_looks_at_the_adapter(base, adapter, capsys):
     run("doctor", "--model", adapter, *CPU, "--apply-chat-template")
     adapted = capsys.readouterr().out
     assert "letters are single tokens of their own" in adapted
+    run("doctor", "--artifact", adapter, *CPU, "--apply-chat-template")
+    assert capsys.readouterr().out == adapted
     run("doctor", "--model", base, *CPU)
     assert adapted.splitlines()[-2] != capsys.readouterr().out.splitlines()[-2]
 
@@ -117,6 +119,13 @@ def test_a_base_that_has_moved_is_asked_for_and_taken(base, adapter, tmp_path, c
     found, _ = evaluation(tmp_path / "out", "--model", moved, "--artifact", adapter)
     assert found[~(found != found)].tolist() == plain[~(plain != plain)].tolist()
     assert run("merge", "--artifact", adapter, "--model", moved, "--output", tmp_path / "merged") == 0
+
+
+def test_an_artifact_of_another_model_is_not_taken_for_one_on_the_adapter(base, adapter, tmp_path, capsys):
+    assert run("fit", "--method", "temperature", "--model", base, *TASK, *CPU, "--output", tmp_path / "t") == 0
+    assert run("eval", "--model", adapter, "--artifact", tmp_path / "t", *TASK, "--output", tmp_path / "out") == 2
+    said = f"--artifact {tmp_path / 't'} was fitted on a base model, not on the adapter {adapter}; leave out --model"
+    assert said in capsys.readouterr().err
 
 
 def changed(adapter, **values):

@@ -1,7 +1,8 @@
 import pytest
+from fitting import small_fit
 from harness import TASKS
 from merging import save_merging
-from tiny import save_tiny
+from tiny import build_tokenizer, save_tiny
 
 from calibtune.__main__ import main
 from calibtune.evaluation import doctor
@@ -113,3 +114,29 @@ def test_json_holds_each_check_and_nothing_else_is_printed(model, mirror, capsys
     assert code == int(not found["good"])
     assert {"good", "text"} == set(found["checks"][0])
     assert any("letter mass" in check["text"] for check in found["checks"])
+
+
+def test_an_artifact_is_looked_at_as_it_was_fitted(model, tmp_path, mirror, capsys):
+    small_fit(model, tmp_path / "adapter", "cft", epochs=4, apply_chat_template=True)
+    small_fit(model, tmp_path / "t", "temperature", artifact=str(tmp_path / "adapter"), apply_chat_template=True)
+    small_fit(model, tmp_path / "full", "cft", max_steps=1, tuning="full")
+    said = []
+    for name in ("adapter", "t", "full"):
+        assert main(["doctor", "--artifact", str(tmp_path / name), "--device", "cpu"]) in (0, 1)
+        said.append([line for line in lines(capsys) if line.startswith("[")])
+    assert said[0] == said[1] != said[2]
+    assert any("ends '|user|>" in line or "<|assistant|>" in line for line in said[0])
+
+
+def test_a_beginning_of_text_token_that_is_not_used_is_pointed_at(tmp_path, mirror, capsys):
+    folder = save_tiny(tmp_path / "model")
+    tokenizer = build_tokenizer()
+    tokenizer.bos_token = "<|user|>"
+    tokenizer.save_pretrained(folder)
+    doctor_of(folder)
+    note = (
+        "[ok] mc_calib_arc: prompts begin without '<|user|>', as the tokenizer does it; --add-bos-token puts it there"
+    )
+    assert note in lines(capsys)
+    doctor_of(folder, "--add-bos-token")
+    assert note not in lines(capsys)

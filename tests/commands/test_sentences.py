@@ -202,3 +202,11 @@ def test_an_evaluation_into_another_ones_folder_is_refused_before_anything_is_lo
     # The same evaluation again, and further tasks, are the same run.
     assert evaluation(model, out, "--limit", 8) == 0
     assert len(list(out.rglob("results_*.json"))) == 2
+
+
+@pytest.mark.parametrize("command", ["eval", "fit", "doctor"])
+def test_a_device_that_is_none_is_one_sentence_where_no_precision_is_given(model, tmp_path, capsys, command):
+    more = {"eval": ["--output", str(tmp_path)], "fit": ["--method", "cft", "--output", str(tmp_path / "fit")]}
+    base = ["--model", str(model), "--tasks", "mc_calib_arc", "--device", "foo"]
+    assert main([command, *base, *more.get(command, [])]) == 2
+    assert "--device foo cannot be used here" in capsys.readouterr().err

@@ -228,7 +228,7 @@ def load_recipe(path: Path) -> dict[str, Any]:
     if twice := next((key for key in keys if keys.count(key) > 1), None):
         raise UserError(f"--config {path} gives {twice!r} twice; keep one of them")
     values = {str(key).replace("-", "_"): value for key, value in values.items()}
-    if isinstance(template := values.get("chat_template"), str) and (path.parent / template).is_file():
+    if isinstance(template := values.get("chat_template"), str) and os.path.isfile(path.parent / template):
         values["chat_template"] = str(path.parent / template)
     return values
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ def record_beside(samples: Path) -> dict[str, Any]:
     """
     match = FILE_NAME.fullmatch(samples.name)
     path = samples.parent / f"results_{match['date']}.json" if match else None
-    return dict(read_json(path, Results, AGAIN)) if path is not None and path.exists() else {}
+    return dict(read_json(path, Results, AGAIN)) if path is not None and os.path.lexists(path) else {}
 
 
 def model_args(record: Mapping[str, Any]) -> dict[str, Any]:

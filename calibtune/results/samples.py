@@ -6,6 +6,7 @@ import array
 import hashlib
 import itertools
 import math
+import os
 import re
 import shlex
 from dataclasses import dataclass, field
@@ -290,7 +291,7 @@ def _expected(path: Path) -> tuple[int, str | None] | None:
     """Return the number of questions and their common hash from the run's results file, or None."""
     match = FILE_NAME.fullmatch(path.name)
     results = path.parent / f"results_{match['date']}.json" if match else None
-    if not match or results is None or not results.exists():
+    if not match or results is None or not os.path.lexists(results):
         return None
     try:
         run = read_json(results, Run, "run the evaluation again")

@@ -57,7 +57,9 @@ def model_card(artifact: Artifact) -> str:
         f"Made by `calibtune fit --method {artifact.method}` from {_text(artifact.model)} on {_text(task)}, seed "
         f"{artifact.seed}.\n"
         f"`{MANIFEST}` holds the recipe, the document hashes and the versions.\n\n"
-        f"{_numbers(artifact, rows)}{usage(artifact)}\n"
+        f"{_numbers(artifact, rows)}"
+        f"Evaluate it again; THIS_FOLDER is the one that holds this card:\n\n{usage(artifact)}\n\n"
+        f"{_python(artifact)}"
     )
 
 
@@ -98,6 +100,28 @@ def usage(artifact: Artifact) -> str:
     words += ["--apply_chat_template"] * bool(artifact.recipe.get("apply_chat_template"))
     # Indented: a name with backticks would end a fenced block.
     return f"    {visible(shlex.join(words))}"
+
+
+def _python(artifact: Artifact) -> str:
+    """Return the lines of Python that ask the artifact one question, for use in its folder."""
+    if not artifact.model:  # a temperature of a samples file
+        return (
+            "In Python, in this folder, with log-probabilities of letters, shape (N, K):\n\n"
+            "    import calibtune as ct\n"
+            '    print(ct.load(".").probs([[-0.1, -2.5, -4.0]]))\n'
+        )
+    model = artifact.adapter if artifact.kind == "temperature" and artifact.adapter else artifact.model
+    model = model if artifact.kind == "temperature" else "."
+    revision = f", revision={artifact.revision!r}" if model == artifact.model and artifact.revision else ""
+    tokenizer = "." if artifact.kind == "model" or tokenizer_folder(artifact) == artifact.folder else artifact.model
+    return (
+        "In Python, in this folder:\n\n"
+        "    import calibtune as ct\n"
+        "    from transformers import AutoModelForCausalLM, AutoTokenizer\n"
+        f"    model = AutoModelForCausalLM.from_pretrained({model!r}{revision})\n"
+        f"    tokenizer = AutoTokenizer.from_pretrained({tokenizer!r})\n"
+        '    print(ct.load(".").score(model, tokenizer, "Which is hot?", ["ice", "fire", "snow"]))\n'
+    )
 
 
 def _model_args(given: Mapping[str, Any]) -> str:

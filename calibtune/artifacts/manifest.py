@@ -22,6 +22,8 @@ from calibtune.spec import ModelSpec
 from calibtune.text import visible
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import ArrayLike
 
     from calibtune.data.seen import Seen
@@ -134,6 +136,39 @@ class Artifact:
                 "with calibtune.load_samples"
             )
         return np.exp(letter_log_softmax(checked_log_probs(log_probs)[0], self.temperature["temperature"]))
+
+    def score(self, model: Any, tokenizer: Any, question: str, choices: Sequence[str]) -> FloatArray:
+        """Ask one question with calibtune's prompt, and return the model's probability of each option.
+
+        Args:
+            model: Loaded model to ask: of a temperature its base (with the adapter that it was fitted on), of an
+                adapter the PEFT model, else the artifact's own.
+            tokenizer: The model's tokenizer.
+            question: Text of the question.
+            choices: Texts of its 2 to 26 options.
+
+        Returns:
+            Probabilities, shape (K,), summing to 1; scaled by T where the artifact is a temperature.
+
+        Raises:
+            UserError: The question cannot be asked by letter, or the prompt does not fit the model's context.
+        """
+        import numpy as np
+
+        from calibtune.data.encoder import Encoder
+        from calibtune.data.examples import Prompts
+        from calibtune.data.letter_tasks import one_question
+        from calibtune.data.tokens import PAD, tokenize
+        from calibtune.models.loading import context_length
+        from calibtune.models.scores import score
+        from harness_ext.calibration import letter_log_softmax
+
+        task, encoder = one_question(question, choices), Encoder(tokenizer, self.spec)
+        example = Prompts(task, encoder, self.spec.apply_chat_template).example(task.eval_docs[0])
+        rows = tokenize([example], encoder, context_length(model.config, tokenizer))
+        temperature = self.temperature["temperature"] if self.temperature else 1.0
+        probabilities: FloatArray = np.exp(letter_log_softmax(score(model, rows, PAD, 1), temperature))[0]
+        return probabilities
 
     @property
     def spec(self) -> ModelSpec:

@@ -134,6 +134,20 @@ def _from_texts(task: Any, row: dict[str, Any], where: str) -> dict[str, Any]:
     return document(text, choices, answer_index(target, choices, LETTERS), where)
 
 
+def one_question(question: str, choices: Sequence[str]) -> LetterTask:
+    """Return a task of a single question, whose right answer is not known.
+
+    Raises:
+        UserError: It cannot be asked by letter.
+    """
+    doc = document(question, list(choices), 0, f"question {question[:80]!r}")
+
+    def given(**_: Any) -> datasets.DatasetDict:
+        return datasets.DatasetDict({"test": datasets.Dataset.from_list([doc])})
+
+    return LetterTask({"task": "one_question", "custom_dataset": given, "test_split": "test"})
+
+
 def scores_letters(task: Any) -> bool:
     """Return whether a task's options are the letters A, B, ... in this order."""
     if task.OUTPUT_TYPE != "multiple_choice":

@@ -1,9 +1,16 @@
 import json
+import shutil
+import subprocess
+import venv
+from pathlib import Path
 
+import lm_eval
 import pytest
+import torch
 from evaluating import metrics, small_evaluation
 from fitting import small_fit
 
+import calibtune
 from calibtune.results.samples import find_samples, read_samples
 
 pytestmark = pytest.mark.usefixtures("mirror")
@@ -47,3 +54,30 @@ def test_written_tasks_name_no_path_and_evaluate_alone_with_lm_eval(model, tmp_p
     assert found["results"]["mc_calib_arc_scaled"]["nll,scaled"] == pytest.approx(
         ours.results["mc_calib_arc_scaled"]["nll,scaled"], abs=1e-5
     )
+
+
+@pytest.mark.slow
+def test_an_artifact_moves_to_another_machine(model, tmp_path):
+    small_fit(model, tmp_path / "t", "temperature")
+    expected = small_evaluation(tmp_path / "here", artifact=tmp_path / "t").results["mc_calib_arc_scaled"]
+    # Another environment, with a harness in another place.
+    venv.create(tmp_path / "elsewhere", with_pip=False)
+    python = tmp_path / "elsewhere" / "bin" / "python"
+    (site,) = (tmp_path / "elsewhere" / "lib").glob("python*/site-packages")
+    shutil.copytree(Path(lm_eval.__file__).parent, site / "lm_eval", ignore=shutil.ignore_patterns("__pycache__"))
+    (site / "others.pth").write_text(f"{Path(torch.__file__).parents[1]}\n{Path(calibtune.__file__).parents[1]}\n")
+    shutil.move(tmp_path / "t", tmp_path / "moved")
+    shutil.copytree(model, tmp_path / "base")
+    common = ["--tasks", "mc_calib_arc", "--output", "there"]
+    harness = ["--include_path", tmp_path / "moved", "--tasks", "mc_calib_arc_scaled", "--output_path", "there"]
+    arguments = f"pretrained={tmp_path / 'base'},dtype=float32"
+    for words in (
+        ["calibtune", "eval", "--artifact", tmp_path / "moved", "--model", tmp_path / "base", *common],
+        ["lm_eval", "--model", "hf", "--model_args", arguments, "--device", "cpu", *harness],
+    ):
+        shutil.rmtree("there", ignore_errors=True)
+        done = subprocess.run([python, "-m", *map(str, words)], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-2000:]
+        (results,) = Path("there").rglob("results_*.json")
+        found = json.loads(results.read_text("utf-8"))["results"]["mc_calib_arc_scaled"]
+        assert found["nll,scaled"] == pytest.approx(expected["nll,scaled"], abs=1e-5)

@@ -88,11 +88,12 @@ def task_manager(names: Sequence[str], include_path: str | None = None) -> Index
     own = installed_folder()
     paths: list[str | Path] = [*([own] if own.is_dir() else []), *([include_path] if include_path else [])]
     manager = Index(include_path=paths, include_defaults=False)
-    if not set(names) <= set(manager.all_tasks):
+    if unknown := [name for name in names if name not in manager.all_tasks]:
+        for name in unknown:
+            check_yaml(name, include_path)
         manager = Index(include_path=include_path)
     for name in names:
         if name not in manager.all_tasks:
-            check_yaml(name, include_path)
             close = get_close_matches(name, manager.all_tasks, 3)
             hint = f"; did you mean {', '.join(close)}?" if close else ";"
             raise UserError(

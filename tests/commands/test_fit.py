@@ -159,7 +159,7 @@ def test_each_recipe_opens_with_the_command_that_runs_it(path):
     [
         ({"tasks": "mc_calib_arcc"}, "the harness knows no task 'mc_calib_arcc'; did you mean mc_calib_arc"),
         ({"model": "/nowhere/model"}, "--model /nowhere/model does not exist"),
-        ({"apply_chat_template": None, "chat_template": "/no/file"}, "--chat-template /no/file is not a file"),
+        ({"apply_chat_template": None, "chat_template": "/no/file"}, "--chat-template /no/file does not exist"),
         ({"letter_weight": "heavy"}, "letter-weight is 'heavy'; give a number from 0 up or token-mean or sum"),
         ({"limit": "0"}, "--limit is '0'; give a whole number from 1 up"),
         ({"quantization": "nf4", "tuning": "full"}, "--quantization nf4 cannot be trained in full"),

@@ -22,7 +22,7 @@ SMALL = {
 METHODS = ("label-smoothing", "cft", "rcft")
 
 
-def small_values(model, method, **changes):
+def small_values(model, method, /, **changes):
     """The options of a small fit; those of other methods are left out."""
     values = {**SMALL, "model": str(model), "method": method, **changes}
     if method != "rcft":

@@ -70,7 +70,7 @@ def _check_model(args):  # type: ignore[no-untyped-def]
     from calibtune.data.source import load_questions
     from calibtune.data.tokens import PAD, tokenize
     from calibtune.evaluation.checks import check_model
-    from calibtune.evaluation.doctor import SCORED, check_letters, check_mass
+    from calibtune.evaluation.doctor import SCORED, check_letters, check_mass, other_prompt
     from calibtune.evaluation.evaluate import EvaluationOptions, model_arguments
     from calibtune.models.loading import context_length, load_config
     from calibtune.models.scores import score
@@ -99,7 +99,7 @@ def _check_model(args):  # type: ignore[no-untyped-def]
             model = model or _load(spec, arguments)
             questions = tokenize(examples, encoder, length)
             scores = score(model, questions, PAD, batch_size=1)
-            yield check_mass(task.task_name, letter_mass(scores), len(scores), chat)
+            yield check_mass(task.task_name, letter_mass(scores), len(scores), other_prompt(tokenizer, spec))
 
 
 def _load(spec: ModelSpec, arguments: dict[str, Any]) -> Any:

@@ -86,20 +86,20 @@ def check_prompts(tasks: Sequence[Any], spec: ModelSpec, tokenizer: Any, artifac
         )
 
 
-def warn_of_low_mass(results: Mapping[str, Mapping[str, float]], questions: Mapping[str, int], chat: bool) -> None:
+def warn_of_low_mass(results: Mapping[str, Mapping[str, float]], questions: Mapping[str, int], other: str) -> None:
     """Log which tasks' letters the model gives little probability.
 
     Args:
         results: Numbers by task and metric.
         questions: By task; groups have none.
-        chat: Whether prompts were rendered as chat.
+        other: See :func:`calibtune.evaluation.doctor.other_prompt`.
     """
     found = {task: numbers["letter_mass"] for task, numbers in results.items() if "letter_mass" in numbers}
     low = sorted((mass, task) for task, mass in found.items() if task in questions and mass < MASS)
     if low:
         mass, task = low[0]
         more = f" (and {len(low) - 1} more tasks below {MASS})" if len(low) > 1 else ""
-        logger.warning("%s%s", check_mass(task, mass, questions[task], chat).text, more)
+        logger.warning("%s%s", check_mass(task, mass, questions[task], other).text, more)
 
 
 def tokenizer_spec(spec: ModelSpec, arguments: Mapping[str, Any]) -> ModelSpec:

@@ -17,7 +17,10 @@ from harness_ext.task import LetterTask
 if TYPE_CHECKING:
     from calibtune.data.encoder import Encoder
     from calibtune.data.examples import LetterExample
+    from calibtune.spec import ModelSpec
 
+#: For templates like Qwen3's.
+THINKING = "--chat-template-args '{\"enable_thinking\": false}'"
 #: Letter mass below which confidence among the letters says little about what the model would write.
 MASS = 0.5
 #: Questions whose letters are looked at, and scored, for each task.
@@ -125,18 +128,27 @@ def _check_harness(task: Any, example: LetterExample, encoder: Encoder) -> list[
     ]
 
 
-def check_mass(task_name: str, mass: float, questions: int, chat: bool) -> Finding:
+def other_prompt(tokenizer: Any, spec: ModelSpec) -> str:
+    """Return how else a model can be prompted, for one that does not answer with letters."""
+    if not spec.apply_chat_template:
+        return "with --apply-chat-template, if it is a chat model"
+    thinks = "enable_thinking" in str(tokenizer.chat_template)
+    if thinks and "enable_thinking" not in spec.chat_template_args:
+        return f"with {THINKING}, since its template lets it think before it answers"
+    return "without --apply-chat-template"
+
+
+def check_mass(task_name: str, mass: float, questions: int, other: str) -> Finding:
     """Check how much probability the model gives to the letters at all.
 
     Args:
         task_name: Of the task.
         mass: See :func:`harness_ext.calibration.letter_mass`.
         questions: It is a mean over so many.
-        chat: Whether prompts were rendered as chat.
+        other: See :func:`other_prompt`.
     """
     text = f"{task_name}: letter mass {mass:.3f} on {questions} questions"
     if mass >= MASS:
         return Finding(True, text)
-    other = "without --apply-chat-template" if chat else "with --apply-chat-template, if it is a chat model"
     shots = "few-shot examples (--num-fewshot 5; --num_fewshot 5 in lm_eval)"
     return Finding(False, f"{text}: the model mostly writes something else; try {other}, or {shots}")

@@ -26,6 +26,7 @@ from calibtune.evaluation.checks import (
     unseen,
     warn_of_low_mass,
 )
+from calibtune.evaluation.doctor import other_prompt
 from calibtune.evaluation.files import refuse_other_run, save_results
 from calibtune.evaluation.harness import quiet_evaluate
 from calibtune.evaluation.hf_letters import LetterLM
@@ -152,7 +153,10 @@ def evaluate(options: EvaluationOptions) -> Evaluation | None:
         temperature = artifact.temperature["temperature"]
         index.change(options.questions.names, lambda task: scaled(task, temperature))
         asked = asked and {name + SUFFIX: numbers for name, numbers in asked.items()}
-    return _run(options, spec, arguments, setup, index, asked)
+    evaluation = _run(options, spec, arguments, setup, index, asked)
+    if evaluation is not None:
+        warn_of_low_mass(evaluation.results, evaluation.questions, other_prompt(tokenizer, spec))
+    return evaluation
 
 
 def _run(
@@ -195,7 +199,6 @@ def _run(
     folder = save_results(tracker, results, results.pop("samples"))
     questions = {task: count["effective"] for task, count in results["n-samples"].items()}
     numbers = {task: _numbers(found) for task, found in results["results"].items()}
-    warn_of_low_mass(numbers, questions, spec.apply_chat_template)
     return Evaluation(folder, numbers, questions, options)
 
 

@@ -91,7 +91,7 @@ def test_a_task_without_letters_is_refused(tmp_path, mirror, capsys):
 
 @pytest.mark.parametrize(("mass", "good"), [(0.9, True), (0.2, False)])
 def test_a_low_letter_mass_is_not_ok(mass, good):
-    finding = doctor.check_mass("t", mass, 5, chat=True)
+    finding = doctor.check_mass("t", mass, 5, "without --apply-chat-template")
     assert finding.good == good
     assert f"letter mass {mass:.3f} on 5 questions" in finding.text
     assert ("without --apply-chat-template" in finding.text) != good

@@ -73,6 +73,16 @@ def test_a_flag_changes_prompts_alike_in_eval_fit_and_doctor(tmp_path, capsys, s
     assert all(name in card for name in about)
 
 
+def test_a_template_that_lets_the_model_think_is_the_cause_of_a_low_letter_mass(tmp_path, capsys):
+    folder = save_tiny(tmp_path / "model", chat_template=THINKING)
+    advice = "try with --chat-template-args '{\"enable_thinking\": false}', since its template lets it think"
+    assert advice in doctored(folder, capsys, "--apply-chat-template")
+    evaluation(folder, tmp_path / "out", "--apply-chat-template")
+    assert advice in capsys.readouterr().err
+    flag = ("--chat-template-args", '{"enable_thinking": false}')
+    assert advice not in doctored(folder, capsys, "--apply-chat-template", *flag)
+
+
 def test_a_beginning_of_text_token_that_is_not_there_is_refused(model, tmp_path, capsys):
     output = ["--output", str(tmp_path / "out")]
     for command in (

@@ -39,7 +39,7 @@ def merge(
         UserError: The artifact is not an adapter, or ``dequantized`` is set and the adapter was not
             trained on a 4-bit base, or not set and the base has no other weights.
     """
-    folder = named(None, folder)[1] or folder
+    folder = named(base, folder)[1] or folder
     artifact = read_artifact(folder)
     if artifact.kind != "adapter":
         raise UserError(

@@ -41,11 +41,11 @@ def named(
             )
         model, folder, revision = None, folder or adapter, None
     if folder is not None and (folder / ADAPTER).is_file():
-        _check_base(folder)
+        _check_base(folder, model)
     return model, folder, revision
 
 
-def _check_base(folder: Path) -> None:
+def _check_base(folder: Path, model: str | None) -> None:
     """Say what another program's adapter stands on; refuse another adapter there."""
     artifact = read_artifact(folder)
     if not artifact.foreign:
@@ -55,9 +55,15 @@ def _check_base(folder: Path) -> None:
             f"{folder} is an adapter on {artifact.model}, which is an adapter itself; merge that one first: python -m "
             f"calibtune merge --artifact {artifact.model} --output MERGED, then give --model MERGED --artifact {folder}"
         )
-    if is_first_process():
-        logger.info(
-            "%s is an adapter (%s) of another program: nothing is known of its questions", folder, artifact.method
+    if not is_first_process():
+        return
+    logger.info("%s is an adapter (%s) of another program: nothing is known of its questions", folder, artifact.method)
+    if model and artifact.model and Path(model).name != Path(artifact.model).name:
+        logger.warning(
+            "%s names %s as its base, and %s is given; nothing tells whether they are one model",
+            folder,
+            artifact.model,
+            model,
         )
 
 

@@ -117,6 +117,8 @@ def test_a_base_that_has_moved_is_asked_for_and_taken(base, adapter, tmp_path, c
     advice = f"which is not here; give its place with --model BASE --artifact {adapter}"
     assert advice in capsys.readouterr().err
     found, _ = evaluation(tmp_path / "out", "--model", moved, "--artifact", adapter)
+    doubt = f"{adapter} names {base} as its base, and {moved} is given; nothing tells whether they are one model"
+    assert doubt in capsys.readouterr().err
     assert found[~(found != found)].tolist() == plain[~(plain != plain)].tolist()
     assert run("merge", "--artifact", adapter, "--model", moved, "--output", tmp_path / "merged") == 0
 

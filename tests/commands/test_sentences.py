@@ -12,7 +12,7 @@ from fitting import small_fit, words
 from foreign import save_foreign
 from merging import save_merging
 from sample_files import sample, write, write_results
-from tiny import save_tiny
+from tiny import CHAT_TEMPLATE, save_tiny
 
 from calibtune.__main__ import main
 from calibtune.errors import QUOTED
@@ -210,3 +210,16 @@ def test_a_device_that_is_none_is_one_sentence_where_no_precision_is_given(model
     base = ["--model", str(model), "--tasks", "mc_calib_arc", "--device", "foo"]
     assert main([command, *base, *more.get(command, [])]) == 2
     assert "--device foo cannot be used here" in capsys.readouterr().err
+
+
+def test_a_template_with_the_date_is_the_cause_of_other_prompts_in_a_report(tmp_path, capsys):
+    # A day that lasts a microsecond.
+    folder = save_tiny(tmp_path / "model", chat_template="{{ strftime_now('%f') }}" + CHAT_TEMPLATE)
+    runs = [tmp_path / "first", tmp_path / "second"]
+    for output in runs:
+        assert evaluation(folder, output, "--apply-chat-template", "--limit", 8) == 0
+    assert main(["report", *map(str, runs), "--output", str(tmp_path / "report")]) == 0
+    notes = json.loads((tmp_path / "report" / "results.json").read_text())["notes"]
+    assert any(
+        "8 of 8 prompts of" in note and "its chat template writes the date (strftime_now)" in note for note in notes
+    )

@@ -8,6 +8,9 @@ from typing import Any
 #: What Markdown reads as something else than text: markup, links of bare addresses, mathematics.
 MARKUP = re.compile(r"[\\`*_\[\]<>|~$#]|&(?=#?\w+;)|:(?=//)|(?<=mailto):|(?<=xmpp):|(?<=www)\.", re.IGNORECASE)
 
+#: Characters of a message.
+LONGEST = 4000
+
 
 def visible(text: str, kept: str = "") -> str:
     r"""Return a text with control, invisible and directional characters as Python writes them in literals.
@@ -33,12 +36,16 @@ def _escaped(sign: str) -> str:
 def one_sentence(text: str) -> str:
     r"""Return a message as it is printed: lines of a list stay, those that a name has in it do not.
 
+    Of one with a name of thousands of characters the beginning and the end are left, where the advice is.
+
     Example:
         >>> print(one_sentence("mend:\n  one\n  a\nb"))
         mend:
           one
           a\nb
     """
+    if len(text) > LONGEST:
+        text = f"{text[: LONGEST // 2]} ... {text[-LONGEST // 2 :]}"
     return re.sub(r"\n(?!  )", r"\\n", visible(text, "\n"))
 
 

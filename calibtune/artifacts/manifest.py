@@ -219,6 +219,13 @@ def read_artifact(folder: Path) -> Artifact:
         )
     cure = "another version of calibtune wrote it, or it was changed, so fit again with this version"
     found = read_json(folder / MANIFEST, Artifact, cure, MOST_LISTED)
+    ends = {f"{name[:-4]}_high" for name in found.after if name.endswith("_low")}
+    lacking = ["tasks"] * (not found.tasks) + [
+        *({"train", "held_out"} - found.documents.keys()),
+        *(ends - found.after.keys()),
+    ]
+    if lacking := sorted([*lacking, *(found.after.keys() - found.before.keys())]):
+        raise UserError(f"{folder / MANIFEST} lacks {', '.join(lacking):.300}; {cure}")
     return dataclasses.replace(found, recipe=recorded(found.recipe, str(folder / MANIFEST)), folder=folder)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 import logging
 from collections.abc import Collection, Iterator, Mapping
@@ -14,6 +15,7 @@ from typing import Any
 import datasets
 
 from calibtune.errors import UserError
+from calibtune.reading import opened, parse_json, read_lines
 from harness_ext.documents import document, mirror_cache
 from harness_ext.prompts import LETTERS
 
@@ -26,6 +28,7 @@ CHOICE_COLUMNS = (tuple(LETTERS), tuple(LETTERS.lower()), tuple(f"op{letter}" fo
 ANSWER = ("answer", "gold", "answerKey", "answer_index", "label", "cop")
 SPLIT = "split"
 SPLITS = ("train", "validation", "test")
+CURE = "give a JSONL, CSV or Parquet file, or a data set"
 #: Bad rows that are shown; all are counted.
 SHOWN = 100
 
@@ -200,9 +203,7 @@ def read_rows(data: str, columns: str = "", skip_bad_rows: bool = False) -> data
             halved += split is None
             splits[split or _half(doc["question"])].append(doc)
         except UserError as error:
-            problems.append(str(error))
-            if found is None and not isinstance(row, UserError):
-                raise UserError(f"--data {data}: {error}") from None
+            problems.append(str(error) if str(error).startswith(where) else f"{where}: {error}")
     _report(data, problems, count, skip_bad_rows)
     if halved:
         sizes = f"{len(splits['train'])} questions to fit on and {len(splits['test'])} to evaluate"
@@ -236,12 +237,10 @@ def _rows(data: str) -> Iterator[tuple[str, dict[str, Any] | UserError, str | No
     path = Path(data)
     readers = {".jsonl": _jsonl, ".csv": _csv, ".parquet": _parquet}
     if path.suffix.lower() in readers:
-        if not path.is_file():
-            raise UserError(f"--data {data} is no file; give a JSONL, CSV or Parquet file, or a data set")
         try:
             for where, row in readers[path.suffix.lower()](path):
                 yield f"{path.name} {where}", row, None
-        except (OSError, UnicodeDecodeError, csv.Error) as error:
+        except (UnicodeDecodeError, csv.Error) as error:
             raise UserError(f"--data {data} cannot be read: {error}; save it again, as UTF-8") from None
     elif path.is_file():
         raise UserError(f"--data {data} ends in none of {', '.join(readers)}; save it as one of these")
@@ -250,35 +249,27 @@ def _rows(data: str) -> Iterator[tuple[str, dict[str, Any] | UserError, str | No
 
 
 def _jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any] | UserError]]:
-    with path.open(encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                yield f"line {number}", UserError(f"{path.name} line {number} is not JSON ({error}); fix or remove it")
-                continue
-            wrong = UserError(
-                f"{path.name} line {number} is {line.strip()[:40]!r}, not a JSON object; fix or remove it"
-            )
-            yield f"line {number}", row if isinstance(row, dict) else wrong
+    for number, line in read_lines(path, CURE):
+        try:
+            yield f"line {number}", parse_json(line, dict[str, Any], f"{path.name} line {number}", "fix or remove it")
+        except UserError as error:
+            yield f"line {number}", error
 
 
 def _csv(path: Path) -> Iterator[tuple[str, dict[str, Any] | UserError]]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file, strict=True)
+    with opened(path, CURE) as file:
+        reader = csv.DictReader(io.TextIOWrapper(file, encoding="utf-8-sig", newline=""), strict=True)
         for row in reader:
             where = f"line {reader.line_num}"
-            more = UserError(
-                f"{path.name} {where} has more cells than the header; quote texts that have commas in them"
-            )
+            more = UserError(f"{path.name} {where} has more cells than the header; quote texts with commas")
             yield where, more if None in row else row
 
 
 def _parquet(path: Path) -> Iterator[tuple[str, dict[str, Any] | UserError]]:
     import pyarrow.parquet
 
+    with opened(path, CURE):
+        pass  # refuses what is no file
     try:
         rows = pyarrow.parquet.ParquetFile(path)
     except pyarrow.ArrowException as error:

@@ -104,6 +104,13 @@ def test_all_bad_rows_are_reported_at_once_with_their_lines(tmp_path):
         assert f"quiz.jsonl line {number} " in text
 
 
+def test_a_first_row_that_lacks_a_column_is_one_bad_row(tmp_path):
+    lines = ['{"question": "Q", "choices": ["a", "b"]}', *(json.dumps(row) for row in rows(6))]
+    (tmp_path / "quiz.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    with pytest.raises(UserError, match=r"1 of 7 rows cannot be used.*\n  quiz.jsonl line 1: no column for answer"):
+        read_rows(str(tmp_path / "quiz.jsonl"))
+
+
 def test_bad_rows_can_be_left_out_and_are_counted(tmp_path, caplog):
     good = [json.dumps(row) for row in rows(6)]
     (tmp_path / "quiz.jsonl").write_text("\n".join([*BAD, *good]) + "\n", encoding="utf-8")

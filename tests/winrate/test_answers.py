@@ -1,8 +1,9 @@
 import os
+import shutil
 
 import pytest
 from lm_eval.models.huggingface import HFLM
-from tiny import save_tiny
+from tiny import build_tokenizer, save_tiny
 
 from calibtune.errors import UserError
 from calibtune.winrate.answers import Model, Settings, generate
@@ -63,6 +64,17 @@ def test_answers_do_not_depend_on_batch_size(tmp_path, model):
         generate(Model(str(model)), questions, tmp_path / str(size), Settings(6, size, "cpu")).outputs
         for size in (1, 3)
     ]
+    assert found[0] == found[1]
+
+
+def test_a_padding_token_without_an_embedding_is_no_matter(tmp_path, model):
+    folder = shutil.copytree(model, tmp_path / "padded")
+    tokenizer = build_tokenizer()
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    tokenizer.model_max_length = 512
+    tokenizer.save_pretrained(folder)
+    questions = ["Options:", "Which of these is the right one?"]
+    found = [generate(Model(str(each)), questions, tmp_path, Settings(6, 2, "cpu")).outputs for each in (folder, model)]
     assert found[0] == found[1]
 
 

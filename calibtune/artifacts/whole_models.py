@@ -17,7 +17,7 @@ from calibtune.data.tokens import TokenExample, collate
 from calibtune.errors import UserError, WorkFailed
 from calibtune.files import keep_inputs, refuse_existing, write_json
 from calibtune.models.heads import answer_logits, letter_log_likelihoods
-from calibtune.models.loading import load_base, load_tokenizer
+from calibtune.models.loading import check_spec, load_base, load_tokenizer
 from calibtune.models.quantized import four_bit, plain
 from calibtune.models.sharding import is_sharded, load_alone
 from calibtune.spec import ModelSpec
@@ -42,7 +42,12 @@ def check_model_output(output: Path, overwrite: bool, folder: Path, artifact: Ar
 
 
 def load_plain(spec: ModelSpec) -> Any:
-    """Load a base model; of 4-bit weights, plain ones are made."""
+    """Load a base model; of 4-bit weights, plain ones are made.
+
+    Raises:
+        UserError: See :func:`calibtune.models.loading.load_base`; or bitsandbytes is needed and missing.
+    """
+    check_spec(spec)
     model = load_base(spec)
     return plain(model) if four_bit(model) else model
 

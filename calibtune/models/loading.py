@@ -87,6 +87,8 @@ def load_config(spec: ModelSpec) -> Any:
             "that generates text, such as a ...ForCausalLM"
         )
     check_held(spec, config)
+    if held_as(config) in (*FOUR_BITS, "int8"):
+        check_packages(["bitsandbytes"])
     return config
 
 

@@ -1,5 +1,6 @@
 """Bases in few bits through fit, eval, merge and bake: the right model, or one sentence and nothing written."""
 
+import importlib.util
 import json
 
 import numpy as np
@@ -80,6 +81,15 @@ def test_quantized_base_cannot_be_trained_in_full_or_quantized_otherwise(four_bi
     other = words(fp4, tmp_path, "cft", quantization="nf4")
     assert "fp4 holds its weights in fp4 already; leave it out" in refused(other[0], *other[3:])
     assert "in fp4 already" in refused("eval", "--model", fp4, "--tasks", "mc_calib_arc", "--quantization", "nf4")
+
+
+def test_missing_bitsandbytes_is_named_where_the_base_needs_it(four_bit_base, tmp_path, refused, monkeypatch):
+    assert main(words(tmp_path / "plain", tmp_path / "t", "temperature", quantization="nf4")) == 0
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "bitsandbytes" else find(name))
+    fit = words(four_bit_base, tmp_path)
+    for command in ((fit[0], *fit[3:]), ("bake", "--artifact", tmp_path / "t")):
+        assert "this command needs bitsandbytes, not installed here" in refused(*command)
 
 
 def test_base_of_which_no_plain_weights_can_be_made_is_neither_merged_nor_baked(tmp_path, refused):

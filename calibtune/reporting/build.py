@@ -12,7 +12,7 @@ import numpy as np
 from calibtune import __version__
 from calibtune.errors import UserError
 from calibtune.reporting.labels import set_labels
-from calibtune.reporting.numbers import SAME_T, Method, compare, measure, methods_of
+from calibtune.reporting.numbers import MOST_DRAWN, SAME_T, Method, compare, measure, methods_of
 from calibtune.reporting.questions import MANY, Questions, pool_groups, read_questions, same_tasks
 from calibtune.reporting.runs import Run, find_runs, merge_runs
 from calibtune.reporting.winrates import win_rates
@@ -74,6 +74,8 @@ def build(
         "win_rates": rates,
         "notes": notes,
     }
+    if len(methods) > MOST_DRAWN:
+        notes.append(f"figures show the first {MOST_DRAWN} of {len(methods)} methods; tables and results.json show all")
     if len(methods) > 1:
         for task, entries in compare(methods, methods[0][0], step).items():
             for label, difference in entries.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from harness_ext.prompts import LETTERS
 from harness_ext.registry import MEANS
 
 BINS = 10
+#: Methods in figures.
+MOST_DRAWN = 12
 #: Coverages of the accuracy-at-coverage curve.
 COVERAGE = tuple(step / 20 for step in range(1, 21))
 #: Temperatures that differ by less than this count as equal.
@@ -141,6 +144,11 @@ def _classes(probs: FloatArray, gold: IntArray) -> dict[str, dict[str, list[floa
         has = ~np.isnan(probs[:, letter])
         classes[letter_name(letter)] = _bins(bin_table(probs[has, letter], gold[has] == letter, BINS))
     return classes
+
+
+def drawn(task: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of a task's methods that figures show, the base first; no figure of more can be read."""
+    return dict(itertools.islice(task["methods"].items(), MOST_DRAWN))
 
 
 def letter_name(index: int) -> str:

@@ -9,6 +9,7 @@ import jinja2
 from markupsafe import Markup
 
 from calibtune.reporting import figures, tables
+from calibtune.reporting.numbers import drawn
 from calibtune.reporting.style import COLORS, SHADE_TEXTS, inline_svg, styled
 
 #: Number of class-wise panels in a row on the page; two are legible on a phone.
@@ -67,7 +68,7 @@ def _summary(results: Mapping[str, Any]) -> str:
 
 
 def _task(number: int, name: str, task: Mapping[str, Any], base: str) -> dict[str, Any]:
-    entries = task["methods"]
+    entries = drawn(task)
     pooled = f"{len(task['pooled'])} tasks pooled into one, " if task["pooled"] else ""
     with styled():
         scaled = tables.temperature(task)

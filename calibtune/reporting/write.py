@@ -11,6 +11,7 @@ from typing import Any
 from calibtune.files import refuse_existing, write_json, write_text
 from calibtune.reporting.figures import FOR_FILES, add_key
 from calibtune.reporting.formats import latex, markdown
+from calibtune.reporting.numbers import drawn
 from calibtune.reporting.page import render
 from calibtune.reporting.style import save, styled
 
@@ -41,7 +42,7 @@ def write(
     count = 0
     for name, task in results["tasks"].items():
         if task["figures"]:
-            count += _figures(task["methods"], output / "figures", file_stem(name), step)
+            count += _figures(drawn(task), output / "figures", file_stem(name), step)
     write_text(output / "tables.md", markdown(results))
     write_text(output / "tables.tex", latex(results))
     write_json(output / "results.json", results)

@@ -2,7 +2,11 @@
 
 import json
 import random
+import shutil
+import tempfile
 import time
+from functools import cache
+from pathlib import Path
 
 import pytest
 import yaml
@@ -50,6 +54,14 @@ def rows():
 def judged():
     games = [{"score": "A>B", "judgment": {"answer": "..."}}, {"score": "B>A"}]
     return [{"uid": f"u{i}", "model": "m", "baseline": "b", "games": games} for i in range(4)]
+
+
+@cache
+def tiny():
+    """A tiny model, made once."""
+    from tiny import save_tiny
+
+    return save_tiny(Path(tempfile.mkdtemp()))
 
 
 class Readers:
@@ -200,6 +212,17 @@ class Readers:
         kept = {"outputs": ["a", "b"], "cut": 0, "chat_template": True, "model": "m"}
         (folder / "a.json").write_bytes(mutated_json(kept, rng))
         assert all(isinstance(text, str) for text in read_json(folder / "a.json", Answers).outputs)
+
+    def model(self, folder, rng):
+        from calibtune.models.loading import context_length, load_base, load_config, load_tokenizer
+        from calibtune.spec import ModelSpec
+
+        shutil.copytree(tiny(), folder, dirs_exist_ok=True)
+        name = rng.choice(["config.json", "tokenizer_config.json", "generation_config.json", "tokenizer.json"])
+        (folder / name).write_bytes(mutated_json(json.loads((folder / name).read_text()), rng))
+        spec = ModelSpec(str(folder), device="cpu", precision="fp32")
+        context_length(load_config(spec), load_tokenizer(spec))
+        load_base(spec)
 
     def lock(self, folder, rng):
         from calibtune.files import LOCK

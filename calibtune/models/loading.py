@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +22,7 @@ from transformers import (
 from calibtune.errors import UserError, is_out_of_memory, reason
 from calibtune.models.heads import check_places
 from calibtune.models.quantized import FOUR_BITS, check_held, four_bit, held_as, keep_exact, mismatched, passed_by
-from calibtune.reading import BOM, read_text
+from calibtune.reading import BOM, checked, read_text
 from calibtune.spec import ModelSpec
 from harness_ext.encoding import appended
 
@@ -43,6 +44,8 @@ def load_tokenizer(spec: ModelSpec) -> Any:
     tokenizer = _from(
         AutoTokenizer, spec, **({} if spec.add_bos_token is None else {"add_bos_token": spec.add_bos_token})
     )
+    with explained(spec.name):
+        tokenizer("A")  # some damage shows at the first use
     if spec.add_bos_token and tokenizer("A")["input_ids"][:1] != [tokenizer.bos_token_id]:
         raise UserError(
             f"--add-bos-token: the tokenizer of {spec.name} puts no token for the beginning of a text before it "
@@ -74,7 +77,7 @@ def load_config(spec: ModelSpec) -> Any:
     layers = getattr(config.get_text_config(), "num_hidden_layers", 0)
     if isinstance(layers, int) and layers > MOST_LAYERS:
         raise UserError(f"the configuration of {spec.name} gives it {layers} layers; copy the model again")
-    names = config.architectures or []
+    names = checked(config.architectures or [], list[str], f"the configuration of {spec.name}, architectures")
     heads = ("MaskedLM", "Classification", "Answering", "Model")
     other = [name for name in names if name.endswith(heads) and not name.endswith("LMHeadModel")]
     remote = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
@@ -312,9 +315,25 @@ def _from(loader: Any, spec: ModelSpec, **options: Any) -> Any:
     options |= {"trust_remote_code": spec.trust_remote_code}
     if spec.revision is not None:
         options["revision"] = spec.revision
-    try:
+    with explained(name):
         return loader.from_pretrained(name, **options)
-    # On damaged files, transformers and tokenizers raise whatever comes; a panic of Rust's is not even an Exception.
+
+
+@contextlib.contextmanager
+def explained(name: str) -> Iterator[None]:
+    """Raise one sentence for whatever transformers and tokenizers raise on a model's files.
+
+    Args:
+        name: The model's.
+
+    Raises:
+        UserError: With the error.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    # A panic of Rust's is not even an Exception.
     except BaseException as error:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise

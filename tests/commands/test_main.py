@@ -79,7 +79,7 @@ def test_help_lists_every_command_and_loads_none(tmp_path):
     assert found.returncode == 0
     assert "LOADED []" in found.stdout
     for name, text in __main__.COMMANDS.items():
-        assert re.search(rf"^    {name} +{re.escape(text.split()[0])}", found.stdout, re.MULTILINE), name
+        assert re.search(rf"^    {name}\s+{re.escape(text.split()[0])}", found.stdout, re.MULTILINE), name
 
 
 @pytest.mark.parametrize("name", sorted(__main__.COMMANDS))

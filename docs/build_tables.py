@@ -5,8 +5,8 @@
 
 A page holds `<!-- table: name -->` and `<!-- end -->`; what lies between them is replaced by the table of that name.
 
-`docs/data/results.json` and `speed.json` hold groups of measured rows. `about` says on what, when, and with which
-command they were measured. A number is a mean, a list of two is a mean and a standard deviation. To add a
+`docs/data/results.json`, `speed.json` and `models.json` hold groups of measured rows. `about` says on what, when, and
+with which command they were measured. A number is a mean, a list of two is a mean and a standard deviation. To add a
 measurement, add rows there. `docs/data/tables.json` says how a group is shown:
 
 - `from`: the file and the group, `results/qwen-0.5b`.

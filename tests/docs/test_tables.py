@@ -13,6 +13,7 @@ build_tables = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(build_tables)
 
 TABLES = build_tables.read("tables")
+FILES = ("models", "results", "speed")
 PAGES = {str(page.relative_to(ROOT)): page for page in build_tables.pages()}
 
 
@@ -35,11 +36,11 @@ def test_a_changed_number_is_seen(tmp_path, monkeypatch):
 def test_every_table_is_shown_and_every_group_is_used():
     shown = [name for page in PAGES.values() for name in re.findall(r"<!-- table: (.*) -->", page.read_text("utf-8"))]
     assert sorted(set(shown)) == sorted(TABLES)
-    groups = {f"{file}/{name}" for file in ("results", "speed") for name in build_tables.read(file)}
+    groups = {f"{file}/{name}" for file in FILES for name in build_tables.read(file)}
     assert {spec["from"] for spec in TABLES.values()} == groups
 
 
-@pytest.mark.parametrize("file", ["results", "speed"])
+@pytest.mark.parametrize("file", FILES)
 def test_every_measurement_says_on_what_and_when(file):
     for name, group in build_tables.read(file).items():
         assert {"model", "date"} <= group["about"].keys(), name

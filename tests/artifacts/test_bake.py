@@ -4,8 +4,9 @@ import json
 
 import pytest
 import torch
+from architectures import save_architecture
 from evaluating import metrics, small_evaluation
-from fitting import other_architecture, small_fit, words
+from fitting import small_fit, words
 from transformers import AutoModelForCausalLM
 
 from calibtune.__main__ import main
@@ -44,15 +45,15 @@ def baked_apart(base, folder, temperature, precision):
 
 
 @pytest.mark.parametrize(
-    "name", ["Phi", "Gemma", "Gemma2", "GPT2", "Lfm2", "RecurrentGemma", "Llama4", "Nemotron", "Olmo"]
+    "name", ["Phi", "Gemma", "Gemma2", "GPT-2", "LFM2", "RecurrentGemma", "Llama4", "Nemotron", "OLMo"]
 )
 def test_baked_architecture_is_the_scaled_base(tmp_path, name):
-    base = other_architecture(name, tmp_path / "base")
+    base = save_architecture(name, tmp_path / "base")
     assert baked_apart(base, tmp_path, 2.5, "fp32") < 1e-4
 
 
 def test_bias_of_the_output_layer_is_scaled_in_bfloat16_too(tmp_path):
-    base = other_architecture("Phi", tmp_path / "base")
+    base = save_architecture("Phi", tmp_path / "base")
     made = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
     torch.nn.init.normal_(made.lm_head.bias)
     made.save_pretrained(base)

@@ -6,8 +6,9 @@ import json
 import numpy as np
 import pytest
 import torch
+from architectures import save_architecture
 from evaluating import metrics, small_evaluation
-from fitting import other_architecture, words
+from fitting import words
 from tiny import build_tokenizer, save_tiny
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
@@ -101,9 +102,9 @@ def test_base_of_which_no_plain_weights_can_be_made_is_neither_merged_nor_baked(
         assert "holds its weights in int8, and transformers makes no plain weights" in refused(*command)
 
 
-@pytest.mark.parametrize("name", ["GPT2", "Mamba", "FalconH1", "Llama4"])
+@pytest.mark.parametrize("name", ["GPT-2", "Mamba", "Falcon-H1", "Llama4"])
 def test_architecture_is_fitted_in_4_bits_and_merged(tmp_path, name):
-    base = other_architecture(name, tmp_path / "base")
+    base = save_architecture(name, tmp_path / "base")
     assert main(words(base, tmp_path / "adapter", quantization="nf4")) == 0
     merge = ["merge", "--artifact", tmp_path / "adapter", "--dequantized", "--output", tmp_path / "merged"]
     assert main([str(word) for word in merge]) == 0
@@ -112,14 +113,14 @@ def test_architecture_is_fitted_in_4_bits_and_merged(tmp_path, name):
 
 
 def test_4_bits_are_refused_where_bitsandbytes_knows_no_layer(tmp_path, refused):
-    base = other_architecture("Falcon", tmp_path / "base")
+    base = save_architecture("Falcon", tmp_path / "base")
     fit = words(base, tmp_path, quantization="nf4")
     assert "bitsandbytes knows no layer of a FalconForCausalLM" in refused(fit[0], *fit[3:])
     assert "knows no layer" in refused("eval", "--model", base, "--tasks", "mc_calib_arc", "--quantization", "nf4")
 
 
 def test_checkpoint_in_4_bits_that_the_models_code_cannot_read_is_refused(tmp_path, refused):
-    base = other_architecture("Mamba", tmp_path / "plain")
+    base = save_architecture("Mamba", tmp_path / "plain")
     four = save_quantized(base, tmp_path / "base", load_in_4bit=True)
     fit = words(four, tmp_path)
     assert "mixer.dt_proj in 4 bits, and the code of a MambaForCausalLM cannot read it so" in refused(fit[0], *fit[3:])

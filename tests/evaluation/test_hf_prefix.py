@@ -2,7 +2,7 @@ from unittest.mock import Mock
 
 import numpy as np
 import pytest
-from fitting import other_architecture
+from architectures import save_architecture
 from harness import evaluate
 from lm_eval.models.huggingface import HFLM
 from tiny import save_tiny
@@ -39,9 +39,9 @@ def test_log_likelihoods_equal_the_stock_backends(model, options):
         assert len(found) > 80
 
 
-@pytest.mark.parametrize("name", ["Mistral", "Gemma2", "GPT2", "Mamba", "Lfm2"])
+@pytest.mark.parametrize("name", ["Mistral", "Gemma2", "GPT-2", "Mamba", "LFM2"])
 def test_sliding_windows_and_other_caches_give_the_stock_backends_numbers(tmp_path, name):
-    folder = str(other_architecture(name, tmp_path / "model"))
+    folder = str(save_architecture(name, tmp_path / "model"))
     stock, ours = (loglikelihoods(lm(pretrained=folder, **OPTIONS), num_fewshot=2) for lm in (HFLM, PrefixLM))
     np.testing.assert_allclose([v for v, _ in ours], [v for v, _ in stock], atol=1e-4)
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import transformers
-from fitting import other_architecture
+from architectures import save_architecture
 from tiny import build_model, build_tokenizer
 
 from calibtune.data.tokens import TokenExample, collate
@@ -37,9 +37,9 @@ def test_letters_of_a_bfloat16_model_are_read_in_float32(monkeypatch, widened):
     assert head(states_at_the_answer(model)).dtype == torch.bfloat16  # the layer is as it was
 
 
-@pytest.mark.parametrize("name", ["Gemma2", "Olmo2", "Mamba", "GPT2"])
+@pytest.mark.parametrize("name", ["Gemma2", "OLMo2", "Mamba", "GPT-2"])
 def test_a_cap_and_tied_embeddings_stay_as_the_model_has_them(tmp_path, name):
-    folder = other_architecture(name, tmp_path / "model")
+    folder = save_architecture(name, tmp_path / "model")
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
     expected = states_at_the_answer(model).double() @ output_layer(model).weight.double().T
     if cap := getattr(model.config, "final_logit_softcapping", None):

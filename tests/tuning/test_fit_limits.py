@@ -1,6 +1,7 @@
 import pytest
 import torch
-from fitting import other_architecture, small_fit, small_recipe
+from architectures import save_architecture
+from fitting import small_fit, small_recipe
 from tiny import save_tiny
 
 from calibtune.errors import UserError, WorkFailed
@@ -81,18 +82,18 @@ def test_full_disk_leaves_no_manifest_and_no_finished_checkpoint(model, tmp_path
 
 
 def test_model_with_unsupported_cache_is_scored_and_trained(tmp_path):
-    base = other_architecture("Lfm2", tmp_path / "base")
+    base = save_architecture("LFM2", tmp_path / "base")
     tuned = small_fit(base, tmp_path / "tuned", "rcft", max_steps=1)
     scaled = small_fit(base, tmp_path / "t", "temperature")
     assert tuned.before["nll"] == pytest.approx(scaled.before["nll"], abs=1e-6)
 
 
-@pytest.mark.parametrize("name", ["Qwen2", "Mistral", "Gemma2", "Olmo2", "GPT2"])
+@pytest.mark.parametrize("name", ["Qwen2", "Mistral", "Gemma2", "OLMo2", "GPT-2"])
 def test_architecture_can_be_fitted_merged_and_baked(tmp_path, name):
     from calibtune.artifacts.bake import bake
     from calibtune.artifacts.merge import merge
 
-    base = other_architecture(name, tmp_path / "base")
+    base = save_architecture(name, tmp_path / "base")
     artifact = small_fit(base, tmp_path / "adapter", "rcft", epochs=2)
     assert abs(artifact.after["nll"] - artifact.before["nll"]) > 1e-3
     small_fit(base, tmp_path / "t", "temperature", artifact=str(tmp_path / "adapter"))
@@ -102,7 +103,7 @@ def test_architecture_can_be_fitted_merged_and_baked(tmp_path, name):
 
 
 def test_target_modules_that_cannot_take_an_adapter_are_refused(tmp_path):
-    base = other_architecture("Mamba", tmp_path / "base")
+    base = save_architecture("Mamba", tmp_path / "base")
     with pytest.raises(UserError, match=r"no adapter can be added to out_proj of .* or --tuning full"):
         small_fit(base, tmp_path / "out", "cft", target_modules="out_proj")
     artifact = small_fit(base, tmp_path / "full", "cft", tuning="full", learning_rate=1e-3)

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from architectures import save_architecture
 from evaluating import metrics, small_evaluation
-from fitting import adapter_weights, other_architecture, small_fit, small_recipe, words
+from fitting import adapter_weights, small_fit, small_recipe, words
 from peft.tuners.lora import LoraLayer
 from tiny import build_tokenizer, save_tiny
 from transformers import (
@@ -138,7 +139,7 @@ def test_dense_model_has_no_experts(model):
 #: Architecture -> the linear layers that an adapter is on, and those that it cannot be on.
 ADAPTED = {
     "Mamba": ({"in_proj"}, {"x_proj", "dt_proj", "out_proj"}),
-    "FalconH1": ({"q_proj", "o_proj", "in_proj", "up_proj"}, {"out_proj"}),
+    "Falcon-H1": ({"q_proj", "o_proj", "in_proj", "up_proj"}, {"out_proj"}),
     "Llama4": ({"q_proj", "o_proj", "experts", "down_proj"}, {"router"}),
     "Falcon": ({"query_key_value", "dense", "dense_h_to_4h"}, set()),
 }
@@ -146,7 +147,7 @@ ADAPTED = {
 
 @pytest.mark.parametrize("name", ADAPTED)
 def test_adapter_leaves_out_layers_that_it_cannot_be_on_and_is_merged(tmp_path, mirror, caplog, name):
-    base, (there, missing) = other_architecture(name, tmp_path / "base"), ADAPTED[name]
+    base, (there, missing) = save_architecture(name, tmp_path / "base"), ADAPTED[name]
     with caplog.at_level("INFO"):
         assert main(words(base, tmp_path / "adapter", "rcft")) == 0
     said = f"no adapter on {', '.join(sorted(missing))}: " if missing else "no adapter on"

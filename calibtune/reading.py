@@ -61,18 +61,44 @@ def opened(path: Path, cure: str = AGAIN) -> Iterator[BinaryIO]:
     Raises:
         UserError: It does not exist, is a folder, pipe or device, is compressed, or cannot be read.
     """
-    try:
-        kind = stat.S_IFMT(os.stat(path).st_mode)
-        if kind != stat.S_IFREG:
-            raise UserError(f"{path} is {OTHERS.get(kind, 'no file')}, not a file; {cure}")
+    with _told_of(path, cure):
+        _check_regular(path, cure)
         with open(path, "rb") as file:
             if file.peek(2)[:2] == GZIP:
                 raise UserError(f"{path} is compressed; unpack it with gunzip")
             yield file
+
+
+@contextlib.contextmanager
+def _told_of(path: Path, cure: str) -> Iterator[None]:
+    try:
+        yield
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; {cure}") from None
     except OSError as error:
         raise UserError(f"{_short(path)} cannot be read: {error.strerror}; {cure}") from None
+
+
+def _check_regular(path: Path, cure: str) -> None:
+    kind = stat.S_IFMT(os.stat(path).st_mode)
+    if kind != stat.S_IFREG:
+        raise UserError(f"{path} is {OTHERS.get(kind, 'no file')}, not a file; {cure}")
+
+
+def check_folder(folder: Path, cure: str = AGAIN) -> None:
+    """Refuse a folder in which a file that another library will read is none.
+
+    Args:
+        folder: A model's or an adapter's.
+        cure: What the user is told to do, for the message.
+
+    Raises:
+        UserError: With the first file that is a pipe, a device, a folder or a link to nothing.
+    """
+    for path in sorted(folder.iterdir()):
+        if path.suffix in (".json", ".jinja", ".safetensors", ".txt", ".model"):
+            with _told_of(path, cure):
+                _check_regular(path, cure)
 
 
 def read_text(path: Path, cure: str = AGAIN, most: int = MOST_TEXT) -> str:

@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import shutil
 import signal
 
 import pytest
@@ -145,3 +146,15 @@ def test_groups_that_name_each_other_over_and_over_are_pooled_at_once(tmp_path, 
     write_run(tmp_path / "runs", tasks, groups=groups)
     assert main(["report", str(tmp_path / "runs"), "--output", str(tmp_path / "out")]) == 0
     assert "g0" in (tmp_path / "out" / "tables.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "chat_template.jinja", "model.safetensors"])
+@pytest.mark.parametrize("shape", ["a pipe", "a device", "a folder", "a link to itself"])
+def test_models_file_of_another_shape_is_one_sentence(name, shape, model, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    copy = shutil.copytree(model, tmp_path / "copy")
+    (copy / name).unlink()
+    make, wanted = SHAPES[shape]
+    make(copy / name)
+    assert main(["eval", "--model", str(copy), "--tasks", "mc_calib_world", "--device", "cpu", "--output", "out"]) == 2
+    assert f"{name} {wanted}" in capsys.readouterr().err

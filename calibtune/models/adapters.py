@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 
 from calibtune.errors import UserError, is_out_of_memory, reason
 from calibtune.models.loading import check_marks
-from calibtune.reading import read_json
+from calibtune.reading import check_folder, read_json
 
 #: PEFT's file of weights, and how it is made of the pickles of older versions; no code of theirs is run.
 WEIGHTS = "adapter_model.safetensors"
@@ -37,6 +37,7 @@ def check_adapter(folder: Path) -> None:
         pickled = (folder / "adapter_model.bin").is_file()
         cure = f'convert adapter_model.bin, a pickle, there: python -c "{CONVERSION}"' if pickled else "copy it again"
         raise UserError(f"{folder} holds no weights ({WEIGHTS} is missing); {cure}")
+    check_folder(folder, "copy or fit the adapter again")
     config = read_json(folder / "adapter_config.json", dict[str, Any], "copy or fit the adapter again")
     # PEFT imports the module of this name, which can lie in the working directory.
     if config.get("megatron_config"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import os
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +23,7 @@ from transformers import (
 from calibtune.errors import UserError, is_out_of_memory, reason
 from calibtune.models.heads import check_places
 from calibtune.models.quantized import FOUR_BITS, check_held, four_bit, held_as, keep_exact, mismatched, passed_by
-from calibtune.reading import BOM, checked, read_text
+from calibtune.reading import BOM, check_folder, checked, read_text
 from calibtune.spec import ModelSpec
 from harness_ext.encoding import appended
 
@@ -329,6 +330,8 @@ def explained(name: str) -> Iterator[None]:
     Raises:
         UserError: With the error.
     """
+    if os.path.isdir(name):
+        check_folder(Path(name), "copy the model again")
     try:
         yield
     except UserError:

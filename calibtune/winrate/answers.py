@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 from calibtune.artifacts.manifest import read_artifact, tokenizer_folder
 from calibtune.errors import UserError, WorkFailed, is_out_of_memory
 from calibtune.files import write_json
-from calibtune.reading import MOST_LISTED, read_json
+from calibtune.reading import MOST_LISTED, check_folder, read_json
 from calibtune.winrate.journal import Journal, key_of
 
 TASK = "calibtune_answers"
@@ -138,6 +139,8 @@ def _load(model: Model, settings: Settings) -> Any:
     from calibtune.data.templates import limited
     from calibtune.models.loading import found_device, not_loaded
 
+    if os.path.isdir(model.base):
+        check_folder(Path(model.base), "copy the model again")
     device = settings.device or found_device()
     options = {"batch_size": settings.batch_size, "device": device, "use_safetensors": True}
     try:

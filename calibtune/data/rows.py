@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-import json
 import logging
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+from pydantic_core import from_json
 
 from calibtune.errors import UserError
 from calibtune.reading import opened, parse_json, read_lines
@@ -108,7 +108,7 @@ class Columns:
         options = row[self.choices[0]]
         if isinstance(options, str) and options.lstrip().startswith("["):
             try:
-                options = json.loads(options)
+                options = from_json(options)
             except ValueError:
                 return options, list(LETTERS)
         if isinstance(options, Mapping) and {"text", "label"} <= options.keys():  # as in ARC

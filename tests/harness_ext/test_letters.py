@@ -47,7 +47,7 @@ def test_a_log_likelihood_that_is_no_finite_number_names_question_and_value(bad)
         apply([[-1.0, -2.0], [-1.0, bad]], DOCS)
 
 
-@pytest.mark.parametrize("resp", [None, [], ["text"], [None]])
+@pytest.mark.parametrize("resp", [None, [], ["text"], [None], [[]], [()]])
 def test_a_backend_that_returns_no_log_likelihood_is_refused(resp):
     with pytest.raises(UserError, match="no finite log-likelihood"):
         LetterSoftmax().apply([[(-1.0, True)], resp], [DOCS[0]] * 2)
@@ -79,3 +79,12 @@ def test_a_thousand_nats_apart_is_no_overflow():
     letters = apply([[-1000.0, -1.0]])
     assert letters[0] == Letter(0.0, -999.0, -1000.0)
     assert np.isfinite([x.log_probability for x in letters]).all()
+
+
+def test_without_a_temperature_there_is_none():
+    assert LetterSoftmax().temperature == 1.0
+
+
+def test_responses_and_questions_must_be_as_many():
+    with pytest.raises(ValueError, match="zip"):
+        LetterSoftmax().apply([[(-1.0, True)], [(-2.0, True)]], [DOCS[0]] * 3)

@@ -24,6 +24,10 @@ def test_process_results_by_hand():
     assert items["conf_ece_10"] == items["cw_ece_14_high"] == ([0.3, 0.7], 1)
 
 
+def test_the_first_letter_can_be_the_right_one():
+    assert metrics.process_results({**DOC, "gold": 0}, letters(0.3, 0.7))["acc"] == 0.0
+
+
 def test_tie_goes_to_the_first_letter():
     assert metrics.process_results(DOC, letters(0.5, 0.5))["acc"] == 0.0
 
@@ -57,10 +61,20 @@ def test_invalid_answer_is_refused(gold):
 
 
 def test_unfiltered_scores_are_refused():
-    with pytest.raises(UserError, match="filter letter_softmax"):
-        metrics.process_results(DOC, [(-1.0, False), (-2.0, True)])
+    for scores in ([(-1.0, False), (-2.0, True)], [*letters(0.3), (-2.0, True)]):
+        with pytest.raises(UserError, match="filter letter_softmax"):
+            metrics.process_results(DOC, scores)
 
 
 def test_missing_letter_is_refused():
     with pytest.raises(UserError, match="2 options"):
         metrics.process_results(DOC, letters(0.3))
+
+
+def test_each_metric_has_the_bins_of_its_name():
+    rng = np.random.default_rng(3)
+    items = [(row.tolist(), int(rng.integers(3))) for row in rng.dirichlet(np.ones(3), size=60)]
+    probs, gold = metrics.as_arrays(items)
+    for bins in (10, 14):
+        for name in ("conf_ece", "cw_ece"):
+            assert getattr(metrics, f"{name}_{bins}")(items) == getattr(calibration, name)(probs, gold, bins)

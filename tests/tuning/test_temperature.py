@@ -1,11 +1,14 @@
+import dataclasses
+
 import numpy as np
 import pytest
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.frozen import FrozenEstimator
 
-from calibtune.tuning.temperature import cross_fitted, fit_temperature
+from calibtune.tuning.temperature import Temperature, cross_fitted, fit_temperature
 from harness_ext.calibration import accuracy, conf_ece, letter_log_softmax, nll
+from harness_ext.errors import UserError
 
 
 def simulated(rows, temperature, seed=0, letters=4):
@@ -127,3 +130,116 @@ def test_cross_fitted_numbers_do_not_flatter_letters_without_signal():
 def test_one_question_is_left_as_it_is(objective):
     log_probs = [[-3.0, -4.0]]
     assert cross_fitted(log_probs, [0], objective)[0].tolist() == letter_log_softmax(log_probs)[0].tolist()
+
+
+def test_a_temperature_is_applied_recorded_and_never_changed():
+    fitted = Temperature(2.0, (1.5, 2.5), "nll", 100, ("careful",))
+    np.testing.assert_allclose(np.exp(fitted.apply([[2 * np.log(3), 0.0]])), [[0.75, 0.25]])
+    assert fitted.record() == {
+        "temperature": 2.0,
+        "low": 1.5,
+        "high": 2.5,
+        "objective": "nll",
+        "questions": 100,
+        "warnings": ["careful"],
+    }
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        fitted.value = 3.0
+
+
+def test_the_interval_ends_where_twice_the_log_likelihood_fell_by_the_quantile_of_chi_squared():
+    log_probs, gold = simulated(300, 2.0)
+    fitted = fit_temperature(log_probs, gold)
+    assert fitted.questions == 300
+
+    def fallen(t):
+        rise = nll(letter_log_softmax(log_probs, t), gold) - nll(letter_log_softmax(log_probs, fitted.value), gold)
+        return 2 * 300 * rise
+
+    low, high = fitted.interval
+    assert low < fitted.value < high
+    assert [fallen(low), fallen(high)] == pytest.approx([3.841459, 3.841459], abs=1e-3)
+
+
+def test_an_interval_that_reaches_a_bound_ends_there():
+    log_probs = np.log([[0.6, 0.4]] * 4)
+    low, high = fit_temperature(log_probs, [0, 0, 0, 1]).interval
+    assert 0.01 < low < 1
+    assert high == 100.0
+    assert fit_temperature(log_probs, [0] * 4).interval[0] == pytest.approx(0.01)
+
+
+def test_the_ece_objective_beats_its_grid_with_ten_bins_and_seed_zero_by_default():
+    log_probs, gold = simulated(80, 1.7, seed=4)
+    fitted = fit_temperature(log_probs, gold, "ece")
+    grid = np.exp(np.linspace(np.log(0.01), np.log(100), 121))
+    eces = [conf_ece(np.exp(letter_log_softmax(log_probs, t)), gold, 10) for t in grid]
+    assert conf_ece(np.exp(fitted.apply(log_probs)), gold, 10) < min(eces)
+    assert fitted == fit_temperature(log_probs, gold, "ece", bins=10, seed=0)
+    assert fitted != fit_temperature(log_probs, gold, "ece", bins=10, seed=1)
+    assert fitted.interval[0] < fitted.value < fitted.interval[1]
+
+
+def test_the_ece_objectives_interval_narrows_with_the_questions():
+    def width(rows):
+        low, high = np.log(fit_temperature(*simulated(rows, 1.7, seed=5), "ece").interval)
+        return high - low
+
+    assert 0 < width(2000) < width(50) < np.log(1e4)
+
+
+@pytest.mark.parametrize("objective", ["nll", "ece"])
+def test_two_questions_are_each_scaled_by_the_other(objective):
+    log_probs = np.log([[0.7, 0.2, 0.1], [0.2, 0.5, 0.3]])
+    scaled = cross_fitted(log_probs, [0, 1], objective)
+    for number in range(2):
+        other = fit_temperature(log_probs[[1 - number]], [1 - number], objective).value
+        np.testing.assert_allclose(scaled[number], letter_log_softmax(log_probs[[number]], other)[0], atol=1e-4)
+
+
+def test_cross_fitting_splits_by_seed_zero_into_ten_bins_by_default():
+    log_probs, gold = simulated(40, 2.0)
+    for objective in ("nll", "ece"):
+        default = cross_fitted(log_probs, gold, objective)
+        np.testing.assert_array_equal(default, cross_fitted(log_probs, gold, objective, 10, 0))
+        assert not np.array_equal(default, cross_fitted(log_probs, gold, objective, 10, 1))
+    assert not np.array_equal(cross_fitted(log_probs, gold, "ece"), cross_fitted(log_probs, gold, "ece", 3))
+
+
+def halves(right, wrong, confidence=0.7):
+    """Questions of two letters, of which the first always has this confidence."""
+    log_probs = np.log([[confidence, 1 - confidence]] * (right + wrong))
+    return log_probs, np.array([0] * right + [1] * wrong)
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "remark"),
+    [
+        (60, 40, ""),  # twice the log-likelihood ratio is 4.03, the quantile 3.84
+        (59, 41, "no signal"),  # 3.26
+        (50, 50, "says nothing"),
+        (0, 4, "(0 of 4 answers are right, by chance it were 2)"),  # a mean 2 standard errors below 0
+        (0, 3, "says nothing"),  # 1.73
+        (4, 0, "right in all 4 questions"),
+    ],
+)
+def test_what_t_means_is_remarked(right, wrong, remark):
+    remarks = fit_temperature(*halves(right, wrong)).warnings
+    assert len(remarks) == bool(remark)
+    assert remark in "".join(remarks)
+
+
+def test_a_lower_t_than_the_range_has_is_remarked():
+    log_probs, gold = halves(99, 1, 0.5001)
+    (remark,) = fit_temperature(log_probs, gold).warnings
+    assert "T = 0.01 lies at a bound of its range [0.01, 100]: these questions ask for a lower one" in remark
+
+
+def test_a_tie_for_first_place_that_holds_the_right_letter_is_remarked():
+    (remark,) = fit_temperature(np.log([[0.4, 0.4, 0.2], [0.8, 0.1, 0.1], [0.3, 0.3, 0.4]]), [1, 0, 2]).warnings
+    assert "tied for first place in 1 of 3 questions" in remark
+
+
+def test_an_unknown_objective_is_quoted():
+    with pytest.raises(UserError, match="objective is 'brier'; give 'nll' or 'ece'"):
+        fit_temperature(np.log([[0.4, 0.6]]), [0], "brier")

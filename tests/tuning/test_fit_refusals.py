@@ -136,7 +136,10 @@ def test_temperature_refuses_an_unusable_adapter(model, model_copy, tmp_path):
 def test_refused_fit_keeps_the_old_output_and_makes_no_new_one(model, tmp_path, mirror):
     small_fit(model, tmp_path / "kept", "cft", max_steps=1)
     before = adapter_weights(tmp_path / "kept")
-    for changes in ({"tasks": "no_such_task"}, {"method": "temperature", "samples": str(tmp_path / "none.jsonl")}):
+    for changes in (
+        {"include_path": str(tmp_path / "none")},
+        {"method": "temperature", "samples": str(tmp_path / "none.jsonl")},
+    ):
         with pytest.raises(UserError):
             small_fit(model, **{"method": "cft", "output": tmp_path / "kept", "overwrite": True, **changes})
         with pytest.raises(UserError):

@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -51,8 +53,10 @@ def test_non_probability_is_refused_with_its_row(bad):
 def test_unknown_edge_or_zero_bins_is_refused():
     with pytest.raises(UserError, match="edge is 'middle'"):
         bin_index([0.1], 10, edge="middle")
-    with pytest.raises(UserError, match="number of bins is 0"):
-        bin_index([0.1], 0)
+    for bins in (0, 201):
+        with pytest.raises(UserError, match=f"number of bins is {bins}; give a number from 1 to 200"):
+            bin_index([0.1], bins)
+    assert bin_index([1.0], 200) == 199
 
 
 def test_bin_table_by_hand():
@@ -80,3 +84,17 @@ def test_equal_mass_bins_merge_tied_values():
 
 def test_saturated_confidences_make_one_bin():
     assert bin_table(np.ones(5), np.ones(5), equal_mass_edges(np.ones(5), 10)).count.sum() == 5
+
+
+def test_many_edges_are_searched_as_few_are_compared():
+    values = np.concatenate([np.linspace(0, 1, 997), equal_width_edges(60)])
+    for edge, inside in (("left", np.less_equal), ("right", np.less)):
+        expected = inside(equal_width_edges(60)[1:-1], values[:, None]).sum(axis=1)
+        assert bin_index(values, 60, edge).tolist() == expected.tolist()
+
+
+def test_bin_table_has_ten_bins_by_default_and_keeps_empty_last_bins():
+    assert bin_table([0.1], [1]).count.tolist() == [0, 1] + [0] * 8
+    assert bin_table([0.1], [1], np.array([0.0, 0.5, 1.0])).count.tolist() == [1, 0]
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        bin_table([0.1], [1]).count = np.zeros(10)

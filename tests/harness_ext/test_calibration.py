@@ -89,6 +89,26 @@ def test_classwise_gaps_by_hand():
     assert confidence_gaps(probs, gold).sums()[[6, 7]] == pytest.approx([-0.6, 0.3])
 
 
+def test_gaps_count_the_rows_and_the_right_answers_of_each_cell():
+    # C is absent from the first question, whose empty place must not count in cell 0.
+    probs, gold = np.array([[0.75, 0.25, NAN], [0.05, 0.25, 0.7]]), np.array([0, 1])
+    gaps = classwise_gaps(probs, gold)
+    assert np.flatnonzero(gaps.rows).tolist() == [0, 7, 12, 27]
+    assert gaps.rows[[0, 7, 12, 27]].tolist() == [1, 1, 2, 1]
+    assert np.flatnonzero(gaps.right).tolist() == [7, 12]
+    assert len(gaps.rows) == len(gaps.right) == 30
+    gaps = confidence_gaps(probs, gold, np.array([0.0, 0.72, 0.9, 1.0]))
+    assert [gaps.rows.tolist(), gaps.right.tolist(), gaps.weight.tolist()] == [[1, 1, 0], [0, 1, 0], [0.5] * 3]
+
+
+def test_ten_bins_are_the_default():
+    probs, gold = np.array([[0.65, 0.35], [0.62, 0.38], [0.78, 0.22]]), np.array([0, 1, 1])
+    for gaps, ece in ((confidence_gaps, conf_ece), (classwise_gaps, cw_ece)):
+        assert (
+            gaps(probs, gold).ece() == ece(probs, gold) == ece(probs, gold, 10) != pytest.approx(ece(probs, gold, 11))
+        )
+
+
 def test_softmax_is_over_the_questions_own_letters():
     found = np.exp(letter_log_softmax([[math.log(0.2), math.log(0.6), NAN], [0.0, 0.0, 0.0]]))
     assert found[0, :2] == pytest.approx([0.25, 0.75])
@@ -138,6 +158,9 @@ def test_uniform_model_is_at_chance():
     ("values", "gold", "message"),
     [
         ([[0.5, 0.5], [NAN, 0.5]], [0, 0], r"row 1 has a NaN among its letters' scores: \[nan, 0.5\]"),
+        ([[0.5, NAN, 0.2, 0.3]], [0], r"row 0 has a NaN among its letters' scores: \[0.5, nan, 0.2, 0.3\]"),
+        ([[NAN, 0.5, 0.5]], [1], "row 0 has a NaN among its letters' scores"),
+        ([[[0.5, 0.5]]], [0], r"scores have shape \(1, 1, 2\)"),
         ([[0.5, 0.5], [0.5, NAN]], [0, 0], "row 1 has fewer than two letters"),
         ([[0.5, 0.5], [NAN, NAN]], [0, 0], "row 1 has fewer than two letters"),
         ([[0.5, -np.inf]], [0], r"row 0 has an infinite score: \[0.5, -inf\]"),

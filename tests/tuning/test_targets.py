@@ -81,6 +81,21 @@ def test_mappings_differ_below_the_top_letter():
     assert simplified[1] != pytest.approx(general[1])
 
 
+def test_general_mapping_by_hand():
+    # K = 3, p = (.5, .3, .2), acc = .6: alpha is .1, beta what is left of .4 in equal parts.
+    squashed = np.tanh(np.log(3) / 0.12 * np.array([0.3, 0.2]))
+    beta = (0.4 - 0.1 * squashed.sum()) / 2
+    expected = [0.6, *(0.1 * squashed + beta)]
+    assert target_probs(np.array([[0.5, 0.3, 0.2]]), np.array([0.6]), "general")[0].tolist() == pytest.approx(expected)
+
+
+def test_general_mapping_takes_a_smaller_alpha_where_little_is_left():
+    # acc = .9 leaves .1 for squashed parts of nearly 1 each: alpha is their share of it, beta 0.
+    squashed = np.tanh(np.log(3) / (0.3 * 0.1) * np.array([0.3, 0.2]))
+    found = target_probs(np.array([[0.5, 0.3, 0.2]]), np.array([0.9]), "general")[0]
+    assert found.tolist() == pytest.approx([0.9, *(0.1 * squashed / squashed.sum())])
+
+
 def test_empty_bin_takes_the_nearest_bins_accuracy():
     table = bin_table([0.31, 0.32, 0.75], [0, 1, 1], 10)
     assert bin_accuracies(table).tolist() == [0.5] * 6 + [1.0] * 4

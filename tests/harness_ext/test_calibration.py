@@ -73,6 +73,7 @@ def test_unused_letter_does_not_change_ece():
     wider = np.column_stack([probs, [NAN, NAN]])
     assert cw_ece(wider, gold) == cw_ece(probs, gold)
     assert conf_ece(wider, gold) == conf_ece(probs, gold)
+    assert classwise_gaps(wider, gold).weight.tolist() == [0.25] * 20 + [0.0] * 10
 
 
 def test_absent_letters_are_not_zero_probabilities():

@@ -105,3 +105,36 @@ def test_accuracy_at_coverage_averages_ties_at_the_threshold():
 def test_coverage_out_of_range_is_refused(coverage):
     with pytest.raises(UserError, match="coverage is"):
         accuracy_at_coverage(CONFIDENCE, CORRECT, coverage)
+
+
+def test_ten_bins_are_the_default():
+    confidence, correct = draw_answers(200, seed=1)
+    for measure in (equal_mass_ece, debiased_ece, maximum_calibration_error, brier_parts):
+        assert measure(confidence, correct) == measure(confidence, correct, 10) != measure(confidence, correct, 11)
+
+
+def test_bins_of_one_question_have_no_variance_and_are_left_out():
+    # Three of 3 questions, each in a bin of its own: nothing is left. Five in two bins: two and three.
+    assert debiased_ece(np.array([0.2, 0.5, 0.9]), np.array([1, 1, 1], bool), 3) == 0
+    confidence, correct = np.array([0.1, 0.2, 0.7, 0.8, 0.9]), np.array([0, 1, 1, 1, 0], bool)
+    first = (0.5 - 0.15) ** 2 - 0.25 / 1
+    second = (2 / 3 - 0.8) ** 2 - (2 / 9) / 2
+    assert first + second < 0
+    assert debiased_ece(confidence, correct, 2) == 0
+    first, second = (1 - 0.15) ** 2, (2 / 3 - 0.8) ** 2 - (2 / 9) / 2
+    found = debiased_ece(confidence, np.array([1, 1, 1, 1, 0], bool), 2)
+    assert found == pytest.approx(np.sqrt((2 * first + 3 * second) / 5))
+
+
+def test_accuracy_at_coverage_rounds_the_number_of_answered_questions():
+    confidence, correct = np.arange(1, 11) / 10, np.array([0] * 7 + [1, 0, 1], bool)
+    # 10 % is one question, 16 % two, 26 % three.
+    found = [accuracy_at_coverage(confidence, correct, share) for share in (0.1, 0.16, 0.26)]
+    assert found == pytest.approx([1, 1 / 2, 2 / 3])
+
+
+def test_smooth_ece_equals_its_kernels_width():
+    confidence, correct = draw_answers(300, seed=2, gap=0.2)
+    found = smooth_ece(confidence, correct)
+    assert smooth_ece_at(confidence, correct, found) == pytest.approx(found, abs=2e-3)
+    assert found == pytest.approx(0.2, abs=0.05)

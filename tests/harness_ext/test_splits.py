@@ -1,10 +1,13 @@
+import hashlib
 import random
 from pathlib import Path
 
+import datasets
 import pytest
 
 from harness_ext import splits
 
+SPLITS = ("train", "validation", "test")
 HUB = Path(__file__).resolve().parents[3] / "shared" / "data" / "hub"
 
 
@@ -53,6 +56,85 @@ def test_too_few_rows_shrink_both_splits_proportionally():
 def test_equal_shares_redistribute_from_small_sources():
     assert splits.equal_shares({"a": 3, "b": 50, "c": 8}, 30) == {"a": 3, "b": 19, "c": 8}
     assert splits.equal_shares({"a": 3, "b": 4}, 30) == {"a": 3, "b": 4}
+
+
+def test_a_draw_is_ordered_by_a_hash_of_seed_and_normalized_contents():
+    doc = {"question": "Why  ME?", "choices": ["é", "y"], "gold": 0}
+    contents = '[0, "why me?", ["é", "y"], 0]'
+    assert splits.rank(doc) == hashlib.sha256(contents.encode()).hexdigest()
+
+
+def test_rows_that_cannot_be_scored_are_counted():
+    rows = [{"question": q, "choices": ["x", "y"], "answer": a, "subject": "s"} for q, a in [("a", 1), ("b", 2)] * 2]
+    documents, refused = splits.usable(datasets.Dataset.from_list(rows), splits.mmlu_row)
+    assert ([doc["question"] for doc in documents], refused) == (["a", "a"], 2)
+
+
+def medmcqa_rows(start, count, cop=0):
+    return [
+        {"question": f"med {i}", "opa": "a", "opb": "b", "opc": "c", "opd": "d", "cop": cop}
+        for i in range(start, start + count)
+    ]
+
+
+def openbookqa_rows(start, count):
+    choices = {"text": ["a", "b"], "label": ["A", "B"]}
+    return [{"question_stem": f"book {i}", "choices": choices, "answerKey": "B"} for i in range(start, start + count)]
+
+
+def test_indomain_pool_of_small_sources(monkeypatch, caplog):
+    rows = {
+        ("openlifescienceai/medmcqa", None, "train"): medmcqa_rows(0, 40) + medmcqa_rows(90, 2, cop=-1),
+        ("openlifescienceai/medmcqa", None, "validation"): medmcqa_rows(40, 10),
+        **{("allenai/openbookqa", "main", split): openbookqa_rows(i, 1) for i, split in enumerate(SPLITS)},
+        # The first question is MedMCQA's, which comes before MMLU.
+        **{
+            ("cais/mmlu", "all", split): [
+                {"question": question, "choices": ["a", "b"], "answer": 0, "subject": "s"}
+                for question in ["med 0", f"mmlu {split}"]
+            ]
+            for split in ("test", "validation")
+        },
+    }
+
+    def load(path, configuration, split, cache_dir):
+        assert cache_dir is None
+        return datasets.Dataset.from_list(rows[path, configuration, split])
+
+    monkeypatch.setattr(splits.datasets, "load_dataset", load)
+    monkeypatch.setattr(splits, "TRAIN", 12)
+    monkeypatch.setattr(splits, "TEST", 8)
+    splits._indomain.cache_clear()
+    drawn = splits.indomain()
+    splits._indomain.cache_clear()
+    assert {name: len(split) for name, split in drawn.items()} == {"train": 12, "test": 8}
+    both = [doc for split in drawn.values() for doc in split]
+    assert sorted(doc["source"] for doc in both) == ["medmcqa"] * 15 + ["mmlu"] * 2 + ["openbookqa"] * 3
+    assert len({doc["question"] for doc in both}) == 20
+    assert set(drawn["train"].column_names) == {"question", "choices", "gold", "source"}
+    assert [record.getMessage() for record in caplog.records] == [
+        "mc_calib_indomain: 2 rows of openlifescienceai/medmcqa train cannot be scored and are left out"
+    ]
+
+
+def test_merged_arc_draws_shots_and_questions_from_all_splits(monkeypatch):
+    def load(path, configuration, cache_dir):
+        assert (path, configuration, cache_dir) == ("allenai/ai2_arc", "ARC-Challenge", None)
+        choices = {"text": ["a", "b"], "label": ["A", "B"]}
+        return {
+            split: datasets.Dataset.from_list(
+                [{"question": f"{split} {i}", "choices": choices, "answerKey": "B"} for i in range(4)]
+            )
+            for split in SPLITS
+        }
+
+    monkeypatch.setattr(splits.datasets, "load_dataset", load)
+    whole = splits.arc_merged()
+    assert (len(whole["shots"]), len(whole["test"])) == (12, 0)
+    monkeypatch.setattr(splits, "MERGED_SHOTS", 3)
+    monkeypatch.setattr(splits, "MERGED", 7)
+    cut = splits.arc_merged()
+    assert cut["shots"]["question"][:] + cut["test"]["question"][:] == whole["shots"]["question"][:10]
 
 
 @pytest.mark.real

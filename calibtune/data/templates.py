@@ -1,4 +1,4 @@
-"""Render chat templates, which are programs: with an end to their time and to the length of their text."""
+"""Render chat templates, which are programs: with an end to their time, memory and text."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ from typing import Any
 from jinja2 import TemplateError
 
 from calibtune.errors import UserError, reason
-from calibtune.processes import time_limit
+from calibtune.processes import memory_limit, time_limit
 
 #: A chat template renders a prompt in so many seconds, and at most so many characters; else it loops.
 TEMPLATE_SECONDS, MOST_RENDERED = 10, 10**7
+#: Bytes that rendering may take beside what the process has.
+TEMPLATE_MEMORY = 2**30
 
 
 def limited(render: Callable[..., str]) -> Callable[..., str]:
-    """Return what renders a chat template, with an end to its time and to the length of its text.
+    """Return what renders a chat template, with an end to its time, its memory and the length of its text.
 
     Args:
         render: A backend's ``apply_chat_template``.
@@ -23,7 +25,7 @@ def limited(render: Callable[..., str]) -> Callable[..., str]:
 
     def rendered(*args: Any, **options: Any) -> str:
         try:
-            with time_limit(TEMPLATE_SECONDS):
+            with time_limit(TEMPLATE_SECONDS), memory_limit(TEMPLATE_MEMORY):
                 text = render(*args, **options)
         except TimeoutError:
             wrong = f"did not end in {TEMPLATE_SECONDS} s"

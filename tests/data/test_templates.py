@@ -16,6 +16,7 @@ LOOP = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% end
     [
         (LOOP + CHAT_TEMPLATE, "did not end in 1 s; mend or replace the template"),
         ("{{ 'x' * 20000000 }}", "made 20000000 characters of it"),
+        ("{{ 'x' * 10000000000 }}", "cannot render it (MemoryError"),
         ("{% include 'x' %}", "cannot render it (TypeError: no loader"),
     ],
 )

@@ -42,7 +42,7 @@ def label_smoothing_loss(letters: torch.Tensor, gold: torch.Tensor, epsilon: flo
     right = torch.arange(letters.shape[1], device=letters.device) == gold[:, None]
     wrong = epsilon / (present.sum(1, keepdim=True) - 1)
     target = torch.where(right, 1 - epsilon, wrong)
-    return -(target * letters.masked_fill(~present, 0.0)).masked_fill(~present, 0.0).sum(1)
+    return -(target * letters).masked_fill(~present, 0.0).sum(1)
 
 
 def calibration_loss(letters: torch.Tensor, target: torch.Tensor, kind: str = "mse") -> torch.Tensor:

@@ -37,11 +37,11 @@ JSON = ROOT / "tests/benchmarks/results/mutants.json"
 TESTS = {
     "harness_ext/binning.py": ["harness_ext/test_binning.py"],
     "harness_ext/calibration.py": ["harness_ext/test_calibration.py", "harness_ext/test_differential.py"],
-    "harness_ext/debiasing.py": ["harness_ext/test_intervals.py"],
+    "harness_ext/debiasing.py": ["harness_ext/test_debiasing.py", "harness_ext/test_intervals.py"],
     "harness_ext/documents.py": ["harness_ext/test_documents.py", "harness_ext/test_splits.py"],
     "harness_ext/estimators.py": ["harness_ext/test_estimators.py"],
     "harness_ext/floor.py": ["harness_ext/test_floor.py"],
-    "harness_ext/inputs.py": ["test_metrics.py"],
+    "harness_ext/inputs.py": ["harness_ext/test_inputs.py", "test_metrics.py"],
     "harness_ext/intervals.py": ["harness_ext/test_intervals.py"],
     "harness_ext/letters.py": ["harness_ext/test_letters.py"],
     "harness_ext/metrics.py": ["harness_ext/test_metrics.py"],

@@ -4,9 +4,17 @@ from scipy.stats import binomtest
 
 from harness_ext.binning import bin_index
 from harness_ext.calibration import classwise_gaps, conf_ece, confidence_gaps, top
-from harness_ext.debiasing import MEANS, TABLE, debiased, debiased_ends, resampling_covariance, standardize
+from harness_ext.debiasing import (
+    MEANS,
+    TABLE,
+    debiased,
+    debiased_ends,
+    resampling_covariance,
+    standardize,
+    unseen_variance,
+)
 from harness_ext.errors import UserError
-from harness_ext.intervals import ece_difference_interval, ece_interval, paired_difference, wilson
+from harness_ext.intervals import basic_interval, ece_difference_interval, ece_interval, paired_difference, wilson
 
 
 def draw(rows, seed=0, letters=4, sharpen=1.0):
@@ -72,6 +80,35 @@ def test_a_higher_level_is_wider_and_the_same_input_gives_the_same_interval():
     gaps = confidence_gaps(*draw(300))
     assert ece_interval(gaps, level=0.99).high > ece_interval(gaps, level=0.8).high
     assert ece_interval(gaps) == ece_interval(gaps)
+
+
+@pytest.mark.parametrize("sharpen", [1, 1.3, 3])
+def test_the_lower_end_is_what_noise_alone_does_not_reach(sharpen):
+    # Far from calibration that is the debiased end; near it, the plain ECE less what noise adds in 4.5 % of its draws.
+    gaps = confidence_gaps(*draw(400, sharpen=sharpen))
+    sums = gaps.sums()
+    covariance = resampling_covariance(gaps, sums) + np.diag(unseen_variance(gaps, sums))
+    cells = standardize(sums, covariance, gaps.weight, 2000, 0)
+    low, high = debiased_ends(cells, 0.95)
+    raised = np.quantile(np.abs(cells.noise) @ cells.scale, 0.955)
+    found = ece_interval(gaps)
+    assert found == (gaps.ece(), pytest.approx(max(0, low, gaps.ece() - raised)), pytest.approx(high))
+    assert found == ece_interval(gaps, 0.95, 2000, 0) != ece_interval(gaps, 0.95, 2000, 1)
+
+
+def test_the_defaults_of_differences_are_two_thousand_draws_and_a_thousand_resamples_of_seed_zero():
+    (first, gold), second = draw(60), draw(60, sharpen=2)[0]
+    a, b = (classwise_gaps(probs, gold, 4) for probs in (first, second))
+    found = ece_difference_interval(a, b)
+    assert found == ece_difference_interval(a, b, 0.95, 2000, 0) != ece_difference_interval(a, b, 0.95, 2000, 1)
+    rows = (first, gold), (second, gold)
+    found = paired_difference(conf_ece, *rows)
+    assert found == paired_difference(conf_ece, *rows, seed=0, draws=1000) != paired_difference(conf_ece, *rows, seed=1)
+
+
+def test_the_basic_interval_mirrors_the_quantiles():
+    # Quantiles .025 and .975 of 0 to 1,000 are 25 and 975.
+    assert basic_interval(600.0, np.arange(1001.0)) == pytest.approx((600, 225, 1175))
 
 
 def test_one_question_says_nothing():

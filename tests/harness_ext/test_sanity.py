@@ -8,7 +8,7 @@ from sample_files import sample, write
 from calibtune.__main__ import main
 from harness_ext.errors import UserError
 from harness_ext.letters import LetterSoftmax
-from harness_ext.sanity import check_scored, count_ties
+from harness_ext.sanity import check_scored, check_told_apart, count_ties
 
 
 @pytest.mark.parametrize("value", [-1e10, -9999.0])
@@ -63,3 +63,35 @@ def test_whole_responses_may_be_very_unlikely(tmp_path):
     responses = [[["-5000.0", "False", "900", "False"]], [["-4000.5", "False", "8", "False"]]]
     rows = [sample(i, resps=responses) for i in (0, 1)]
     assert read_samples(write(tmp_path, rows, "ultrafeedback_winrate")).log_probs.min() == -5000
+
+
+def test_minus_a_thousand_is_the_lowest_score():
+    check_scored(np.array([[-1000.0, -1.0]]))
+    with pytest.raises(UserError, match="letter A of question 0"):
+        check_scored(np.array([[-1000.5, -1.0]]))
+
+
+def test_letters_alike_in_every_question_are_refused_and_absent_ones_left_out():
+    rows = np.array([[-1.0, -1.0, np.nan], [-2.0, -2.0, -2.0]])
+    with pytest.raises(UserError, match=r"all letters of each of the 2 questions .*question 0: -1.0"):
+        check_told_apart(rows)
+    rows[0, 1] = -3.0
+    check_told_apart(rows)
+
+
+def test_two_letters_alike_in_ten_questions_are_refused_and_in_nine_they_are_not():
+    rows = np.column_stack([-np.arange(1.0, 11), np.full(10, -3.5), np.full(10, -3.5)])
+    check_told_apart(rows[:9])
+    with pytest.raises(UserError, match="letters B and C have the same log-likelihood in all 10 questions"):
+        check_told_apart(rows)
+    # Questions without the second letter do not count.
+    with pytest.raises(UserError, match="letters B and C have the same log-likelihood in all 10 questions"):
+        check_told_apart(np.vstack([rows, [[-1.0, -2.0, np.nan]]]))
+    check_told_apart(np.vstack([rows[:9], [[-1.0, -2.0, np.nan]]]))
+
+
+def test_letters_whose_probabilities_exceed_one_are_warned_of(caplog):
+    check_told_apart(np.log([[0.5, 0.55 - 1e-9], [0.3, 0.2]]))
+    assert caplog.text == ""
+    check_told_apart(np.log([[0.3, 0.2], [0.6, 0.5]]))
+    assert "question 1: its letters' probabilities sum to 1.100" in caplog.text

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 from sample_files import DATE, sample, write, write_results
 
+from calibtune.results import samples
 from calibtune.results.measures import harness_measures
-from calibtune.results.samples import find_samples, read_samples
+from calibtune.results.samples import find_samples, read_prompts, read_samples
 from harness_ext.errors import UserError
 
 
@@ -134,3 +135,123 @@ def test_malformed_results_file_is_refused(tmp_path, run):
     (tmp_path / f"results_{DATE}.json").write_text(json.dumps(run))
     with pytest.raises(UserError, match=rf"results file .*results_{DATE}.json.*; run the evaluation again"):
         read_samples(path)
+
+
+@pytest.mark.parametrize("target", ["3", "4"])
+def test_right_answer_that_is_no_option_is_refused(tmp_path, target):
+    path = write(tmp_path, [sample(0, target="2"), sample(1, target=target)])
+    with pytest.raises(UserError, match=rf"question 1: the right answer is {target}, not the index of one of its 3"):
+        read_samples(path)
+
+
+def triples(temperature, raw=(-1.0, -3.0)):
+    """Return what letter_softmax leaves of two options."""
+    scaled = [value / temperature for value in raw]
+    total = math.log(sum(map(math.exp, scaled)))
+    return [[math.exp(value - total), value - total, first] for value, first in zip(scaled, raw, strict=True)]
+
+
+def test_filters_share_the_questions_and_have_their_own_temperature(tmp_path):
+    def row(number, name, temperature, **change):
+        filtered = {"filtered_resps": triples(temperature)}
+        return sample(number, (-1.0, -3.0), doc={"from": name, "number": number}, filter=name, **filtered, **change)
+
+    path = write(
+        tmp_path,
+        [row(1, "raw", 1, prompt_hash="p1"), row(0, "raw", 1), row(0, "scaled", 2.5), row(1, "scaled", 2.5)],
+    )
+    found = read_samples(path)
+    assert (found.filter, found.temperatures) == ("raw", {"raw": 1.0, "scaled": 2.5})
+    assert found.log_probs.tolist() == [[-1.0, -3.0]] * 2
+    assert found.prompt_hashes == (None, "p1")
+    assert found.documents == ({"from": "raw", "number": 0}, {"from": "raw", "number": 1})
+
+
+@pytest.mark.parametrize(("rows", "found"), [(99, {"none": 2.0}), (100, {})])
+def test_a_temperature_is_looked_for_in_a_hundred_rows(tmp_path, rows, found):
+    even = [sample(i, (-1.0, -1.0), filtered_resps=triples(2, (-1.0, -1.0))) for i in range(rows)]
+    path = write(tmp_path, [*even, sample(rows, (-1.0, -3.0), filtered_resps=triples(2))])
+    assert read_samples(path).temperatures == found
+
+
+def test_a_temperature_is_that_of_the_first_row_that_tells(tmp_path):
+    rows = [sample(i, (-1.0, -3.0), filtered_resps=triples(t)) for i, t in enumerate((2, 4))]
+    assert read_samples(write(tmp_path, rows)).temperatures == {"none": 2.0}
+
+
+@pytest.mark.parametrize(
+    ("filtered", "temperature"),
+    [
+        ([[0.5, -1.0, -1.0], [0.5, -1.0, -3.0]], None),  # scaled to one value
+        ([[0.5, -1.0, -1.0], [0.5, -1.000002, -3.0]], 1e6),
+        ([[0.5, -1.0, -1.0], [0.5, -2.0, -1.0]], None),  # raw of one value
+        ([[0.5, 1.5e308, -1.0], [0.5, -1.5e308, -2.0]], None),
+        ([[0.5, -1.0, -1.0], [0.5, -4.0, -2.0]], 0.333333333),
+    ],
+)
+def test_a_temperature_that_cannot_be_is_none(filtered, temperature):
+    assert samples._temperature(filtered) == (temperature and pytest.approx(temperature, rel=1e-9))
+
+
+def test_an_empty_file_or_folder_and_a_missing_one_are_refused(tmp_path):
+    with pytest.raises(UserError, match="is empty; run the evaluation again with --log_samples"):
+        read_samples(write(tmp_path, []))
+    (tmp_path / "none").mkdir()
+    with pytest.raises(UserError, match=r"none has no samples_\*.jsonl; run lm_eval"):
+        find_samples(tmp_path / "none")
+    with pytest.raises(UserError, match="does not exist; give a samples file"):
+        find_samples(tmp_path / "nowhere")
+
+
+def test_a_question_that_occurs_twice_is_refused(tmp_path):
+    with pytest.raises(UserError, match="question 1 occurs twice, as if two runs were joined"):
+        read_samples(write(tmp_path, [sample(0), sample(1), sample(1), sample(2)]))
+
+
+def test_missing_rows_are_counted_and_the_first_five_are_named(tmp_path):
+    path = write(tmp_path, [sample(2), sample(5)])
+    write_results(tmp_path, mc_calib_arc=9)
+    with pytest.raises(UserError, match=r"has 2 questions, but .* counts 9 \(missing: \[0, 1, 3, 4, 6\]\)"):
+        read_samples(path)
+    write_results(tmp_path, other=2)
+    with pytest.raises(UserError, match=r"has no task 'mc_calib_arc', only \['other'\]"):
+        read_samples(path)
+
+
+def test_the_first_missing_question_is_named_without_a_results_file(tmp_path):
+    with pytest.raises(UserError, match="question 1 is missing; rows were removed"):
+        read_samples(write(tmp_path, [sample(0), sample(2)]))
+
+
+def test_a_table_of_too_many_values_is_refused(tmp_path, monkeypatch):
+    path = write(tmp_path, [sample(0), sample(1, (-1.0, -2.0))])
+    monkeypatch.setattr(samples, "MOST_VALUES", 6)
+    assert read_samples(path).log_probs.shape == (2, 3)
+    monkeypatch.setattr(samples, "MOST_VALUES", 5)
+    with pytest.raises(UserError, match="2 questions of up to 3 options are too many; split the file"):
+        read_samples(path)
+
+
+def test_a_file_of_more_options_than_letters_go_is_refused(tmp_path):
+    assert read_samples(write(tmp_path, [sample(0, range(-1000, 0), target="999")])).labels.tolist() == [999]
+    for row in (sample(0, range(-999, 2)), sample(0, target="1000")):
+        with pytest.raises(UserError, match="line 1: "):
+            read_samples(write(tmp_path, [row]))
+
+
+def test_letters_have_a_flag_at_most_and_whole_responses_more(tmp_path):
+    for extra, refused in (([], True), (["False"], True), (["False", "8"], False)):
+        path = write(tmp_path, [sample(0, resps=[[["-5000.0", *extra]], [["-1.0", *extra]]])])
+        if refused:
+            with pytest.raises(UserError, match=r"letter A of question 0 the log-likelihood -5000\.0"):
+                read_samples(path)
+        else:
+            assert read_samples(path).log_probs.tolist() == [[-5000.0, -1.0]]
+
+
+def test_prompts_are_in_the_questions_order(tmp_path):
+    def arguments(prompt):
+        return {"gen_args_0": {"arg_0": prompt, "arg_1": " A"}, "gen_args_1": {"arg_0": prompt, "arg_1": " B"}, "n": 1}
+
+    path = write(tmp_path, [sample(1, arguments=arguments("one")), sample(0, arguments=arguments("zero")), sample(2)])
+    assert read_prompts(path) == [("zero", [" A", " B"]), ("one", [" A", " B"]), ("", [])]

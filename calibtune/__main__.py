@@ -156,8 +156,8 @@ def _run(argv: list[str]) -> int:
     args, unknown = parser.parse_known_args(argv)
     if unknown:
         parser.error(one_sentence(_unknown(args.parser, unknown)))
-    args.stdout = sys.stdout
-    printed = Visible(sys.stderr if getattr(args, "json", False) else sys.stdout)
+    args.stdout = Visible(sys.stdout)
+    printed = Visible(sys.stderr) if getattr(args, "json", False) else args.stdout
     try:
         with contextlib.redirect_stdout(printed), printed_logs(), ending_on_sigterm():
             return int(args.run(args))

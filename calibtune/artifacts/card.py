@@ -165,7 +165,7 @@ def summary(artifact: Artifact, output: Path) -> str:
     if artifact.model:
         words = ["eval", "--model", artifact.model, "--artifact", str(output), *_question_words(artifact)]
         words += ["--output", f"{output}-eval", *["--apply-chat-template"] * artifact.recipe["apply_chat_template"]]
-        lines.append(f"next: python -m calibtune {shlex.join(words)}")
+        lines.append(f"next: python -m calibtune {visible(shlex.join(words))}")
     return "\n".join(lines)
 
 

@@ -23,6 +23,7 @@ from calibtune.commands.models import add_model_arguments
 from calibtune.commands.questions import add_question_arguments, question_spec
 from calibtune.errors import UserError, WorkFailed
 from calibtune.processes import is_first_process
+from calibtune.text import visible
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
 
         check_base(args.guard_base, args.margin)
     if is_first_process():
-        logger.info("eval: %s on %s; starting", args.artifact or args.model, ", ".join(questions.names))
+        logger.info("eval: %s on %s; starting", visible(str(args.artifact or args.model)), ", ".join(questions.names))
     from calibtune.api import evaluate
     from calibtune.results.table import numbers_table
 

@@ -28,6 +28,7 @@ from typing import Any
 
 from calibtune.processes import is_first_process
 from calibtune.recipe import FIELDS, RECIPES, Recipe, flag, is_switch, load_recipe, make_recipe
+from calibtune.text import visible
 
 logger = logging.getLogger(__name__)
 
@@ -129,7 +130,7 @@ def run(args: argparse.Namespace) -> int:
     args.output = Path(output)
     if is_first_process():
         what = recipe.samples or f"{', '.join(recipe.questions.names)}, {recipe.model or recipe.artifact}"
-        logger.info("fit: %s on %s; starting", recipe.method, what)
+        logger.info("fit: %s on %s; starting", recipe.method, visible(what))
     from calibtune.api import fit
     from calibtune.artifacts.card import summary
 

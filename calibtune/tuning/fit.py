@@ -41,6 +41,7 @@ from calibtune.reading import read_json
 from calibtune.recipe import Recipe, recipe_values, recorded
 from calibtune.results.measures import harness_measures
 from calibtune.spec import ModelSpec
+from calibtune.text import visible
 from calibtune.tuning.checkpoints import CHECKPOINTS, last_checkpoint, remove_unfinished
 from calibtune.tuning.checks import idle_gpus
 from calibtune.tuning.inputs import Inputs, read_inputs
@@ -175,9 +176,8 @@ def _claim(recipe: Recipe, output: Path, resume: bool, overwrite: bool) -> None:
 def _announce(inputs: Inputs) -> None:
     recipe = inputs.recipe
     counts = f"{len(inputs.examples.train)} training and {len(inputs.held_out)} held-out questions; loading"
-    logger.info(
-        "%s: %s, %s %s%s", recipe.method, ", ".join(recipe.questions.names), counts, recipe.model, idle_gpus(recipe)
-    )
+    names, model = ", ".join(recipe.questions.names), visible(recipe.model)
+    logger.info("%s: %s, %s %s%s", recipe.method, names, counts, model, idle_gpus(recipe))
 
 
 def _memory_advice(recipe: Recipe) -> str:

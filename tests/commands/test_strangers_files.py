@@ -172,3 +172,16 @@ def test_a_recipe_files_folder_of_tasks_is_taken_from_the_command_line(model, mi
     (mirror / "r.yaml").write_text(f"include_path: elsewhere\nmodel: {model}\nmethod: temperature\n")
     flags = ["--tasks", SMALL["tasks"], "--include-path", "tasks", "--held-out", "6", "--device", "cpu"]
     assert main(["fit", "--config", "r.yaml", "--output", "out", *flags]) == 0
+
+
+def test_a_models_name_is_printed_without_its_control_characters(mirror, capsys):
+    base = save_tiny(mirror / "m\x1b[31m\x07\nx; touch X #")
+    flags = ["--tasks", SMALL["tasks"], "--held-out", "6", "--device", "cpu", "--output", "t"]
+    assert main(["fit", "--method", "temperature", "--model", f"./{base.name}", *flags]) == 0
+    assert main(["eval", "--artifact", "t", "--tasks", SMALL["tasks"], "--limit", "4", "--output", "out"]) == 0
+    printed = capsys.readouterr().out
+    assert all(sign.isprintable() for sign in printed.replace("\n", ""))
+    assert not [line for line in printed.splitlines() if line.startswith("x; touch")]
+    card = (mirror / "t" / "README.md").read_text()
+    assert all(sign.isprintable() for sign in card.replace("\n", ""))
+    assert "pretrained=./m\\x1b[31m\\x07\\nx; touch X #' --include_path" in card

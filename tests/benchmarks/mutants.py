@@ -84,7 +84,7 @@ def faults(node: ast.AST) -> Iterator[ast.AST]:
             yield changed(node, attr=NAMES[node.attr])
         case ast.If() | ast.IfExp() | ast.While():
             yield changed(node, test=ast.UnaryOp(ast.Not(), node.test))
-        case ast.Return(value=ast.expr()):
+        case ast.Return(value=ast.expr() as value) if ast.unparse(value) != "None":
             yield changed(node, value=None)
         case ast.AugAssign() | ast.Expr():
             yield ast.Pass()
@@ -190,8 +190,8 @@ def is_library(module: Any) -> bool:
     return bool(path) and not path.startswith(f"{ROOT}/")
 
 
-def measure(file: str) -> dict[str, Any]:
-    """Run all mutants of a file."""
+def measure(file: str, known: list[str] | None) -> dict[str, Any]:
+    """Run all mutants of a file, or those that are known to survive fewer tests."""
     source = (ROOT / file).read_text(encoding="utf-8")
     whole = ast.parse(source)
     with tempfile.TemporaryDirectory() as folder:
@@ -210,7 +210,7 @@ def measure(file: str) -> dict[str, Any]:
     survivors, count = [], 0
     for what, tree in mutants(source):
         count += 1
-        if outcome(file, tree, limit):
+        if (known is None or what in known) and outcome(file, tree, limit):
             survivors.append(what)
             print(f"{file} {what}", flush=True)
     return {"mutants": count, "killed": count - len(survivors), "survivors": survivors}
@@ -220,12 +220,13 @@ def main() -> None:
     """Measure the files that are named, or all."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="*", help="such as harness_ext/binning.py")
+    parser.add_argument("--again", action="store_true", help="only survivors of the last run, after tests were added")
     parser.add_argument("--output", type=Path, default=JSON)
     args = parser.parse_args()
     found = json.loads(args.output.read_text()) if args.output.exists() else {}
     for file in args.files or TESTS:
         begin = time.monotonic()
-        found[file] = measure(file)
+        found[file] = measure(file, found[file]["survivors"] if args.again else None)
         print(
             f"{file}: {found[file]['killed']} of {found[file]['mutants']}, {time.monotonic() - begin:.0f} s", flush=True
         )

@@ -53,6 +53,18 @@ def test_too_few_rows_shrink_both_splits_proportionally():
     assert (len(drawn["train"]), len(drawn["test"])) == (6, 4)
 
 
+def test_shares_of_train_and_test_are_rounded_and_shuffled_by_another_draw():
+    drawn = splits.draw_pool({"a": pool("a", 3)}, 3, 2)
+    assert (len(drawn["train"]), len(drawn["test"])) == (2, 1)
+    assert drawn["train"] == sorted(drawn["train"], key=lambda doc: splits.rank(doc, 1))
+    train = splits.draw_pool({"a": pool("a", 50)}, 30, 20)["train"]
+    assert train == sorted(train, key=lambda doc: splits.rank(doc, 1))
+
+
+def test_sizes_are_the_papers():
+    assert (splits.TRAIN, splits.TEST, splits.MERGED, splits.MERGED_SHOTS) == (3000, 2000, 2000, 20)
+
+
 def test_equal_shares_redistribute_from_small_sources():
     assert splits.equal_shares({"a": 3, "b": 50, "c": 8}, 30) == {"a": 3, "b": 19, "c": 8}
     assert splits.equal_shares({"a": 3, "b": 4}, 30) == {"a": 3, "b": 4}

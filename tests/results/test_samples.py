@@ -253,5 +253,17 @@ def test_prompts_are_in_the_questions_order(tmp_path):
     def arguments(prompt):
         return {"gen_args_0": {"arg_0": prompt, "arg_1": " A"}, "gen_args_1": {"arg_0": prompt, "arg_1": " B"}, "n": 1}
 
-    path = write(tmp_path, [sample(1, arguments=arguments("one")), sample(0, arguments=arguments("zero")), sample(2)])
-    assert read_prompts(path) == [("zero", [" A", " B"]), ("one", [" A", " B"]), ("", [])]
+    rows = [sample(1, arguments=arguments("one")), sample(0, arguments=arguments("zero")), sample(2)]
+    rows += [sample(3, arguments={"n": 1}), sample(4, arguments={"gen_args_0": {}, "gen_args_1": {"arg_0": "other"}})]
+    given = [("zero", [" A", " B"]), ("one", [" A", " B"]), ("", []), ("", []), ("", ["", ""])]
+    assert read_prompts(write(tmp_path, rows)) == given
+
+
+def test_ties_of_letters_are_warned_of_and_those_of_whole_responses_are_not(tmp_path, caplog):
+    read_samples(write(tmp_path, [sample(0, (-1.0, -1.0)), sample(1, (-1.0, -2.0))]))
+    assert "1 of 2 questions have letters tied for first place" in caplog.text
+    caplog.clear()
+    # One answer with a token count suffices.
+    responses = [[["-7.0", "False"]], [["-7.0", "False", "8"]]]
+    read_samples(write(tmp_path, [sample(0, resps=responses), sample(1, (-1.0, -2.0))]))
+    assert caplog.text == ""

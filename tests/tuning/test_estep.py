@@ -67,6 +67,7 @@ def test_confidence_on_an_edge_uses_the_bin_above():
 
 
 def test_batch_has_no_target_before_the_first_e_step():
+    assert EStep(recipe()).epoch == -1
     assert EStep(recipe()).batch_targets({"row": torch.tensor([0]), "letter_ids": torch.zeros(1, 4)}) == {}
 
 

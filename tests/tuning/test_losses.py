@@ -12,7 +12,7 @@ from calibtune.models import heads
 from calibtune.models.heads import MODEL_INPUTS, letter_log_likelihoods
 from calibtune.recipe import make_recipe
 from calibtune.tuning import losses
-from calibtune.tuning.losses import calibration_loss, method_loss
+from calibtune.tuning.losses import calibration_loss, method_loss, sft2_loss
 
 #: Prompts of different lengths with 2, 3 and 4 letters.
 EXAMPLES = [
@@ -204,3 +204,10 @@ def test_targets_get_no_gradient():
 def test_absent_letters_have_zero_probability():
     values = letter_log_likelihoods(torch.zeros(1, 8), torch.tensor([[3, 5, -1]]))
     assert values.softmax(1)[0].tolist() == pytest.approx([0.5, 0.5, 0.0])
+
+
+def test_question_means_of_no_and_one_token():
+    letter, question, count = torch.tensor([1.0, 1.0, 1.0]), torch.tensor([0.0, 3.0, 6.0]), torch.tensor([0, 1, 3])
+    assert sft2_loss(letter, question, count, 2.0).tolist() == [2.0, 5.0, 4.0]
+    assert sft2_loss(letter, question, count, "token-mean").tolist() == [1.0, 2.0, 1.75]
+    assert sft2_loss(letter, question, count, "sum").tolist() == [1.0, 4.0, 7.0]

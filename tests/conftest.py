@@ -4,6 +4,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# A busy machine is no fault. Scripts that run tests, such as tests/benchmarks/mutants.py, have a profile of their own.
+if settings.get_current_profile_name() in ("default", "ci"):
+    settings.register_profile("calibtune", deadline=None)
+    settings.load_profile("calibtune")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

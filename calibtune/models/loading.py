@@ -53,10 +53,7 @@ def load_tokenizer(spec: ModelSpec) -> Any:
             f"(bos_token is {tokenizer.bos_token!r}); leave it out"
         )
     if spec.chat_template is not None:
-        try:
-            tokenizer.chat_template = read_text(Path(spec.chat_template), "give a file with a Jinja template")
-        except UserError as error:
-            raise UserError(f"--chat-template {error}") from None
+        tokenizer.chat_template = read_template(spec.chat_template)
     if spec.apply_chat_template and not tokenizer.chat_template:
         raise UserError(
             f"the tokenizer of {spec.name} has no chat template; give one with --chat-template FILE, or leave out "
@@ -279,12 +276,26 @@ def found_device() -> str:
     return PartialState().device.type
 
 
-def check_spec(spec: ModelSpec) -> None:
-    """Check that the device exists, and that bitsandbytes is installed for 4 bits.
+def read_template(path: str) -> str:
+    """Read a file with a chat template.
 
     Raises:
-        UserError: The device cannot be used, or bitsandbytes is missing.
+        UserError: It cannot be read.
     """
+    try:
+        return read_text(Path(path), "give a file with a Jinja template")
+    except UserError as error:
+        raise UserError(f"--chat-template {error}") from None
+
+
+def check_spec(spec: ModelSpec) -> None:
+    """Check that the device and the template's file exist, and that bitsandbytes is installed for 4 bits.
+
+    Raises:
+        UserError: The device or the template cannot be used, or bitsandbytes is missing.
+    """
+    if spec.chat_template is not None:
+        read_template(spec.chat_template)  # before the hub is asked for the model
     if spec.device is not None:
         try:
             torch.empty(0, device=spec.device)

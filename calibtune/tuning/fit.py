@@ -74,9 +74,9 @@ def fit(recipe: Recipe, output: Path, resume: bool = False, overwrite: bool = Fa
         WorkFailed: Out of memory, a loss that is not finite, a full disk.
     """
     if recipe.samples is None:
+        check_spec(recipe.spec)  # before the hub is asked
         recipe = _on_base(recipe)
         # An evaluation on another machine takes the precision of the fit, not its own.
-        check_spec(recipe.spec)
         recipe = dataclasses.replace(recipe, precision=resolved_precision(recipe.spec))
     if resume and (output / MANIFEST).is_file():
         artifact = read_artifact(output)

@@ -47,6 +47,7 @@ def test_help_names_every_option_with_its_default(capsys):
     assert "(default: 0.0001)" in text
 
 
+@pytest.mark.slow
 def test_a_four_bit_fit_shows_its_own_words_alone(model, tmp_path):
     flags = {"quantization": "nf4", "max_steps": 1}
     command = [sys.executable, "-m", "calibtune", *words(model, tmp_path / "cft", "cft", **flags)]
@@ -157,7 +158,11 @@ def test_each_recipe_opens_with_the_command_that_runs_it(path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"tasks": "mc_calib_arcc"}, "the harness knows no task 'mc_calib_arcc'; did you mean mc_calib_arc"),
+        pytest.param(
+            {"tasks": "mc_calib_arcc"},
+            "the harness knows no task 'mc_calib_arcc'; did you mean mc_calib_arc",
+            marks=pytest.mark.slow,  # reads the harness's whole index
+        ),
         ({"model": "/nowhere/model"}, "--model /nowhere/model does not exist"),
         ({"apply_chat_template": None, "chat_template": "/no/file"}, "--chat-template /no/file does not exist"),
         ({"letter_weight": "heavy"}, "letter-weight is 'heavy'; give a number from 0 up or token-mean or sum"),

@@ -185,7 +185,7 @@ def test_the_ece_objectives_interval_narrows_with_the_questions():
         low, high = np.log(fit_temperature(*simulated(rows, 1.7, seed=5), "ece").interval)
         return high - low
 
-    assert 0 < width(2000) < width(50) < np.log(1e4)
+    assert 0 < width(500) < width(30) < np.log(1e4)
 
 
 @pytest.mark.parametrize("objective", ["nll", "ece"])

@@ -83,8 +83,6 @@ def smooth_ece(confidence: FloatArray, correct: BoolArray) -> float:
         return _smoothed_size(gaps_on(_points(sigma)), sigma) / len(confidence)
 
     low, high = 0.0, 1.0
-    if error(1.0) >= 1.0:
-        return error(1.0)
     while high - low > NARROWEST:
         middle = (low + high) / 2
         if middle < error(middle):

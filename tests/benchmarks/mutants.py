@@ -43,7 +43,7 @@ TESTS = {
     "harness_ext/floor.py": ["harness_ext/test_floor.py"],
     "harness_ext/inputs.py": ["harness_ext/test_inputs.py", "test_metrics.py"],
     "harness_ext/intervals.py": ["harness_ext/test_intervals.py"],
-    "harness_ext/letters.py": ["harness_ext/test_letters.py"],
+    "harness_ext/letters.py": ["harness_ext/test_letters.py", "harness_ext/test_sanity.py"],
     "harness_ext/metrics.py": ["harness_ext/test_metrics.py"],
     "harness_ext/prompts.py": ["harness_ext/test_prompts.py", "harness_ext/test_documents.py"],
     "harness_ext/ragged.py": ["harness_ext/test_ragged.py", "harness_ext/test_calibration.py"],

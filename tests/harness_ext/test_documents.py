@@ -107,3 +107,16 @@ def test_error_names_the_row_before_skipping():
 def test_row_with_a_missing_field_is_refused(make, row):
     with pytest.raises(UserError, match=r"row 0 \(id q\) lacks a field .*'Q\?'.*; fix or remove the row"):
         make(datasets.Dataset.from_list([row]))
+
+
+@pytest.mark.parametrize("choices", [["a", 3], 3, [None, None]])
+def test_options_that_are_not_all_texts_are_refused(choices):
+    with pytest.raises(UserError, match="row 1 has options that are not texts"):
+        documents.document("Q?", choices, 0, "row 1")
+
+
+def test_a_row_is_named_by_data_set_split_position_and_id():
+    rows = arc_rows()
+    assert documents.name_of(rows, 3, {}) == "data set None row 3"
+    rows.info.dataset_name = "ai2_arc"
+    assert documents.name_of(rows, 3, {"id": "q"}) == "ai2_arc None row 3 (id q)"

@@ -114,8 +114,10 @@ def test_ten_bins_are_the_default():
 
 
 def test_bins_of_one_question_have_no_variance_and_are_left_out():
-    # Three of 3 questions, each in a bin of its own: nothing is left. Five in two bins: two and three.
     assert debiased_ece(np.array([0.2, 0.5, 0.9]), np.array([1, 1, 1], bool), 3) == 0
+    # Five in three bins: two, one and two.
+    found = debiased_ece(np.array([0.1, 0.2, 0.7, 0.8, 0.9]), np.ones(5, bool), 3)
+    assert found == pytest.approx(np.sqrt((2 * 0.85**2 + 2 * 0.15**2) / 5))
     confidence, correct = np.array([0.1, 0.2, 0.7, 0.8, 0.9]), np.array([0, 1, 1, 1, 0], bool)
     first = (0.5 - 0.15) ** 2 - 0.25 / 1
     second = (2 / 3 - 0.8) ** 2 - (2 / 9) / 2
@@ -138,3 +140,10 @@ def test_smooth_ece_equals_its_kernels_width():
     found = smooth_ece(confidence, correct)
     assert smooth_ece_at(confidence, correct, found) == pytest.approx(found, abs=2e-3)
     assert found == pytest.approx(0.2, abs=0.05)
+
+
+def test_smooth_ece_of_gaps_that_cancel_when_smoothed_lies_where_width_and_error_meet():
+    confidence, correct = np.repeat([0.35, 0.65], 50), np.repeat([True, False], 50)
+    found = smooth_ece(confidence, correct)
+    assert smooth_ece_at(confidence, correct, 1.0) < 0.01 < 0.1 < found < 0.65
+    assert smooth_ece_at(confidence, correct, found) == pytest.approx(found, abs=3e-3)

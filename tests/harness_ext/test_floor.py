@@ -44,3 +44,10 @@ def test_floor_does_not_change_between_calls_and_falls_with_more_questions():
     assert ece_floor(probs) == ece_floor(probs)
     assert ece_floor(probs).mean < 0.6 * ece_floor(probs[:500]).mean
     assert ece_floor(probs).mean < conf_ece(probs, np.zeros(2000, dtype=int))
+
+
+def test_defaults_are_conf_ece_with_ten_bins_and_two_hundred_draws_of_seed_zero():
+    probs = np.random.default_rng(1).dirichlet(np.ones(3), 50)
+    found = ece_floor(probs)
+    assert found == ece_floor(probs, "conf_ece", 10, 200, 0)
+    assert found != ece_floor(probs, seed=1)

@@ -20,6 +20,7 @@ import importlib.machinery
 import itertools
 import json
 import os
+import resource
 import signal
 import sys
 import tempfile
@@ -33,6 +34,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 JSON = ROOT / "tests/benchmarks/results/mutants.json"
+#: A fault may ask for an array without end.
+MEMORY = 8 * 2**30
 #: The tests of each file, the quickest first.
 TESTS = {
     "harness_ext/binning.py": ["harness_ext/test_binning.py"],
@@ -155,6 +158,7 @@ def outcome(file: str, tree: ast.AST, limit: int, preload: Path | None = None) -
     if child:
         return os.waitpid(child, 0)[1] == 0
     signal.alarm(limit)
+    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
     nothing = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nothing, 1)
     os.dup2(nothing, 2)
@@ -180,7 +184,15 @@ def run_tests(file: str, tree: ast.AST) -> int:
     hypothesis.settings.load_profile("mutants")
     tests = [str(ROOT / "tests" / each) for each in TESTS[file] if (ROOT / "tests" / each).exists()]
     with tempfile.TemporaryDirectory() as folder:
-        options = ["-x", "-q", "--tb=no", "-pno:cacheprovider", f"--basetemp={folder}/tests", f"--rootdir={ROOT}"]
+        options = [
+            "-x",
+            "-q",
+            "--tb=no",
+            "-pno:cacheprovider",
+            "--timeout=0",
+            f"--basetemp={folder}/tests",
+            f"--rootdir={ROOT}",
+        ]
         return int(pytest.main([*options, *tests]))
 
 
@@ -206,7 +218,7 @@ def measure(file: str, known: list[str] | None) -> dict[str, Any]:
             del sys.modules[name]
     begin = time.monotonic()
     outcome(file, whole, 600)
-    limit = int(3 * (time.monotonic() - begin)) + 20
+    limit = int(3 * (time.monotonic() - begin)) + 10
     survivors, count = [], 0
     for what, tree in mutants(source):
         count += 1

@@ -45,6 +45,12 @@ def test_unseen_variance_by_hand():
     assert unseen_variance(one, np.array([1 - 3.6])) == pytest.approx(4 * (share * (1 - share) - 0.1875))
 
 
+def test_one_row_alone_has_unseen_variance_too():
+    one = BinGaps(np.zeros((1, 1), int), np.zeros((1, 1)), np.ones(1), np.array([1]), np.array([1]))
+    share = (1 + 6 * 0.9 + 1) / 9
+    assert unseen_variance(one, np.array([0.1])) == pytest.approx(share * (1 - share))
+
+
 def test_standardizing_keeps_the_cells_that_vary_and_weigh():
     covariance = np.array([[4.0, 1.0, 0.0, 0.0], [1.0, 1.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 9.0]])
     cells = standardize(np.array([6.0, -3.0, 5.0, 1.0]), covariance, np.array([0.5, -0.25, 1.0, 0.0]), 50_000, 1)

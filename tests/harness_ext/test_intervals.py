@@ -278,3 +278,20 @@ def test_wilson_by_hand_and_at_the_ends():
     assert wilson(7, 10) == pytest.approx((0.39678, 0.89221), abs=1e-5)
     assert wilson(0, 5)[0] == 0.0
     assert wilson(5, 5)[1] == 1.0
+
+
+def test_two_questions_already_say_something():
+    gaps = confidence_gaps(np.array([[0.99, 0.01], [0.98, 0.02]]), np.array([0, 0]))
+    found = ece_interval(gaps)
+    assert 0 == found.low < found.estimate == pytest.approx(0.015)
+    assert found.high < 0.9
+    low, high = ece_difference_interval(gaps, gaps)[1:]
+    assert -1 < low <= 0 <= high < 1
+
+
+def test_twenty_right_answers_of_two_models_do_not_prove_the_difference_of_their_eces():
+    gold = np.zeros(20, int)
+    sure, unsure = (confidence_gaps(np.tile([p, 1 - p], (20, 1)), gold) for p in (0.9, 0.6))
+    found = ece_difference_interval(sure, unsure)
+    assert found.estimate == pytest.approx(0.3)
+    assert found.low < 0.25

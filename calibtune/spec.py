@@ -45,7 +45,7 @@ class QuestionSpec:
     tasks: tuple[str, ...] = ()
     #: Folder of further task YAMLs.
     include_path: str | None = None
-    #: A file or data set of one's own; see :func:`calibtune.data.rows.read_rows`.
+    #: A file or data set of one's own; see :func:`calibtune.data.rows.read_questions`.
     data: str | None = None
     #: Its columns, as :func:`calibtune.data.rows.parse_columns` reads them.
     columns: str = ""

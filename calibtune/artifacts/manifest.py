@@ -302,7 +302,7 @@ def base_model(model: str | None, artifact: Artifact | None) -> str:
     if not model and Path(artifact.model).is_absolute() and not Path(artifact.model).is_dir():
         raise UserError(
             f"{artifact.folder} was fitted on {artifact.model}, which is not here; give its place with --model BASE "
-            f"--artifact {artifact.folder}"
+            f"--artifact {shlex.quote(str(artifact.folder))}"
         )
     # Other programs name a base as it was called where they ran.
     if (

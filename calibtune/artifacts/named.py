@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from pathlib import Path
 
 from calibtune.artifacts.manifest import ADAPTER, read_artifact
@@ -51,9 +52,10 @@ def _check_base(folder: Path, model: str | None) -> None:
     if not artifact.foreign:
         return
     if artifact.model and adapter_folder(artifact.model, artifact.revision):
+        below, above = shlex.quote(artifact.model), shlex.quote(str(folder))
         raise UserError(
             f"{folder} is an adapter on {artifact.model}, which is an adapter itself; merge that one first: python -m "
-            f"calibtune merge --artifact {artifact.model} --output MERGED, then give --model MERGED --artifact {folder}"
+            f"calibtune merge --artifact {below} --output MERGED, then give --model MERGED --artifact {above}"
         )
     if not is_first_process():
         return

@@ -10,7 +10,7 @@ step that is done, and a cut-off fit goes on from its checkpoint.
 Tables: 2, methods in and out of domain; 3, win rates; 4, lambda; 5, 14 bins. Table 3 always has UltraFeedback;
 AlpacaEval where --judge and --instructions are given; Arena-Hard where --bench is, a checkout of arena-hard-auto whose
 judgments may be recorded. --config paper is to the letter: 3,000 questions, none held out, batch 2, 5 epochs, NF4,
-E-step on training rows; its text's learning rate is lost, so 5e-5 where --learning-rate gives no other.
+E-step on training rows. Its learning rate is missing in our copy of the paper: 5e-5 unless --learning-rate is given.
 """
 
 from __future__ import annotations
@@ -26,9 +26,6 @@ from calibtune.errors import UserError, WorkFailed
 
 if TYPE_CHECKING:
     from calibtune.reproduce.plan import Options, Step
-
-#: Said after Ctrl-C.
-GO_ON = "the same command goes on where it stopped"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,18 +46,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(int(number) for number in text.split(","))
+    try:
+        return tuple(int(number) for number in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of whole numbers; give some such as 0,1,2") from None
+
+
+def go_on(args: argparse.Namespace) -> str:
+    """Return what is said after Ctrl-C."""
+    return "the same command goes on where it stopped"
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the plan, or run what is left of it and write the tables."""
-    from calibtune.reproduce.plan import check_plan, plan
+    from calibtune.reproduce.plan import plan
 
     options = _options(args)
     steps = plan(options)
     if args.dry_run:
         _print_estimates(steps, options)
         return 0
+    from calibtune.locks import held
+
+    with held(options.output):
+        _run_all(steps, options)
+    return 0
+
+
+def _run_all(steps: list[Step], options: Options) -> None:
+    from calibtune.reproduce.plan import check_plan
+    from calibtune.reproduce.tables import write_tables
+
     check_plan(steps, options.output)
     for number, step in enumerate(steps, 1):
         place = f"[{number}/{len(steps)}]"
@@ -69,11 +85,8 @@ def run(args: argparse.Namespace) -> int:
             continue
         print(f"{place} $ {step}", flush=True)
         _run(step)
-    from calibtune.reproduce.tables import write_tables
-
     page, *others = write_tables(options)
     print(f"the tables, beside the paper's: {page} ({', '.join(file.name for file in others)} beside it)")
-    return 0
 
 
 def _options(args: argparse.Namespace) -> Options:

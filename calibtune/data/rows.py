@@ -14,7 +14,7 @@ from typing import Any
 import datasets
 from pydantic_core import from_json
 
-from calibtune.errors import UserError
+from calibtune.errors import UserError, reason
 from calibtune.reading import opened, parse_json, read_lines
 from harness_ext.documents import document, mirror_cache
 from harness_ext.prompts import LETTERS
@@ -164,12 +164,12 @@ def answer_index(answer: Any, choices: Any, labels: Collection[str]) -> int | No
     found |= {i for i, label in enumerate(named) if label == text}
     if not found:
         found = {i for i, label in enumerate(named) if label.lower() == text.lower()}
-    if not found and text.isdecimal() and int(text) < len(choices):
+    if not found and text in map(str, range(len(choices))):
         found = {int(text)}
     return found.pop() if len(found) == 1 else None
 
 
-def read_rows(data: str, columns: str = "", skip_bad_rows: bool = False) -> datasets.DatasetDict:
+def read_questions(data: str, columns: str = "", skip_bad_rows: bool = False) -> datasets.DatasetDict:
     """Read all questions of a file or data set.
 
     Args:
@@ -268,17 +268,14 @@ def _csv(path: Path) -> Iterator[tuple[str, dict[str, Any] | UserError]]:
 def _parquet(path: Path) -> Iterator[tuple[str, dict[str, Any] | UserError]]:
     import pyarrow.parquet
 
-    with opened(path, CURE):
-        pass  # refuses what is no file
-    try:
-        rows = pyarrow.parquet.ParquetFile(path)
-    except pyarrow.ArrowException as error:
-        raise UserError(f"--data {path} is not Parquet ({error}); save it again") from None
-    number = 0
-    for batch in rows.iter_batches():
-        for row in batch.to_pylist():
-            number += 1
-            yield f"row {number}", row
+    with opened(path, CURE) as file:
+        try:
+            batches = pyarrow.parquet.ParquetFile(file).iter_batches()
+            rows = (row for batch in batches for row in batch.to_pylist())
+            for number, row in enumerate(rows, start=1):
+                yield f"row {number}", row
+        except (pyarrow.ArrowException, OSError) as error:
+            raise UserError(f"--data {path} is not whole Parquet ({reason(error)}); save it again") from None
 
 
 def _dataset(data: str) -> Iterator[tuple[str, dict[str, Any] | UserError, str | None]]:
@@ -287,9 +284,8 @@ def _dataset(data: str) -> Iterator[tuple[str, dict[str, Any] | UserError, str |
     try:
         loaded = datasets.load_dataset(name, config or None, **({"cache_dir": cache} if cache else {}))
     except Exception as error:  # whatever a data set's files make the library raise
-        reason = " ".join(str(error).split())
         raise UserError(
-            f"--data {data} is no file and cannot be loaded as a data set ({type(error).__name__}: {reason:.300}); "
+            f"--data {data} is no file and cannot be loaded as a data set ({type(error).__name__}: {reason(error)}); "
             "give a JSONL, CSV or Parquet file, or ID:CONFIG"
         ) from None
     alone = len(loaded) == 1

@@ -22,8 +22,8 @@ QUESTION, COLUMNS = ("question", "question_stem"), ("opa", "opb", "opc", "opd")
 REDRAWN = (world.in_domain, world.out_domain)
 #: A field of so many letters that the prompt shows is a passage, without which the question is another.
 PASSAGE = 40
-#: Questions whose shingles have this share in common are near copies. Of mc_calib_indomain's 2,000 test questions 9 are
-#: this near to one of the 3,000 training questions; five are rewordings, four ask the same of another text or country.
+#: Questions whose shingles have this share in common are near copies. Of mc_calib_indomain's 2,000 test questions 11
+#: are this near to one of the 3,000 training questions.
 NEAR = 0.6
 
 

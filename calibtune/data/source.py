@@ -7,7 +7,7 @@ from typing import Any
 import datasets
 
 from calibtune.data.letter_tasks import as_letters
-from calibtune.data.rows import read_rows
+from calibtune.data.rows import read_questions
 from calibtune.data.tasks import Index, load_tasks, task_manager
 from calibtune.errors import UserError
 from calibtune.spec import QuestionSpec, data_name
@@ -23,6 +23,8 @@ def load_questions(spec: QuestionSpec) -> tuple[Index, list[Any]]:
     Raises:
         UserError: A task is unknown or cannot be loaded, or the data have bad rows.
     """
+    if len(set(spec.names)) < len(spec.names):
+        raise UserError(f"{spec.names[-1]} is named twice; rename the file of --data, or name each task once")
     index = task_manager(spec.tasks, spec.include_path)
     if spec.data:
         index.add(data_task(spec.data, spec.columns, spec.skip_bad_rows))
@@ -37,9 +39,9 @@ def data_task(data: str, columns: str = "", skip_bad_rows: bool = False) -> Lett
     """Make a letter task from a file or data set of one's own.
 
     Raises:
-        UserError: See :func:`calibtune.data.rows.read_rows`.
+        UserError: See :func:`calibtune.data.rows.read_questions`.
     """
-    rows = read_rows(data, columns, skip_bad_rows)
+    rows = read_questions(data, columns, skip_bad_rows)
     if not {"validation", "test"} & rows.keys():
         raise UserError(f"--data {data} has no question to evaluate; give some rows the split test")
 

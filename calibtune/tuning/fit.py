@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import shlex
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -128,7 +129,7 @@ def _on_base(recipe: Recipe) -> Recipe:
         if folder := adapter_folder(recipe.model, recipe.revision):
             raise UserError(
                 f"--model {recipe.model} is an adapter; train on the model that it makes: python -m calibtune merge "
-                f"--artifact {folder} --output MERGED, then fit with --model MERGED"
+                f"--artifact {shlex.quote(str(folder))} --output MERGED, then fit with --model MERGED"
             )
         return recipe
     below = Path(recipe.artifact) if recipe.artifact else None

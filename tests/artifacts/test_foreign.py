@@ -150,10 +150,11 @@ def test_an_adapter_of_another_kind_is_one_sentence(adapter, tmp_path, capsys, c
 
 
 def test_an_adapter_on_an_adapter_names_the_merge(adapter, tmp_path, capsys):
+    first = shutil.copytree(adapter, tmp_path / "first; touch x")
     second = shutil.copytree(adapter, tmp_path / "second")
-    changed(second, base_model_name_or_path=str(adapter))
+    changed(second, base_model_name_or_path=str(first))
     assert run("eval", "--model", second, *TASK, "--output", tmp_path / "out") == 2
-    assert f"merge that one first: python -m calibtune merge --artifact {adapter}" in capsys.readouterr().err
+    assert f"merge that one first: python -m calibtune merge --artifact '{first}' --output" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("layers", [1, 3])

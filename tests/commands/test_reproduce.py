@@ -33,12 +33,26 @@ def test_dry_run_prints_each_command_with_hours_and_memory_and_runs_none(command
         (("--tables", "1"), "--tables 1 is none of 2, 3, 4, 5"),
         (("--seeds=-1",), "--seeds -1 is below 0"),
         (("--learning-rate", "0"), "--learning-rate 0.0 is no rate"),
+        (("--tables", "two"), "'two' is no list of whole numbers"),
         (("--judge", "gpt-4"), "--judge and --instructions"),
     ],
 )
 def test_misuse_is_refused_before_anything_runs(command, capsys, words, told):
-    assert command(*words) == 2
+    try:
+        code = command(*words)
+    except SystemExit as end:  # as argparse ends
+        code = end.code
+    assert code == 2
     assert told in capsys.readouterr().err
+
+
+def test_an_interrupted_run_says_how_it_goes_on(command, monkeypatch, capsys):
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("calibtune.commands.reproduce._run", interrupted)
+    assert command("--tables", "2") == 130
+    assert capsys.readouterr().err.endswith("calibtune: interrupted; the same command goes on where it stopped\n")
 
 
 @pytest.mark.slow

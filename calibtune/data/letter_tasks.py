@@ -24,9 +24,15 @@ SUFFIX = "_scaled"
 AS_LETTERS = "_letters"
 #: Where a task's documents come from.
 DATA = (
-    "custom_dataset", "dataset_path", "dataset_name", "dataset_kwargs", "training_split", "validation_split",
-    "test_split", "metadata",
-)  # fmt: skip
+    "custom_dataset",
+    "dataset_path",
+    "dataset_name",
+    "dataset_kwargs",
+    "training_split",
+    "validation_split",
+    "test_split",
+    "metadata",
+)
 #: What makes our metrics of a task's letters.
 SCORING = ("class", "process_results", "metric_list", "filter_list")
 #: Questions of a task that are looked at.

@@ -115,8 +115,9 @@ def check_yaml(name: str, folder: str | None) -> None:
         try:
             load_yaml(path, resolve_func=False)
         except FileNotFoundError as error:
-            ours = installed_folder() / Path(str(error.filename)).name
-            cure = f"write include: {ours}" if ours.is_file() else "name a file by its path from this one"
+            letters = Path(str(error.filename)).name == "_letters"
+            ours = "write `class: !function harness_ext.task.LetterTask` in place of the include"
+            cure = ours if letters else "name a file by its path from this one"
             raise UserError(f"{path} includes {error.filename}, which does not exist; {cure}") from error
         except Exception as error:  # YAML's constructors raise whatever comes
             raise UserError(f"{path} cannot be read ({type(error).__name__}: {reason(error)}); mend it") from error

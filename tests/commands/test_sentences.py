@@ -102,15 +102,15 @@ def evaluation(model, output, *more, tasks="mc_calib_arc"):
     return main([*base, "--output", str(output), *map(str, more)])
 
 
-def test_an_include_that_is_not_there_is_named_with_one_that_works(model, tmp_path, capsys):
+def test_an_include_that_is_not_there_is_named_with_a_line_that_works(model, tmp_path, capsys):
     (tmp_path / "tasks").mkdir()
     yaml = tmp_path / "tasks" / "own.yaml"
     yaml.write_text("include: _letters\n" + OWN)
     more = ("--include-path", tmp_path / "tasks")
     assert evaluation(model, tmp_path / "out", *more, tasks="own") == 2
     said = capsys.readouterr().err
-    assert f"{yaml} includes {tmp_path / 'tasks' / '_letters'}, which does not exist; write include: " in said
-    yaml.write_text(f"include: {said.rpartition('include: ')[2].strip()}\n{OWN}")
+    assert f"{yaml} includes {tmp_path / 'tasks' / '_letters'}, which does not exist; write `" in said
+    yaml.write_text(f"{said.split('`')[1]}\n{OWN}")
     assert evaluation(model, tmp_path / "out", *more, tasks="own") == 0
 
 

@@ -289,13 +289,11 @@ def read_template(path: str) -> str:
 
 
 def check_spec(spec: ModelSpec) -> None:
-    """Check that the device and the template's file exist, and that bitsandbytes is installed for 4 bits.
+    """Check that the device exists, and that bitsandbytes is installed for 4 bits.
 
     Raises:
-        UserError: The device or the template cannot be used, or bitsandbytes is missing.
+        UserError: The device cannot be used, or bitsandbytes is missing.
     """
-    if spec.chat_template is not None:
-        read_template(spec.chat_template)  # before the hub is asked for the model
     if spec.device is not None:
         try:
             torch.empty(0, device=spec.device)

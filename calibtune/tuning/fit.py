@@ -34,7 +34,7 @@ from calibtune.errors import UserError, WorkFailed, is_out_of_memory
 from calibtune.files import keep_inputs, refuse_existing, write_json, write_text
 from calibtune.models.adapters import load_adapter
 from calibtune.models.fingerprint import fingerprint
-from calibtune.models.loading import check_spec, load_base, load_config, resolved_precision
+from calibtune.models.loading import check_spec, load_base, load_config, read_template, resolved_precision
 from calibtune.models.quantized import held_as
 from calibtune.models.scores import score
 from calibtune.processes import is_first_process
@@ -75,7 +75,10 @@ def fit(recipe: Recipe, output: Path, resume: bool = False, overwrite: bool = Fa
         WorkFailed: Out of memory, a loss that is not finite, a full disk.
     """
     if recipe.samples is None:
-        check_spec(recipe.spec)  # before the hub is asked
+        # Before the hub is asked for the model.
+        check_spec(recipe.spec)
+        if recipe.chat_template is not None:
+            read_template(recipe.chat_template)
         recipe = _on_base(recipe)
         # An evaluation on another machine takes the precision of the fit, not its own.
         recipe = dataclasses.replace(recipe, precision=resolved_precision(recipe.spec))

@@ -60,6 +60,7 @@ def test_it_is_evaluated_with_its_own_tokenizer_as_peft_runs_it(base, tmp_path, 
     assert arguments["trust_remote_code"] is False
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("given", ["--artifact", "--model"])
 def test_a_temperature_on_it_is_fitted_evaluated_and_reported(base, adapter, tmp_path, capsys, given):
     chat = "--apply-chat-template"

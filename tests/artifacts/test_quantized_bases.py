@@ -102,16 +102,6 @@ def test_base_of_which_no_plain_weights_can_be_made_is_neither_merged_nor_baked(
         assert "holds its weights in int8, and transformers makes no plain weights" in refused(*command)
 
 
-@pytest.mark.parametrize("name", ["GPT-2", "Mamba", "Falcon-H1", "Llama4"])
-def test_architecture_is_fitted_in_4_bits_and_merged(tmp_path, name):
-    base = save_architecture(name, tmp_path / "base")
-    assert main(words(base, tmp_path / "adapter", quantization="nf4")) == 0
-    merge = ["merge", "--artifact", tmp_path / "adapter", "--dequantized", "--output", tmp_path / "merged"]
-    assert main([str(word) for word in merge]) == 0
-    apart = metrics(small_evaluation(tmp_path / "apart", artifact=tmp_path / "adapter"))
-    assert same_numbers(metrics(small_evaluation(tmp_path / "out", model=str(tmp_path / "merged"))), apart)
-
-
 def test_4_bits_are_refused_where_bitsandbytes_knows_no_layer(tmp_path, refused):
     base = save_architecture("Falcon", tmp_path / "base")
     fit = words(base, tmp_path, quantization="nf4")

@@ -145,6 +145,7 @@ def test_with_json_only_json_goes_to_stdout(command, capsys, monkeypatch):
     assert "a line of ours" in captured.err
 
 
+@pytest.mark.slow
 def test_eval_and_a_temperature_load_neither_peft_nor_bitsandbytes_and_say_a_line_first(model, mirror):
     common = ["--model", str(model), "--tasks", "mc_calib_arc", "--device", "cpu", "--precision", "fp32"]
     for words in (["eval", "--limit", "4"], ["fit", "--method", "temperature"]):

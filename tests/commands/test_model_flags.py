@@ -46,6 +46,7 @@ def save_with_bos(folder):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("save", "flags", "about"),
     [

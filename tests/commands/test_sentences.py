@@ -212,6 +212,7 @@ def test_a_device_that_is_none_is_one_sentence_where_no_precision_is_given(model
     assert "--device foo cannot be used here" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_template_with_the_date_is_the_cause_of_other_prompts_in_a_report(tmp_path, capsys):
     # A day that lasts a microsecond.
     folder = save_tiny(tmp_path / "model", chat_template="{{ strftime_now('%f') }}" + CHAT_TEMPLATE)

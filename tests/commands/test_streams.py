@@ -34,7 +34,9 @@ def test_rescore_ends_in_silence_where_its_reader_has_enough(runs):
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
-@pytest.mark.parametrize("words", ["rescore out", "rescore out --json", "report out --output r"])
+@pytest.mark.parametrize(
+    "words", ["rescore out", "rescore out --json", pytest.param("report out --output r", marks=pytest.mark.slow)]
+)
 def test_full_disk_under_stdout_is_one_sentence(runs, words):
     found = shell(f"$python -m calibtune {words} > /dev/full")
     assert found.returncode == 1

@@ -151,7 +151,7 @@ def test_a_loss_that_is_not_finite_names_the_questions_of_all_parts(model, tmp_p
     assert f"the loss is nan and the gradient norm nan, on training questions {rows} (" in str(failed.value)
 
 
-@pytest.mark.parametrize("e_step", ["epoch", "running"])
+@pytest.mark.parametrize("e_step", [pytest.param("epoch", marks=pytest.mark.slow), "running"])
 def test_a_fit_in_parts_resumes_in_mid_epoch_bit_for_bit(model, tmp_path, mirror, monkeypatch, e_step):
     options = {"epochs": 2, "save_every": 1, "lora_dropout": 0.05, "e_step": e_step}
     monkeypatch.setattr(trainer, "most_tokens", lambda rows, batch_size: 60)

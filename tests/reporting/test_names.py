@@ -69,6 +69,7 @@ def test_control_characters_of_paths_are_printed_escaped(tmp_path, capsys, comma
     assert len(captured.err.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_markup_in_names_is_text_in_the_tables(tmp_path):
     names = ["[link](http://a.b)", "![image](http://a.b/c.png)", "# heading", "<h1>html</h1>", "www.a.b http://a.b `c`"]
     for number in range(len(names)):
@@ -88,6 +89,7 @@ def test_markup_in_names_is_text_in_the_tables(tmp_path):
     assert not re.search(r"http://|www\.", text)
 
 
+@pytest.mark.slow
 def test_tasks_whose_names_differ_in_one_sign_have_figures_of_their_own(tmp_path):
     names = ("a b", "a_b", "a:b")
     for number, name in enumerate(names):

@@ -64,6 +64,7 @@ def test_each_number_lies_in_its_interval():
     assert all(numbers[f"{name}_low"] <= numbers[name] <= numbers[f"{name}_high"] for name in ends)
 
 
+@pytest.mark.slow
 def test_intervals_of_means_cover_about_nineteen_times_in_twenty():
     rng = np.random.default_rng(0)
     inside = {"nll": 0, "acc": 0}

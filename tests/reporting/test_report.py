@@ -151,6 +151,7 @@ def test_report_loads_neither_torch_nor_lm_eval(tmp_path):
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
+@pytest.mark.slow
 def test_report_is_reproducible(tmp_path):
     folders = two_runs(tmp_path)
     for name in ("one", "two"):

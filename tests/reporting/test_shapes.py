@@ -35,6 +35,7 @@ def test_ten_options_give_ten_classwise_panels(tmp_path):
     assert entry["options"]["entropy_most"] == pytest.approx(np.log2(10))
 
 
+@pytest.mark.slow
 def test_mmlu_subjects_are_pooled_in_figures_and_listed_in_the_table(tmp_path):
     subjects = [f"mmlu_{number:02}" for number in range(57)]
     tasks = {name: answers(12, seed=seed) for seed, name in enumerate(subjects)}

@@ -58,7 +58,8 @@ class JudgeServer:
         self.url = f"http://127.0.0.1:{self.http.server_port}/v1"
 
     def __enter__(self):
-        threading.Thread(target=self.http.serve_forever, daemon=True).start()
+        # It looks as often whether it is to stop.
+        threading.Thread(target=self.http.serve_forever, args=(0.01,), daemon=True).start()
         return self
 
     def __exit__(self, *error):

@@ -88,20 +88,6 @@ def test_model_with_unsupported_cache_is_scored_and_trained(tmp_path):
     assert tuned.before["nll"] == pytest.approx(scaled.before["nll"], abs=1e-6)
 
 
-@pytest.mark.parametrize("name", ["Qwen2", "Mistral", "Gemma2", "OLMo2", "GPT-2"])
-def test_architecture_can_be_fitted_merged_and_baked(tmp_path, name):
-    from calibtune.artifacts.bake import bake
-    from calibtune.artifacts.merge import merge
-
-    base = save_architecture(name, tmp_path / "base")
-    artifact = small_fit(base, tmp_path / "adapter", "rcft", epochs=2)
-    assert abs(artifact.after["nll"] - artifact.before["nll"]) > 1e-3
-    small_fit(base, tmp_path / "t", "temperature", artifact=str(tmp_path / "adapter"))
-    merge(tmp_path / "adapter", tmp_path / "merged", dequantized=False, overwrite=False)
-    bake(tmp_path / "t", tmp_path / "baked", overwrite=False)
-    assert (tmp_path / "baked" / "model.safetensors").is_file()
-
-
 def test_target_modules_that_cannot_take_an_adapter_are_refused(tmp_path):
     base = save_architecture("Mamba", tmp_path / "base")
     with pytest.raises(UserError, match=r"no adapter can be added to out_proj of .* or --tuning full"):

@@ -33,8 +33,10 @@ def stop_after(monkeypatch, steps):
     [
         ("cft", {}),
         ("rcft", {}),
-        ("rcft", {"e_step": "epoch"}),
-        ("rcft", {"e_step_rows": "train", "gradient_accumulation": 2, "batch_size": 2}),
+        pytest.param("rcft", {"e_step": "epoch"}, marks=pytest.mark.slow),
+        pytest.param(
+            "rcft", {"e_step_rows": "train", "gradient_accumulation": 2, "batch_size": 2}, marks=pytest.mark.slow
+        ),
     ],
 )
 def test_stopped_fit_resumes_to_the_identical_adapter(model, tmp_path, method, changes, monkeypatch):
@@ -50,6 +52,7 @@ def test_stopped_fit_resumes_to_the_identical_adapter(model, tmp_path, method, c
     assert not (tmp_path / "cut" / CHECKPOINTS).exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["adapter_model.safetensors", "optimizer.pt", "trainer_state.json", "estep.npz"])
 def test_resume_skips_a_damaged_checkpoint(model, tmp_path, monkeypatch, caplog, name):
     caplog.set_level("INFO", logger="calibtune")

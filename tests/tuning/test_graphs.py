@@ -167,6 +167,7 @@ def test_cuda_graph_training_equals_plain_training(model, tmp_path, mirror, monk
     assert found.after == pytest.approx(plain.after, rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "e_step"), [*((m, None) for m in METHODS), ("rcft", "epoch")])
 def test_unrecorded_graph_step_equals_the_plain_step(model, tmp_path, mirror, method, e_step, monkeypatch):
     class Unrecorded(StepGraphs):

@@ -180,6 +180,7 @@ def test_the_ece_objective_beats_its_grid_with_ten_bins_and_seed_zero_by_default
     assert fitted.interval[0] < fitted.value < fitted.interval[1]
 
 
+@pytest.mark.slow
 def test_the_ece_objectives_interval_narrows_with_the_questions():
     def width(rows):
         low, high = np.log(fit_temperature(*simulated(rows, 1.7, seed=5), "ece").interval)

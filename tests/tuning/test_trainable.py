@@ -145,6 +145,7 @@ ADAPTED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ADAPTED)
 def test_adapter_leaves_out_layers_that_it_cannot_be_on_and_is_merged(tmp_path, mirror, caplog, name):
     base, (there, missing) = save_architecture(name, tmp_path / "base"), ADAPTED[name]

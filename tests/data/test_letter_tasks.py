@@ -70,6 +70,8 @@ def test_a_temperature_applies_to_own_and_stock_tasks_and_their_groups(model, ta
     t = small_fit(model, tmp_path / "t", "temperature").temperature["temperature"]
     found = small_evaluation(tmp_path / "out", ("both",), artifact=tmp_path / "t", include_path=str(tasks))
     assert found.questions.keys() == {"own_scaled", "stock_scaled"}
+    (results,) = found.folder.glob("results_*.json")
+    assert json.loads(results.read_text("utf-8"))["group_subtasks"]["both"] == ["own_scaled", "stock_scaled"]
     for file in find_samples(tmp_path / "out"):
         rows = read_samples(file)
         for pipeline, temperature in (("none", 1.0), ("scaled", t)):

@@ -5,9 +5,10 @@
 
 A page holds `<!-- table: name -->` and `<!-- end -->`; what lies between them is replaced by the table of that name.
 
-`docs/data/results.json`, `speed.json` and `models.json` hold groups of measured rows. `about` says on what, when, and
-with which command they were measured. A number is a mean, a list of two is a mean and a standard deviation. To add a
-measurement, add rows there. `docs/data/tables.json` says how a group is shown:
+`docs/data/results.json`, `reproduce.json`, `speed.json` and `models.json` hold groups of measured rows. `about` says on
+what, when, and with which command they were measured. A number is a mean, a list of two is a mean and a standard
+deviation; rows that have a `seed` are put together into such. To add a measurement, add rows there.
+`docs/data/tables.json` says how a group is shown:
 
 - `from`: the file and the group, `results/qwen-0.5b`.
 - `columns`: the title and the cell of each column, as a format string over a row's fields. A cell is empty where
@@ -23,6 +24,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import statistics
 import string
 import sys
 from collections.abc import Mapping, Sequence
@@ -78,6 +80,25 @@ def pivot(rows: Sequence[Mapping[str, Any]], by: str, key: str) -> list[dict[str
     return list(lines.values())
 
 
+def over_seeds(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Put rows that differ only in `seed` and in numbers into one, with means and standard deviations."""
+    groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(tuple((k, v) for k, v in row.items() if not _is_number(v)), []).append(row)
+    return [
+        {**dict(key), **{name: _spread([row[name] for row in group]) for name in group[0] if name not in dict(key)}}
+        for key, group in groups.items()
+    ]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _spread(values: Sequence[float]) -> Any:
+    return values[0] if len(values) == 1 else [statistics.fmean(values), statistics.stdev(values)]
+
+
 def cell(template: str, row: Mapping[str, Any]) -> str:
     """Fill a column's format string from a row; what belongs together is not broken over lines."""
     try:
@@ -115,6 +136,8 @@ def render(spec: Mapping[str, Any]) -> str:
     source = read(file)[group]
     allowed = {name: values if isinstance(values, list) else [values] for name, values in spec.get("where", {}).items()}
     rows = [row for row in source["rows"] if all(row.get(name) in values for name, values in allowed.items())]
+    if rows and "seed" in rows[0]:
+        rows = over_seeds(rows)
     # In the order asked for, where one is: `where` lists it.
     for name, values in allowed.items():
         rows.sort(key=lambda row: values.index(row.get(name)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -24,41 +25,70 @@ class Cells(NamedTuple):
 
     #: Shape (C,), the cells that vary.
     x: FloatArray
-    #: Shape (C,): weight times standard error; the ECE is ``scale @ abs(x)``.
+    #: Shape (C,): weight times standard error; the ECE is ``scale @ abs(x)``. Or (C, P), for P sums of the same cells.
     scale: FloatArray
     #: Shape (draws, C): normal noise with the cells' correlation.
     noise: FloatArray
 
 
-def standardize(sums: FloatArray, covariance: FloatArray, weight: FloatArray, draws: int, seed: int) -> Cells:
+class Debiased(NamedTuple):
+    """Hold debiased sums, the bias that may be left in each, and draws of their noise.
+
+    One sum has numbers, P sums have arrays of shape (P,).
+    """
+
+    value: FloatArray
+    #: Least and largest bias that may be left.
+    least: FloatArray
+    most: FloatArray
+    #: Shape (draws,) or (draws, P).
+    noise: FloatArray
+
+    def ends(self, level: float) -> tuple[FloatArray, FloatArray]:
+        """Compute both ends of each sum's interval."""
+        half = np.quantile(np.abs(self.noise), level, axis=0)
+        return self.value - self.most - half, self.value - self.least + half
+
+
+def side_by_side(models: Sequence[BinGaps]) -> BinGaps:
+    """Return the cells of several models on the same questions as those of one."""
+    starts = np.cumsum([0, *(len(model.weight) for model in models[:-1])])
+    return BinGaps(
+        np.hstack([model.cell + start for model, start in zip(models, starts, strict=True)]),
+        np.hstack([model.gap for model in models]),
+        *(np.concatenate([getattr(model, name) for model in models]) for name in ("weight", "rows", "right")),
+    )
+
+
+def standardize(
+    sums: FloatArray, covariance: FloatArray, weight: FloatArray, draws: int, seed: int | Sequence[int]
+) -> Cells:
     """Put gap sums in units of their standard errors and draw their noise.
 
     The noise is correlated, since bins, letters and models share questions.
     """
-    used = np.flatnonzero((np.diag(covariance) > 0) & (weight != 0))
+    weighs = weight.reshape(len(weight), -1).any(axis=1)
+    used = np.flatnonzero((np.diag(covariance) > 0) & weighs)
     error = np.sqrt(np.diag(covariance)[used])
     noise = draw_noise(covariance[np.ix_(used, used)] / np.outer(error, error), draws, seed)
-    return Cells(sums[used] / error, weight[used] * error, noise)
+    return Cells(sums[used] / error, (weight[used].T * error).T, noise)
 
 
-def debiased_ends(cells: Cells, level: float) -> tuple[float, float]:
-    """Compute both ends of an interval of ``scale @ abs(m)``; scales may be negative.
+def debias(cells: Cells) -> Debiased:
+    """Debias ``scale @ abs(m)``; scales may be negative.
 
     A gap sum is x = m + noise. ``abs(x)`` estimates ``abs(m)`` with a bias of up to .8, at m = 0.
     :func:`debiased` keeps the bias within .27 of zero at little more variance. Its bias and its
-    noise are known functions of m. So each end is moved by the largest bias, and the noise is taken
-    as large as it is, anywhere within ``WINDOW`` standard errors of x. That is a bias-aware
-    interval (Armstrong & Kolesar 2018; Ignatiadis & Wager 2022). Far from zero it is the usual
-    normal one.
+    noise are known functions of m. So each end of an interval is moved by the largest bias, and the
+    noise is taken as large as it is, anywhere within ``WINDOW`` standard errors of x. That is a
+    bias-aware interval (Armstrong & Kolesar 2018; Ignatiadis & Wager 2022). Far from zero it is the
+    usual normal one.
     """
     x, scale, noise = cells
     least, most, mean, inflation = (np.interp(np.abs(x), MEANS, column) for column in TABLE)
     drawn = debiased(x + noise) - np.abs(x) - mean
-    half = float(np.quantile(np.abs(drawn @ (scale * inflation)), level))
-    middle = float(debiased(x) @ scale)
-    above = float(np.where(scale > 0, most, least) @ scale)
-    below = float(np.where(scale > 0, least, most) @ scale)
-    return middle - above - half, middle - below + half
+    up, down = np.maximum(scale, 0), np.minimum(scale, 0)
+    return Debiased(debiased(x) @ scale, least @ up + most @ down, most @ up + least @ down, drawn * inflation @ scale)
 
 
 def debiased(x: FloatArray) -> FloatArray:
@@ -118,16 +148,20 @@ def resampling_covariance(gaps: BinGaps, sums: NDArray[np.float64]) -> NDArray[n
     """Covariance of the cells' gap sums when the questions are drawn again with replacement; shape (C, C)."""
     cells = len(gaps.weight)
     products = np.zeros((cells, cells))
-    width = gaps.cell.shape[1]
-    for i in range(width):
-        for j in range(i, width):
-            pair = gaps.cell[:, i] * cells + gaps.cell[:, j]
-            block = np.bincount(pair, gaps.gap[:, i] * gaps.gap[:, j], cells * cells).reshape(cells, cells)
-            products += block if i == j else block + block.T
+    # A column has few of all cells: those of a letter or a model.
+    first, size = gaps.cell.min(axis=0), np.ptp(gaps.cell, axis=0) + 1
+    spans = [slice(start, start + count) for start, count in zip(first, size, strict=True)]
+    for i, rows in enumerate(spans):
+        for j, columns in enumerate(spans[i:], start=i):
+            pair = (gaps.cell[:, i] - first[i]) * size[j] + gaps.cell[:, j] - first[j]
+            found = np.bincount(pair, gaps.gap[:, i] * gaps.gap[:, j], size[i] * size[j]).reshape(size[i], size[j])
+            products[rows, columns] += found
+            if i != j:
+                products[columns, rows] += found.T
     return products - np.outer(sums, sums) / len(gaps.cell)
 
 
-def draw_noise(covariance: FloatArray, draws: int, seed: int) -> FloatArray:
+def draw_noise(covariance: FloatArray, draws: int, seed: int | Sequence[int]) -> FloatArray:
     """Draw normal noise with this covariance, shape (draws, C)."""
     # Bins that always move together make the matrix singular, which Cholesky refuses.
     values, vectors = np.linalg.eigh(covariance)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 
 from harness_ext.calibration import BinGaps
 from harness_ext.debiasing import (
-    debiased_ends,
+    debias,
     largest_difference,
     resampling_covariance,
+    side_by_side,
     standardize,
     unseen_variance,
 )
@@ -22,6 +23,8 @@ from harness_ext.errors import UserError
 Z = 1.959963984540054
 DRAWS = 2000
 SEED = 0
+#: Number of resamples per matrix product; with more, 100,000 questions would not fit in the cache.
+BATCH = 16
 #: Part of ``1 - level`` by which noise alone may lift the lower end of an ECE above its truth; the rest is left for the
 #: debiased lower end.
 NOISE_SHARE = 0.9
@@ -39,7 +42,7 @@ def ece_interval(gaps: BinGaps, level: float = 0.95, draws: int = DRAWS, seed: i
     """Compute a bias-aware interval of an ECE.
 
     An ECE is a sum of absolute bin gaps, so noise only adds to it. The interval is of a debiased
-    sum instead (see :func:`harness_ext.debiasing.debiased_ends`), widened by the bias that may be left. The estimate is
+    sum instead (see :func:`harness_ext.debiasing.debias`), widened by the bias that may be left. The estimate is
     the plain ECE. It may lie above the debiased interval, which is then extended to hold it.
 
     Noise cannot raise the ECE by more than the noise's own sum of absolute values. That is a second
@@ -60,7 +63,7 @@ def ece_interval(gaps: BinGaps, level: float = 0.95, draws: int = DRAWS, seed: i
         return Interval(estimate, 0.0, 1.0)
     covariance = resampling_covariance(gaps, sums) + np.diag(unseen_variance(gaps, sums))
     cells = standardize(sums, covariance, gaps.weight, draws, seed)
-    low, high = debiased_ends(cells, level)
+    low, high = map(float, debias(cells).ends(level))
     raised = float(np.quantile(np.abs(cells.noise) @ cells.scale, 1 - NOISE_SHARE * (1 - level)))
     return Interval(estimate, min(estimate, max(0.0, low, estimate - raised)), max(estimate, min(1.0, high)))
 
@@ -71,7 +74,7 @@ def ece_difference_interval(
     """Compute a bias-aware interval of the ECE of ``b`` minus that of ``a``, on the same questions.
 
     The basic bootstrap fails here: the upward biases of two ECEs cancel only where both models are
-    equally miscalibrated. This interval debiases both (see :func:`harness_ext.debiasing.debiased_ends`), with the
+    equally miscalibrated. This interval debiases both (see :func:`harness_ext.debiasing.debias`), with the
     covariance of all their gap sums. It is conservative for cw-ECE, whose many cells each add
     bias that may be left.
 
@@ -96,25 +99,20 @@ def ece_difference_interval(
             f"a paired difference needs the same questions and bins on both sides, got {len(a.cell)} and {len(b.cell)} "
             f"rows, {len(a.weight)} and {len(b.weight)} cells"
         )
-    estimate, cells = b.ece() - a.ece(), len(a.weight)
+    estimate = b.ece() - a.ece()
     if len(a.cell) < 2:
         return Interval(estimate, -1.0, 1.0)
     if estimate < 0:
         # Both orders of the two models then see the same draws.
         _, low, high = ece_difference_interval(b, a, level, draws, seed)
         return Interval(estimate, -high, -low)
-    both = BinGaps(
-        np.hstack([a.cell, b.cell + cells]),
-        np.hstack([a.gap, b.gap]),
-        np.concatenate([-a.weight, b.weight]),
-        np.concatenate([a.rows, b.rows]),
-        np.concatenate([a.right, b.right]),
-    )
+    both = side_by_side([a, b])
     sums = both.sums()
     covariance = resampling_covariance(both, sums)
     bound = largest_difference(sums, covariance, b.weight, level, draws, seed)
     covariance += np.diag(unseen_variance(both, sums))
-    low, high = debiased_ends(standardize(sums, covariance, both.weight, draws, seed), level)
+    weight = np.concatenate([-a.weight, b.weight])
+    low, high = map(float, debias(standardize(sums, covariance, weight, draws, seed)).ends(level))
     return Interval(estimate, min(estimate, max(low, -bound)), max(estimate, min(high, bound)))
 
 
@@ -159,6 +157,28 @@ def paired_difference(
         pick = rng.integers(rows, size=rows)
         resampled[draw] = statistic(*(x[pick] for x in b)) - statistic(*(x[pick] for x in a))
     return basic_interval(difference, resampled)
+
+
+def resampled_means(values: NDArray[np.float64], draws: int, seed: int | Sequence[int] = SEED) -> NDArray[np.float64]:
+    """Return the means of the columns when the same questions are drawn again for all of them.
+
+    Args:
+        values: Shape (N, C), one row a question.
+        draws: Number of resamples.
+        seed: Seed of the resampling; the resamples are those of :func:`paired_difference`.
+
+    Returns:
+        Shape (draws, C).
+    """
+    rows, columns = len(values), values.T
+    rng = np.random.default_rng(seed)
+    found = []
+    for start in range(0, draws, BATCH):
+        count = np.empty((rows, min(BATCH, draws - start)))
+        for column in range(count.shape[1]):
+            count[:, column] = np.bincount(rng.integers(rows, size=rows), minlength=rows)
+        found.append(columns @ count / rows)
+    return np.hstack(found).T
 
 
 def basic_interval(estimate: float, resampled: NDArray[np.float64]) -> Interval:

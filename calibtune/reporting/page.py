@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import jinja2
 from markupsafe import Markup
 
 from calibtune.reporting import figures, tables
+from calibtune.reporting.html import rendered
 from calibtune.reporting.numbers import drawn
-from calibtune.reporting.style import COLORS, SHADE_TEXTS, inline_svg, styled
+from calibtune.reporting.style import SHADE_TEXTS, inline_svg, styled
 
 #: Number of class-wise panels in a row on the page; two are legible on a phone.
 CLASSES_ACROSS = 2
@@ -26,12 +26,6 @@ def render(results: Mapping[str, Any], step: Callable[[str], None] = lambda _: N
     Returns:
         An HTML document without external references.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("calibtune.reporting", package_path=""),
-        autoescape=True,
-        trim_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
     tasks = []
     for number, (name, task) in enumerate(results["tasks"].items()):
         tasks.append(
@@ -40,12 +34,12 @@ def render(results: Mapping[str, Any], step: Callable[[str], None] = lambda _: N
         step(f"drawn {name}")
     shown = [task["name"] for task in tasks if task["figures"]]
     many = len(shown) < len(tasks)
-    return environment.get_template("page.html").render(
+    return rendered(
+        "page.html",
+        _title(results),
         results=results,
-        title=_title(results),
         summary=_summary(results),
         tasks=tasks,
-        colors=COLORS,
         shade_texts=SHADE_TEXTS,
         many=tables.all_tasks(results["tasks"]) if many else None,
         hidden=many,

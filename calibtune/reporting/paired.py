@@ -14,12 +14,10 @@ from harness_ext.calibration import (
     letter_log_softmax,
     top,
 )
-from harness_ext.intervals import SEED, Interval, basic_interval, ece_difference_interval
+from harness_ext.intervals import SEED, Interval, basic_interval, ece_difference_interval, resampled_means
 from harness_ext.registry import BINS, ECES, MEANS
 
 DRAWS = 1000
-#: Number of resamples per matrix product; with more, 100,000 questions would not fit in the cache.
-BATCH = 16
 
 
 @dataclass(frozen=True)
@@ -66,15 +64,6 @@ def paired_differences(a: Scored, b: Scored, draws: int = DRAWS, seed: int = SEE
     Returns:
         Difference and interval of each of ``MEANS`` and each ECE.
     """
-    rows = len(a.means)
-    difference = (b.means - a.means).T
-    rng = np.random.default_rng(seed)
-    resampled = []
-    for start in range(0, draws, BATCH):
-        count = np.empty((rows, min(BATCH, draws - start)))
-        for column in range(count.shape[1]):
-            count[:, column] = np.bincount(rng.integers(rows, size=rows), minlength=rows)
-        resampled.append(difference @ count / rows)
-    point, values = b.means.mean(axis=0) - a.means.mean(axis=0), np.hstack(resampled)
+    point, values = b.means.mean(axis=0) - a.means.mean(axis=0), resampled_means(b.means - a.means, draws, seed).T
     found = {name: basic_interval(float(point[i]), values[i]) for i, name in enumerate(MEANS)}
     return found | {name: ece_difference_interval(a.gaps[name], b.gaps[name]) for name in a.gaps}

@@ -7,8 +7,8 @@ from harness_ext.calibration import BinGaps, classwise_gaps, confidence_gaps
 from harness_ext.debiasing import (
     MEANS,
     TABLE,
+    debias,
     debiased,
-    debiased_ends,
     draw_noise,
     largest_difference,
     resampling_covariance,
@@ -94,10 +94,10 @@ def test_the_ends_of_one_cell_by_their_definition(x):
     half = np.quantile(np.abs(debiased(x + noise) - x - mean), 0.9) * inflation * 3
     middle = float(debiased(np.array(x))) * 3
     for sign in (1, -1):
-        ends = debiased_ends(standardize(np.array([sign * x]), np.eye(1), np.array([3.0]), 4000, 0), 0.9)
+        ends = debias(standardize(np.array([sign * x]), np.eye(1), np.array([3.0]), 4000, 0)).ends(0.9)
         assert ends == pytest.approx((middle - 3 * most - half, middle - 3 * least + half), rel=0.02)
     # A negative weight turns the interval around.
-    ends = debiased_ends(standardize(np.array([x]), np.eye(1), np.array([-3.0]), 4000, 0), 0.9)
+    ends = debias(standardize(np.array([x]), np.eye(1), np.array([-3.0]), 4000, 0)).ends(0.9)
     assert ends == pytest.approx((-middle + 3 * least - half, -middle + 3 * most + half), rel=0.02)
 
 

@@ -7,8 +7,8 @@ from harness_ext.calibration import classwise_gaps, conf_ece, confidence_gaps, t
 from harness_ext.debiasing import (
     MEANS,
     TABLE,
+    debias,
     debiased,
-    debiased_ends,
     resampling_covariance,
     standardize,
     unseen_variance,
@@ -89,7 +89,7 @@ def test_the_lower_end_is_what_noise_alone_does_not_reach(sharpen):
     sums = gaps.sums()
     covariance = resampling_covariance(gaps, sums) + np.diag(unseen_variance(gaps, sums))
     cells = standardize(sums, covariance, gaps.weight, 2000, 0)
-    low, high = debiased_ends(cells, 0.95)
+    low, high = debias(cells).ends(0.95)
     raised = np.quantile(np.abs(cells.noise) @ cells.scale, 0.955)
     found = ece_interval(gaps)
     assert found == (gaps.ece(), pytest.approx(max(0, low, gaps.ece() - raised)), pytest.approx(high))
@@ -157,7 +157,7 @@ def test_the_table_of_the_debiased_absolute_value_is_that_of_normal_noise():
 def test_debiased_ends_cover_a_sum_of_absolute_means_wherever_they_lie(cells, mean):
     rng = np.random.default_rng(cells)
     ends = [
-        debiased_ends(standardize(mean + rng.standard_normal(cells), np.eye(cells), np.ones(cells), 200, 0), 0.95)
+        debias(standardize(mean + rng.standard_normal(cells), np.eye(cells), np.ones(cells), 200, 0)).ends(0.95)
         for _ in range(400)
     ]
     assert np.mean([low <= cells * mean <= high for low, high in ends]) >= 0.93

@@ -1,0 +1,27 @@
+"""Render the pages, each a single HTML file without external files."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jinja2
+
+from calibtune import __version__
+from calibtune.reporting.style import COLORS
+
+
+def rendered(template: str, title: str, **values: Any) -> str:
+    """Render a template that extends ``base.html``; texts are escaped.
+
+    Args:
+        template: Its path in this package.
+        title: Title of the page.
+        values: What the template shows.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("calibtune.reporting", package_path=""),
+        autoescape=True,
+        trim_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    return environment.get_template(template).render(title=title, version=__version__, colors=COLORS, **values)

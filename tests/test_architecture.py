@@ -114,7 +114,7 @@ LAYERS = (
     {"artifacts", "results"},
     {"models"},
     {"data"},
-    {"locks", "recipe"},
+    {"endpoints", "locks", "recipe"},
     {"bar", "files", "processes", "reading", "spec", "text"},
     {"errors"},
 )

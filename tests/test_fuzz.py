@@ -197,7 +197,7 @@ class Readers:
         write_answers(bench, "m", ["a"] * len(bench.questions))
 
     def journal(self, folder, rng):
-        from calibtune.winrate.journal import Journal
+        from calibtune.endpoints.journal import Journal
         from calibtune.winrate.judge import Reply
 
         entries = [{"key": f"k{i}", "value": {"text": "m", "total_tokens": 1}} for i in range(4)]

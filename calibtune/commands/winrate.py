@@ -115,15 +115,16 @@ def _alpaca_eval(args: argparse.Namespace) -> Result:
     lacking = [f"--{name}" for name in JUDGED if not getattr(args, name)]
     if lacking:
         raise UserError(f"winrate alpaca-eval needs {', '.join(lacking)} too; give them, or only --annotations FILE")
-    from calibtune.winrate.judge import Endpoint
+    from calibtune.endpoints.endpoint import Endpoint
 
     _refuse_below(args, 1, "judge_workers", "limit")
     _refuse_below(args, 0, "judge_retries")
     if not args.judge_timeout > 0:
         raise UserError(f"--judge-timeout {args.judge_timeout:g} is not above 0; give a number of seconds")
     patience = {"timeout": args.judge_timeout, "retries": args.judge_retries, "workers": args.judge_workers}
+    called = {"name": "judge", "flag": "--judge-base-url"}
     # Fail before hours of generation if the key or an input file is missing.
-    endpoint = Endpoint.from_environment(args.judge_base_url, args.judge_key_env, **patience)
+    endpoint = Endpoint.from_environment(args.judge_base_url, args.judge_key_env, **patience, **called)
     instructions = runs.read_instructions(args.instructions, args.limit)
     model, settings = _model(args), _settings(args)
     theirs, their_answers = runs.reference_outputs(args.reference, instructions, args.output, settings, model.extra)

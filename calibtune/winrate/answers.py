@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from calibtune.artifacts.manifest import read_artifact, tokenizer_folder
+from calibtune.endpoints.journal import Journal, key_of
 from calibtune.errors import UserError, WorkFailed, is_out_of_memory
 from calibtune.files import write_json
 from calibtune.reading import MOST_LISTED, check_folder, read_json
-from calibtune.winrate.journal import Journal, key_of
 
 TASK = "calibtune_answers"
 

@@ -17,10 +17,10 @@ from typing import Annotated, Any
 from pydantic import Field
 from typing_extensions import NotRequired, TypedDict
 
+from calibtune.endpoints.journal import key_of
 from calibtune.errors import UserError
 from calibtune.files import write_text
 from calibtune.reading import read_rows
-from calibtune.winrate.journal import key_of
 
 #: Score of the answer shown first (A) and weight of each verdict; a clear verdict counts three
 #: times, as in the tool's ``show_result.py``.

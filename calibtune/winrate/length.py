@@ -6,8 +6,8 @@ import contextlib
 import io
 import warnings
 
+from calibtune.endpoints.journal import key_of
 from calibtune.winrate.alpaca import Judged, package
-from calibtune.winrate.journal import key_of
 from calibtune.winrate.results import LengthControlled
 
 #: Data of the regression: answers of manipulated length, and the instructions' difficulties.

@@ -7,13 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from calibtune.endpoints.endpoint import Endpoint
+from calibtune.endpoints.journal import Journal
 from calibtune.errors import UserError
 from calibtune.files import write_json
 from calibtune.reading import read_rows
 from calibtune.winrate import alpaca, arena, pairs
 from calibtune.winrate.answers import Answers, Model, Settings, generate
-from calibtune.winrate.journal import Journal
-from calibtune.winrate.judge import Endpoint, Judge, Reply
+from calibtune.winrate.judge import Judge, Reply
 from calibtune.winrate.length import length_controlled
 from calibtune.winrate.rates import compare, rate
 from calibtune.winrate.results import Result

@@ -4,11 +4,12 @@ import time
 import pytest
 from judge_server import JudgeServer, completion, cut, first_is_longer, prefers, send
 
+from calibtune.endpoints.endpoint import Endpoint
+from calibtune.endpoints.journal import Journal, key_of
 from calibtune.errors import UserError, WorkFailed
 from calibtune.winrate import pairs
 from calibtune.winrate.alpaca import package
-from calibtune.winrate.journal import Journal, key_of
-from calibtune.winrate.judge import Endpoint, Judge
+from calibtune.winrate.judge import Judge
 
 SECRET = "sk-test-0123456789abcdef"
 

@@ -1,7 +1,7 @@
 import pytest
 
+from calibtune.endpoints.journal import Journal
 from calibtune.errors import UserError
-from calibtune.winrate.journal import Journal
 
 
 def test_journal_drops_an_incomplete_last_line(tmp_path):

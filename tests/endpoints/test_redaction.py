@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from calibtune.winrate.redaction import Redaction
+from calibtune.endpoints.redaction import Redaction
 
 #: With all that JSON, URLs and HTML escape.
 KEY = 'sk-"a\\b/c&d<e> f+g=0123456789'

@@ -1,0 +1,1 @@
+"""Ask OpenAI-compatible servers, paying for each reply once."""

@@ -138,7 +138,7 @@ def unseen_variance(gaps: BinGaps, sums: FloatArray) -> FloatArray:
     """
     rows = np.maximum(gaps.rows, 1)
     share = gaps.right / rows
-    said = np.clip((gaps.right - sums) / rows, 0, 1)
+    said = (gaps.right - sums) / rows
     drawn = (gaps.right + PRIOR * said + 1) / (gaps.rows + PRIOR + 2)
     added = gaps.rows * np.maximum(0.0, drawn * (1 - drawn) - share * (1 - share))
     return added.astype(np.float64)

@@ -49,12 +49,11 @@ def ece_floor(
     # What a perfectly calibrated model is right about in each cell: the sum of its probabilities.
     expected = gaps.right - gaps.sums()
     cumulative = np.cumsum(np.nan_to_num(probs), axis=1)
-    last = (~np.isnan(probs)).sum(axis=1) - 1
+    cumulative /= cumulative[:, -1:]
     rng, questions = np.random.default_rng(seed), np.arange(len(probs))
     found = np.empty(draws)
     for draw in range(draws):
-        chance = rng.random(len(probs)) * cumulative[:, -1]
-        answer = np.minimum((chance[:, None] >= cumulative).sum(axis=1), last)
+        answer = (rng.random((len(probs), 1)) >= cumulative).sum(axis=1)
         # conf-ECE has one cell a question, which counts if the prediction is right; cw-ECE one a letter.
         one = gaps.cell.shape[1] == 1
         right = gaps.cell[answer == predicted, 0] if one else gaps.cell[questions, answer]

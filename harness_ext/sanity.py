@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 
 import numpy as np
@@ -86,11 +85,12 @@ def check_told_apart(loglikelihoods: FloatArray) -> None:
             f"the backend gave all letters of each of the {len(loglikelihoods)} questions the same log-likelihood "
             f"(question 0: {loglikelihoods[0, 0].item()!r}); it does not score them"
         )
-    for first, second in itertools.combinations(range(loglikelihoods.shape[1]), 2):
+    for second in range(1, loglikelihoods.shape[1]):
         both = loglikelihoods[~np.isnan(loglikelihoods[:, second])]
-        if len(both) >= TIES and np.array_equal(both[:, first], both[:, second]):
+        alike = np.flatnonzero((both[:, :second] == both[:, [second]]).all(axis=0))
+        if len(both) >= TIES and len(alike):
             raise UserError(
-                f"letters {chr(65 + first)} and {chr(65 + second)} have the same log-likelihood in all {len(both)} "
+                f"letters {chr(65 + alike[0])} and {chr(65 + second)} have the same log-likelihood in all {len(both)} "
                 "questions, so they share a token; run `python -m calibtune doctor --model M --tasks T`"
             )
     mass = np.nansum(np.exp(loglikelihoods), axis=1)

@@ -37,7 +37,7 @@ CURE = "give a samples file of a multiple-choice task that lm_eval wrote whole w
 
 def _or_text(schema: Any, complaint: str) -> Any:
     """Return the schema of a number that JSON holds as such, or as text."""
-    text = core_schema.chain_schema([core_schema.str_schema(strict=True, max_length=100), {**schema, "strict": False}])
+    text = core_schema.chain_schema([core_schema.str_schema(), {**schema, "strict": False}])
     return core_schema.union_schema(
         [{**schema, "strict": True}, text],
         mode="left_to_right",

@@ -176,8 +176,9 @@ def _minimal_ece(log_probs: FloatArray, labels: IntArray, bins: int) -> float:
         return [conf_ece(np.exp(letter_log_softmax(log_probs, t)), labels, bins) for t in np.exp(grid)]
 
     grid = np.linspace(LOW, HIGH, GRID)
-    best = int(np.argmin(eces(grid)))
-    fine = np.linspace(grid[max(best - 1, 0)], grid[min(best + 1, GRID - 1)], GRID)
+    best = grid[np.argmin(eces(grid))]
+    step = grid[1] - grid[0]
+    fine = np.linspace(max(best - step, LOW), min(best + step, HIGH), GRID)
     return float(fine[np.argmin(eces(fine))])
 
 

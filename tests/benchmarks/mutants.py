@@ -103,9 +103,10 @@ def changed(node: ast.AST, **fields: Any) -> ast.AST:
 class Fault(ast.NodeTransformer):
     """Put one fault into a tree: the one before which ``left`` others are found."""
 
-    def __init__(self, left: int) -> None:
+    def __init__(self, tree: ast.AST, left: int) -> None:
         self.left = left
         self.what = ""
+        self.parents = {child: node for node in ast.walk(tree) for child in ast.iter_child_nodes(node)}
 
     def visit(self, node: ast.AST) -> Any:
         """Replace the node, or look below it."""
@@ -113,12 +114,22 @@ class Fault(ast.NodeTransformer):
             return node
         for new in faults(node):
             if not self.left:
-                self.what = f"line {node.lineno}: {first_line(node)} -> {first_line(new)}"
+                self.what = self.describe(node, new)
                 return new
             self.left -= 1
         if isinstance(node, ast.AnnAssign):
             return changed(node, value=node.value and self.visit(node.value))
         return self.generic_visit(node)
+
+    def describe(self, node: ast.AST, new: ast.AST) -> str:
+        """Name a fault by its function and the code around it, since line numbers change with every edit."""
+        whole = self.parents[node] if isinstance(node, ast.Constant | ast.Name | ast.Attribute) else node
+        scopes, outer = [], node
+        while outer := self.parents.get(outer):  # type: ignore[assignment]
+            if isinstance(outer, ast.FunctionDef | ast.ClassDef):
+                scopes.insert(0, outer.name)
+        name = ".".join(scopes)
+        return f"{name}{': ' * bool(name)}{first_line(whole)} -> {first_line(copy.deepcopy(whole, {id(node): new}))}"
 
 
 def first_line(node: ast.AST) -> str:
@@ -145,7 +156,7 @@ def mutants(source: str) -> Iterator[tuple[str, ast.AST]]:
                 node.returns = None
             elif isinstance(node, ast.arg):
                 node.annotation = None
-        fault = Fault(left)
+        fault = Fault(tree, left)
         tree = fault.visit(tree)
         if not fault.what:
             return

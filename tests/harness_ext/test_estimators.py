@@ -1,5 +1,7 @@
 import numpy as np
 import pytest
+from scipy.integrate import trapezoid
+from scipy.stats import norm
 
 from harness_ext.errors import UserError
 from harness_ext.estimators import (
@@ -59,7 +61,18 @@ def test_smooth_ece_of_positive_gaps_is_their_mean_at_any_width():
     # The reflected kernel loses no mass: with all gaps positive the integral is their mean at any width.
     confidence = np.array([0.0, 0.2, 0.7, 0.99])
     for sigma in (0.02, 0.3, 2.0):
-        assert smooth_ece_at(confidence, np.ones(4, bool), sigma) == pytest.approx(np.mean(1 - confidence), abs=1e-3)
+        for gaps in (1 - confidence, confidence):
+            found = smooth_ece_at(confidence, gaps == 1 - confidence, sigma)
+            assert found == pytest.approx(gaps.mean(), abs=1e-12)
+
+
+def test_a_wrong_certain_answer_is_smoothed_by_a_gaussian_and_its_reflection():
+    # Half of the gap of -1 at 1.0 is reflected; a gap of +1 at 0.5 takes away what meets it.
+    confidence, correct, sigma = np.array([1.0, 0.5]), np.array([False, True]), 0.2
+    points = np.linspace(0, 1, 2001)
+    density = 0.5 * norm.pdf(points, [[0.5], [-0.5], [1.5]], sigma).sum(axis=0) - 2 * norm.pdf(points, 1, sigma)
+    expected = trapezoid(np.abs(density), points) / 2
+    assert smooth_ece_at(confidence, correct, sigma) == pytest.approx(expected, abs=1e-5)
 
 
 def test_smooth_ece_of_a_certain_model_is_one_if_wrong_and_zero_if_right():
@@ -85,6 +98,10 @@ def test_brier_parts_sum_to_the_score():
 def test_auroc_by_hand_with_a_tie():
     # Pairs right over wrong: .9 > .5, .9 > .6, .6 > .5, and .6 = .6 half.
     assert auroc(np.array([0.9, 0.6, 0.6, 0.5]), np.array([1, 1, 0, 0], bool)) == pytest.approx(3.5 / 4)
+
+
+@pytest.mark.filterwarnings("error")
+def test_auroc_of_answers_that_are_all_right_or_all_wrong_is_nan_without_a_warning():
     assert np.isnan(auroc(CONFIDENCE, np.ones(4, bool)))
     assert np.isnan(auroc(CONFIDENCE, np.zeros(4, bool)))
 
@@ -98,7 +115,8 @@ def test_accuracy_at_coverage_by_hand():
 def test_accuracy_at_coverage_averages_ties_at_the_threshold():
     confidence, correct = np.array([0.9, 0.5, 0.5, 0.5]), np.array([True, True, False, False])
     for order in ([0, 1, 2, 3], [3, 2, 1, 0], [1, 3, 0, 2]):
-        assert accuracy_at_coverage(confidence[order], correct[order], 0.5) == pytest.approx((1 + 1 / 3) / 2)
+        found = [accuracy_at_coverage(confidence[order], correct[order], share) for share in (0.5, 0.75)]
+        assert found == pytest.approx([(1 + 1 / 3) / 2, (1 + 2 / 3) / 3])
 
 
 @pytest.mark.parametrize("coverage", [0, -0.1, 1.1, float("nan")])

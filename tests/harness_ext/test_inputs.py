@@ -22,7 +22,7 @@ def test_one_wrong_row_among_right_ones_is_named(row, message):
 
 
 def test_rounded_and_single_precision_probabilities_are_taken_and_end_at_one():
-    found = checked_probs([[0.3333, 0.3333, 0.3333], [1 + 9e-7, 0.0, np.nan]], [0, 1])[0]
+    found = checked_probs([[0.3333, 0.3333, 0.3333], [1 + 1e-6, 0.0, np.nan]], [0, 1])[0]
     assert found[:, 0].tolist() == [0.3333, 1.0]
 
 

@@ -278,6 +278,7 @@ def test_wilson_by_hand_and_at_the_ends():
     assert wilson(7, 10) == pytest.approx((0.39678, 0.89221), abs=1e-5)
     assert wilson(0, 5)[0] == 0.0
     assert wilson(5, 5)[1] == 1.0
+    assert wilson(11, 11)[1] == 1.0  # without its bound it is rounded to the next number above
 
 
 def test_two_questions_already_say_something():

@@ -70,6 +70,11 @@ def test_one_tie_less_is_no_shared_token():
     assert len(apply(rows)) == 63
 
 
+def test_a_value_that_stands_for_an_unscored_letter_is_refused():
+    with pytest.raises(UserError, match=r"letter B of question 1 the log-likelihood -9999\.0"):
+        apply([[-1.0, -2.0], [-1.0, -9999.0]])
+
+
 def test_letters_that_sum_to_more_than_one_are_warned_of(caplog):
     apply([[-3.0, -2.0], [-0.1, -0.2]])
     assert "question 1: its letters' probabilities sum to 1.724" in caplog.text

@@ -45,12 +45,14 @@ def test_rescore_and_report_warn_of_ties_for_first_place(tmp_path, capsys, comma
     assert said.count("2 of 20 questions have letters tied for first place") == 1
 
 
-def test_the_filter_warns_of_ties_once_for_raw_and_scaled(caplog):
+@pytest.mark.parametrize(("temperature", "warnings"), [(1.0, 1), (2.0, 0)])
+def test_the_filter_warns_of_ties_where_it_is_raw_and_leaves_it_to_that_one_where_it_is_scaled(
+    caplog, temperature, warnings
+):
     first, second = {"question": "first"}, {"question": "second"}
     docs = [first, first, second, second]
-    for temperature in (1.0, 2.0):
-        LetterSoftmax(temperature).apply([[(v, False)] for v in (-1.0, -1.0, -1.0, -2.0)], docs)
-    assert caplog.text.count("1 of 2 questions have letters tied for first place") == 1
+    LetterSoftmax(temperature).apply([[(v, False)] for v in (-1.0, -1.0, -1.0, -2.0)], docs)
+    assert caplog.text.count("1 of 2 questions have letters tied for first place") == warnings
 
 
 def test_ties_behind_the_first_place_are_not_counted():
@@ -84,6 +86,8 @@ def test_two_letters_alike_in_ten_questions_are_refused_and_in_nine_they_are_not
     check_told_apart(rows[:9])
     with pytest.raises(UserError, match="letters B and C have the same log-likelihood in all 10 questions"):
         check_told_apart(rows)
+    with pytest.raises(UserError, match="letters A and B have the same log-likelihood in all 10 questions"):
+        check_told_apart(rows[:, [1, 2, 0]])
     # Questions without the second letter do not count.
     with pytest.raises(UserError, match="letters B and C have the same log-likelihood in all 10 questions"):
         check_told_apart(np.vstack([rows, [[-1.0, -2.0, np.nan]]]))

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import math
 
@@ -11,26 +12,6 @@ from calibtune.results.samples import find_samples, read_prompts, read_samples
 from harness_ext.errors import UserError
 
 
-@pytest.mark.parametrize(("name", "temperature"), [("raw", 1.0), ("scaled", 2.5)])
-def test_samples_file_reproduces_the_harness_metrics(tiny_run, name, temperature):
-    table, folder = tiny_run
-    (path,) = find_samples(folder)
-    rows = read_samples(path)
-    numbers = harness_measures(rows.log_probs, rows.labels, rows.temperatures[name])
-    assert len(numbers) == 16
-    assert rows.temperatures[name] == temperature
-    assert {key: table[f"{key},{name}"] for key in numbers} == pytest.approx(numbers, abs=1e-12)
-
-
-def test_harness_file_has_ordered_questions_with_ragged_letters(tiny_run):
-    (path,) = find_samples(tiny_run[1])
-    rows = read_samples(path)
-    assert (rows.task, rows.filter, rows.path) == ("both", "raw", path)
-    assert np.isfinite(rows.log_probs).sum(axis=1).tolist() == [4, 4, 3, 5] * 6
-    assert [doc["gold"] for doc in rows.documents] == rows.labels.tolist()
-    assert len(set(rows.doc_hashes)) == 24
-
-
 def test_rows_are_sorted_by_document(tmp_path):
     rows = read_samples(write(tmp_path, [sample(1, target="1"), sample(0, (-3.0, -1.0))]))
     assert rows.labels.tolist() == [0, 1]
@@ -42,6 +23,26 @@ def test_rows_are_sorted_by_document(tmp_path):
 def test_log_likelihoods_may_be_numbers_or_strings(tmp_path):
     rows = read_samples(write(tmp_path, [sample(0, resps=[[[-1.5, False]], [["-2.5e-3", "True"]]])]))
     assert rows.log_probs.tolist() == [[-1.5, -0.0025]]
+
+
+@pytest.mark.parametrize("bad", [True, "nan", "-inf", "-Infinity", "", "one"])
+def test_a_log_likelihood_that_is_no_finite_number_is_refused(tmp_path, bad):
+    with pytest.raises(UserError, match=r"resps.1.0.0 is .*, which is not a finite log-likelihood"):
+        read_samples(write(tmp_path, [sample(0, resps=[[[-1.5, False]], [[bad, False]]])]))
+
+
+@pytest.mark.parametrize("bad", [True, 1.0, "1.5", "-1", "B"])
+def test_a_right_answer_that_is_no_index_is_refused(tmp_path, bad):
+    with pytest.raises(UserError, match=r"target is .*, which is not the index of an option"):
+        read_samples(write(tmp_path, [sample(0, target=bad)]))
+
+
+def test_samples_do_not_change_and_show_no_hash_of_each_question(tmp_path):
+    found = read_samples(write(tmp_path, [sample(i, (-1.0 - i, -2.0), prompt_hash=f"prompt{i}") for i in range(3)]))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        found.labels = found.labels + 1
+    assert "mc_calib_arc" in repr(found)
+    assert not {*found.doc_hashes, *found.prompt_hashes} & set(repr(found).replace("'", " ").split())
 
 
 def test_missing_questions_are_refused_unless_results_count_them(tmp_path):
@@ -76,18 +77,6 @@ def test_find_samples_accepts_a_file(tmp_path):
     path.write_text(json.dumps(sample(0)))
     assert find_samples(path) == [path]
     assert read_samples(path).task == "mine"
-
-
-def test_samples_changed_since_the_run_are_refused(tiny_run, tmp_path):
-    (path,) = find_samples(tiny_run[1])
-    (results,) = tiny_run[1].glob("results_*.json")
-    lines = path.read_text().splitlines()
-    row = json.loads(lines[0])
-    lines[0] = json.dumps({**row, "target": "2", "target_hash": "0"})
-    (tmp_path / path.name).write_text("\n".join(lines) + "\n")
-    (tmp_path / results.name).write_text(results.read_text())
-    with pytest.raises(UserError, match="its questions are not those of the run's results file"):
-        read_samples(tmp_path / path.name)
 
 
 def test_constant_log_likelihoods_are_refused(tmp_path):
@@ -267,3 +256,35 @@ def test_ties_of_letters_are_warned_of_and_those_of_whole_responses_are_not(tmp_
     responses = [[["-7.0", "False"]], [["-7.0", "False", "8"]]]
     read_samples(write(tmp_path, [sample(0, resps=responses), sample(1, (-1.0, -2.0))]))
     assert caplog.text == ""
+
+
+@pytest.mark.parametrize(("name", "temperature"), [("raw", 1.0), ("scaled", 2.5)])
+def test_samples_file_reproduces_the_harness_metrics(tiny_run, name, temperature):
+    table, folder = tiny_run
+    (path,) = find_samples(folder)
+    rows = read_samples(path)
+    numbers = harness_measures(rows.log_probs, rows.labels, rows.temperatures[name])
+    assert len(numbers) == 16
+    assert rows.temperatures[name] == temperature
+    assert {key: table[f"{key},{name}"] for key in numbers} == pytest.approx(numbers, abs=1e-12)
+
+
+def test_harness_file_has_ordered_questions_with_ragged_letters(tiny_run):
+    (path,) = find_samples(tiny_run[1])
+    rows = read_samples(path)
+    assert (rows.task, rows.filter, rows.path) == ("both", "raw", path)
+    assert np.isfinite(rows.log_probs).sum(axis=1).tolist() == [4, 4, 3, 5] * 6
+    assert [doc["gold"] for doc in rows.documents] == rows.labels.tolist()
+    assert len(set(rows.doc_hashes)) == 24
+
+
+def test_samples_changed_since_the_run_are_refused(tiny_run, tmp_path):
+    (path,) = find_samples(tiny_run[1])
+    (results,) = tiny_run[1].glob("results_*.json")
+    lines = path.read_text().splitlines()
+    row = json.loads(lines[0])
+    lines[0] = json.dumps({**row, "target": "2", "target_hash": "0"})
+    (tmp_path / path.name).write_text("\n".join(lines) + "\n")
+    (tmp_path / results.name).write_text(results.read_text())
+    with pytest.raises(UserError, match="its questions are not those of the run's results file"):
+        read_samples(tmp_path / path.name)

@@ -6,9 +6,16 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.frozen import FrozenEstimator
 
+from calibtune.tuning import temperature
 from calibtune.tuning.temperature import Temperature, cross_fitted, fit_temperature
 from harness_ext.calibration import accuracy, conf_ece, letter_log_softmax, nll
 from harness_ext.errors import UserError
+
+
+@pytest.fixture
+def few_resamples(monkeypatch):
+    """Let the ECE objective's interval, which takes most of its time, rest on few resamples."""
+    monkeypatch.setattr(temperature, "RESAMPLES", 10)
 
 
 def simulated(rows, temperature, seed=0, letters=4):
@@ -75,7 +82,7 @@ def test_the_intervals_cover():
     assert sum(covered) >= 180
 
 
-def test_the_ece_objective_finds_a_lower_ece_than_the_nll_one():
+def test_the_ece_objective_finds_a_lower_ece_than_the_nll_one(few_resamples):
     loglikelihoods, gold = simulated(1000, 2.5)
     by_ece, by_nll = (fit_temperature(loglikelihoods, gold, objective) for objective in ("ece", "nll"))
     eces = [conf_ece(np.exp(letter_log_softmax(loglikelihoods, f.value)), gold) for f in (by_ece, by_nll)]
@@ -169,7 +176,7 @@ def test_an_interval_that_reaches_a_bound_ends_there():
     assert fit_temperature(log_probs, [0] * 4).interval[0] == pytest.approx(0.01)
 
 
-def test_the_ece_objective_beats_its_grid_with_ten_bins_and_seed_zero_by_default():
+def test_the_ece_objective_beats_its_grid_with_ten_bins_and_seed_zero_by_default(few_resamples):
     log_probs, gold = simulated(80, 1.7, seed=4)
     fitted = fit_temperature(log_probs, gold, "ece")
     grid = np.exp(np.linspace(np.log(0.01), np.log(100), 121))
@@ -178,6 +185,19 @@ def test_the_ece_objective_beats_its_grid_with_ten_bins_and_seed_zero_by_default
     assert fitted == fit_temperature(log_probs, gold, "ece", bins=10, seed=0)
     assert fitted != fit_temperature(log_probs, gold, "ece", bins=10, seed=1)
     assert fitted.interval[0] < fitted.value < fitted.interval[1]
+
+
+@pytest.mark.parametrize("right", range(51, 90, 6))
+def test_the_t_of_the_least_ece_is_found_to_seven_ten_thousandths(few_resamples, right):
+    # One confidence has one bin, whose gap vanishes where the scaled confidence is the accuracy.
+    log_probs, gold = halves(right, 100 - right, 0.9)
+    exact = np.log(0.9 / 0.1) / np.log(right / (100 - right))
+    assert fit_temperature(log_probs, gold, "ece").value == pytest.approx(exact, rel=7e-4)
+
+
+@pytest.mark.parametrize(("right", "t"), [(10, 0.01), (5, 100.0)])
+def test_the_t_of_the_least_ece_can_be_either_bound(few_resamples, right, t):
+    assert fit_temperature(*halves(right, 10 - right), "ece").value == pytest.approx(t, rel=1e-9)
 
 
 @pytest.mark.slow
@@ -190,7 +210,7 @@ def test_the_ece_objectives_interval_narrows_with_the_questions():
 
 
 @pytest.mark.parametrize("objective", ["nll", "ece"])
-def test_two_questions_are_each_scaled_by_the_other(objective):
+def test_two_questions_are_each_scaled_by_the_other(few_resamples, objective):
     log_probs = np.log([[0.7, 0.2, 0.1], [0.2, 0.5, 0.3]])
     scaled = cross_fitted(log_probs, [0, 1], objective)
     for number in range(2):
@@ -228,6 +248,15 @@ def test_what_t_means_is_remarked(right, wrong, remark):
     remarks = fit_temperature(*halves(right, wrong)).warnings
     assert len(remarks) == bool(remark)
     assert remark in "".join(remarks)
+
+
+@pytest.mark.parametrize(("odds", "t"), [(99, 0.02), (1.5, 50.0)])
+def test_a_t_near_a_bound_is_not_remarked(odds, t):
+    # Values need not sum to 1: their difference is the log of the odds times T.
+    right = round(100 * odds / (1 + odds))
+    fitted = fit_temperature([[t * np.log(odds), 0.0]] * 100, [0] * right + [1] * (100 - right))
+    assert fitted.value == pytest.approx(t, rel=1e-3)
+    assert fitted.warnings == ()
 
 
 def test_a_lower_t_than_the_range_has_is_remarked():

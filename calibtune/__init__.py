@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from calibtune import metrics
-    from calibtune.api import evaluate, fit, load, load_samples, report
+    from calibtune.api import evaluate, fit, leaderboard, load, load_samples, report
     from calibtune.artifacts.manifest import Artifact
     from calibtune.errors import UserError, WorkFailed
     from calibtune.evaluation.evaluate import Evaluation
@@ -41,6 +41,7 @@ __all__ = [
     "evaluate",
     "fit",
     "fit_temperature",
+    "leaderboard",
     "load",
     "load_samples",
     "metrics",
@@ -59,6 +60,7 @@ _HOMES = {
     "evaluate": "calibtune.api",
     "fit": "calibtune.api",
     "fit_temperature": "calibtune.tuning.temperature",
+    "leaderboard": "calibtune.api",
     "load": "calibtune.api",
     "load_samples": "calibtune.api",
     "report": "calibtune.api",

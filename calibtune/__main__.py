@@ -29,6 +29,7 @@ COMMANDS = {
     "demo": "the whole story on a small world whose truth is known: no download, no GPU",
     "doctor": "check the installation, a model's letters and a task",
     "report": "one page, figures and tables from lm_eval's result and sample files",
+    "leaderboard": "rank many models on many tasks, with intervals of the ranks",
     "reproduce": "the paper's tables for a model, as a plan of ordinary commands",
     "rescore": "recompute every calibration number from lm_eval's samples files, without a model",
     "winrate": "win rates by a judge: AlpacaEval, Arena-Hard",

@@ -211,6 +211,55 @@ def report(
     return target / "report.html"
 
 
+def leaderboard(
+    evaluations: PathLike | Sequence[PathLike],
+    output: PathLike,
+    *,
+    sort: str | None = None,
+    add: bool = False,
+    overwrite: bool = False,
+    step: Callable[[str], None] = lambda _: None,
+) -> Path:
+    """Rank models on their tasks, with paired tests and intervals of the ranks.
+
+    Args:
+        evaluations: What :func:`evaluate` returned, or folders that lm_eval wrote with ``--log_samples``.
+        output: The board's folder.
+        sort: "nll", "conf_ece" or "acc"; None: as the board was before, else "nll".
+        add: Add the models to the board in ``output``, whose own samples files may be gone.
+        overwrite: Remove existing files in ``output``.
+        step: Called with a text after each piece of work.
+
+    Returns:
+        Path of the page, ``leaderboard.html``. Beside it lie ``leaderboard.csv``, ``pairs.csv``, ``leaderboard.md``,
+        ``leaderboard.json``, and in ``kept/`` the answers, for ``add``.
+
+    Raises:
+        UserError: No runs, an unknown sort, no board to add to or a damaged one, two models of a task without a common
+            question, or ``output`` holds files or an evaluation.
+        UserError: A samples file is damaged.
+    """
+    from calibtune.files import keep_inputs, refuse_existing
+    from calibtune.locks import held
+    from calibtune.reporting.leaderboard.compare import SORTS
+    from calibtune.reporting.leaderboard.write import make
+
+    several = [evaluations] if isinstance(evaluations, (str, os.PathLike)) else evaluations
+    folders, target = [Path(each) for each in several], Path(output)
+    if not folders:
+        raise UserError("there is no evaluation to rank; give one or more")
+    if sort not in (None, *SORTS):
+        raise UserError(f"sort is {sort!r}; give one of {', '.join(SORTS)}")
+    if add and overwrite:
+        raise UserError("--add keeps what is on the board and --overwrite removes it; give one of them")
+    keep_inputs(target, *folders)
+    with held(target):
+        if not add and not overwrite:
+            refuse_existing(target, overwrite=False)
+        make(folders, target, sort, add, overwrite, step)
+    return target / "leaderboard.html"
+
+
 def load(folder: PathLike) -> Artifact:
     """Read a finished artifact. A temperature's ``probs(log_probs)`` applies it to arrays.
 

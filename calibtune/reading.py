@@ -8,19 +8,25 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
+import io
 import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO
 
+import numpy as np
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, Strict, TypeAdapter, ValidationError
 
 from calibtune.errors import UserError, reason
+from harness_ext.binning import FloatArray
 
 #: Bytes of a JSON document, of one that lists questions, of a line of JSON lines, and of a YAML file or a template.
 MOST_JSON, MOST_LISTED, MOST_LINE, MOST_TEXT = 2**24, 2**27, 2**24, 2**17
+#: Bytes of an array.
+MOST_ARRAY = 2**30
 #: Nested lists and mappings in YAML; in JSON pydantic stops at 200.
 MOST_NESTED = 50
 #: Characters of a number in YAML; Python's own reading of longer ones takes quadratic time.
@@ -237,6 +243,29 @@ class _Loader(yaml.SafeLoader):
             keys = [self.construct_object(key, deep=True) for key, _ in node.value]
             raise _Refused(f"gives {next(key for key in keys if keys.count(key) > 1)!r:.80} twice")
         return mapping
+
+
+def read_array(path: Path, digest: str, cure: str = AGAIN) -> FloatArray:
+    """Read a table of numbers that ``numpy.save`` wrote.
+
+    Args:
+        path: The file.
+        digest: Its SHA-256.
+        cure: What the user is told to do, for the message.
+
+    Raises:
+        UserError: See :func:`opened`; or it is not what was written.
+    """
+    data = _whole(path, MOST_ARRAY, cure)
+    if hashlib.sha256(data).hexdigest() != digest:
+        raise UserError(f"{path} is not what was written: its hash differs; {cure}")
+    try:
+        found = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
+    except (ValueError, EOFError, OverflowError, MemoryError) as error:
+        raise UserError(f"{path} is no array ({reason(error)}); {cure}") from None
+    if found.ndim != 2 or found.dtype != np.float64:
+        raise UserError(f"{path} holds {found.dtype} of shape {found.shape}, no table of float64; {cure}")
+    return np.asarray(found)
 
 
 def _whole(path: Path, most: int, cure: str) -> bytes:

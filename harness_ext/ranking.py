@@ -92,6 +92,16 @@ def contest_of_eces(models: Sequence[BinGaps], draws: int = DRAWS, seed: int | S
     return Contest(scores, debias(standardize(sums, covariance, weight, draws, seed)), len(every.cell))
 
 
+def among(contest: Contest, models: Sequence[int]) -> Contest:
+    """Return the contest of some of its models, given in its order."""
+    count, (first, second) = len(contest.scores), pairs(len(models))
+    chosen = np.asarray(models)
+    number = np.zeros((count, count), dtype=np.int64)
+    number[pairs(count)] = np.arange(count, count + count * (count - 1) // 2)
+    columns = np.concatenate([chosen, number[chosen[first], chosen[second]]])
+    return Contest(contest.scores[chosen], Debiased(*(each[..., columns] for each in contest.sums)), contest.questions)
+
+
 def mean_contest(contests: Sequence[Contest]) -> Contest:
     """Return the contest of the mean over tasks, whose questions and draws are independent of each other's."""
     values = [np.mean(each, axis=0) for each in zip(*(contest.sums for contest in contests), strict=True)]

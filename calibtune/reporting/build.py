@@ -48,7 +48,7 @@ def build(
         UserError: There are no runs, the base is unknown, or the labels do not fit the runs.
         UserError: A samples file is damaged.
     """
-    runs = _runs(folders)
+    runs = runs_of(folders)
     if not labels:
         runs = merge_runs(runs)
     set_labels(runs, labels)
@@ -82,10 +82,15 @@ def build(
                 tasks[task]["methods"][label]["difference"] = difference
                 if not difference["questions"]:
                     notes.append(f"{label} and {results['base']} share no question of {task}")
-    return dict(_plain(results))
+    return dict(plain(results))
 
 
-def _runs(folders: Sequence[Path]) -> list[Run]:
+def runs_of(folders: Sequence[Path]) -> list[Run]:
+    """Return the runs of all folders, each once.
+
+    Raises:
+        UserError: See :func:`calibtune.reporting.runs.find_runs`.
+    """
     runs: list[Run] = []
     known = set()
     for folder in folders:
@@ -205,12 +210,12 @@ def _suspicious(runs: Sequence[Run], questions: Sequence[Mapping[str, Questions]
     return notes
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Replace NaN, such as an empty bin's accuracy, by None, because JSON has no NaN; show what names hide."""
     if isinstance(value, Mapping):
-        return {visible(key): _plain(item) for key, item in value.items()}
+        return {visible(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, str):
         return visible(value)
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -114,13 +114,22 @@ def _numbers(questions: Questions, temperature: float) -> dict[str, float]:
     rows, means = len(questions.gold), scored(questions, temperature).means
     numbers["acc_low"], numbers["acc_high"] = wilson(round(means[:, 0].sum()), rows)
     for name, column in zip(MEANS[1:], means.T[1:], strict=True):
-        half = Z * column.std(ddof=1) / math.sqrt(rows) if rows > 1 else math.inf
-        top_value = {"letter_mass": 1.0, "brier": 2.0}.get(name, math.inf)
-        # Half-precision backends can give a letter mass slightly above 1; the interval must still
-        # contain the estimate.
-        numbers[f"{name}_low"] = max(0.0, numbers[name] - half)
-        numbers[f"{name}_high"] = max(numbers[name], min(top_value, numbers[name] + half))
+        most = {"letter_mass": 1.0, "brier": 2.0}.get(name, math.inf)
+        numbers[f"{name}_low"], numbers[f"{name}_high"] = mean_ends(column, numbers[name], most)
     return numbers
+
+
+def mean_ends(column: FloatArray, mean: float, most: float = math.inf) -> tuple[float, float]:
+    """Return the ends of the normal 95 % interval of a mean of values that are not below 0.
+
+    Args:
+        column: Shape (N,).
+        mean: Their mean; the interval holds it even where it is above ``most``, as a letter mass of a half-precision
+            backend can be.
+        most: Largest end.
+    """
+    half = Z * column.std(ddof=1) / math.sqrt(len(column)) if len(column) > 1 else math.inf
+    return max(0.0, mean - half), max(mean, min(most, mean + half))
 
 
 def _bins(table: BinTable) -> dict[str, list[float]]:

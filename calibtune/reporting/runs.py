@@ -80,6 +80,8 @@ class Run:
     shots: dict[str, int] = field(default_factory=dict)
     #: ``output_type`` of each task, if the results file has it.
     kinds: dict[str, str] = field(default_factory=dict)
+    #: Number of the model's parameters, if the results file has it.
+    size: int | None = None
     #: Folders of this run alone, whose temperature and manifest therefore belong to it.
     own: tuple[Path, ...] = ()
     #: Contents of ``winrate_*.json`` files, and which they are.
@@ -231,6 +233,8 @@ def _add(run: Run, record: Mapping[str, Any], files: Mapping[str, Path]) -> None
     run.dated = run.dated or is_dated(record)
     run.results.update(record.get("results", {}))
     run.shots.update(record.get("n-shot") or {})
+    size = (record.get("config") or {}).get("model_num_parameters")
+    run.size = int(size) if isinstance(size, float) and 0 < size < 1e15 else run.size
     for group, tasks in (record.get("group_subtasks") or {}).items():
         if tasks:
             run.groups[group] = list(tasks)

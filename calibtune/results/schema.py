@@ -27,6 +27,7 @@ class Config(TypedDict, total=False):
 
     model_args: dict[str, Any] | str | None
     calibtune: Setup | None
+    model_num_parameters: Value
 
 
 class TaskConfig(TypedDict, total=False):

@@ -87,7 +87,9 @@ def test_flags_in_the_prose_exist(page):
     if page.name in ("lab-log.md", "CHANGELOG.md"):
         return
     known = {
-        flag for command in ("fit", "eval", "rescore", "report", "merge", "doctor", "demo") for flag in flags(command)
+        flag
+        for command in ("fit", "eval", "rescore", "report", "leaderboard", "merge", "doctor", "demo")
+        for flag in flags(command)
     }
     prose = prose_of(page)
     found = {flag for flag in re.findall(r"`(--[a-z][a-z_-]*)", prose) if "_" not in flag}

@@ -7,6 +7,7 @@ from scipy.stats import binom
 from harness_ext.calibration import confidence_gaps
 from harness_ext.intervals import ece_difference_interval
 from harness_ext.ranking import (
+    among,
     contest_of_eces,
     contest_of_means,
     groups,
@@ -131,6 +132,15 @@ def test_groups_are_all_longest_runs_without_a_clear_pair():
         shuffled = np.zeros_like(better)
         shuffled[np.ix_(order, order)] = better
         assert [set(group) for group in groups(order, shuffled)] == [{order[i] for i in run} for run in longest]
+
+
+def test_some_models_of_a_contest_are_those_models_alone():
+    values = losses(models=5)
+    found = among(contest_of_means(values, 30), [0, 2, 4])
+    expected = contest_of_means(values[:, [0, 2, 4]], 30)
+    assert found.scores == pytest.approx(expected.scores)
+    assert found.sums.value == pytest.approx(expected.sums.value)
+    assert found.sums.noise == pytest.approx(expected.sums.noise)
 
 
 def test_the_mean_over_tasks_averages_scores_and_draws():

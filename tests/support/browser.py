@@ -14,6 +14,24 @@ FLAGS = (
     "--headless=new --no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-dev-shm-usage"
 )
 
+#: Text with low contrast: WCAG requires 4.5.
+LOW_CONTRAST = """(() => {
+  const parts = (text) => text.match(/[\\d.]+/g).map(Number);
+  const light = (rgb) => [0.2126, 0.7152, 0.0722].reduce((sum, weight, i) => {
+    const part = rgb[i] / 255;
+    return sum + weight * (part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4);
+  }, 0);
+  const page = light(parts(getComputedStyle(document.body).backgroundColor));
+  const found = new Set();
+  for (const each of document.querySelectorAll("p, td, th, h1, h2, h3, a, figcaption, svg text")) {
+    const style = getComputedStyle(each);
+    const own = light(parts(each instanceof SVGElement ? style.fill : style.color));
+    const contrast = (Math.max(own, page) + 0.05) / (Math.min(own, page) + 0.05);
+    if (contrast < 4.5) found.add(each.tagName + " " + contrast.toFixed(2) + " " + each.textContent.slice(0, 30));
+  }
+  return [...found];
+})()"""
+
 
 class Browser:
     """One page; `events` holds all that the browser reported of it."""

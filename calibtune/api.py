@@ -94,6 +94,7 @@ def evaluate(
     device: str | None = None,
     include_path: PathLike | None = None,
     backend: str = "hf",
+    model_args: dict[str, Any] | None = None,
     trust_remote_code: bool = False,
     drop_seen: bool = False,
 ) -> Evaluation:
@@ -119,7 +120,8 @@ def evaluate(
         num_fewshot: Examples in the prompt; None: as the task says.
         device: "cuda", "cpu", "mps"; None: found by itself.
         include_path: Folder of further task YAMLs.
-        backend: "hf", or "hf-prefix", which computes once what prompts share.
+        backend: "hf"; "hf-prefix", which computes once what prompts share; or "vllm".
+        model_args: Further arguments of vLLM, such as ``tensor_parallel_size``.
         trust_remote_code: Run code that comes with the model.
         drop_seen: Leave out questions that the artifact was fitted on, and count them in a warning, instead of
             refusing them.
@@ -158,6 +160,7 @@ def evaluate(
         skip_bad_rows=skip_bad_rows,
         as_letters=as_letters,
         backend=backend,
+        model_args=model_args or {},
         trust_remote_code=trust_remote_code,
         drop_seen=drop_seen,
     )

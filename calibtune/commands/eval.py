@@ -19,7 +19,7 @@ import logging
 import shlex
 from pathlib import Path
 
-from calibtune.commands.models import add_model_arguments
+from calibtune.commands.models import add_model_arguments, key_values
 from calibtune.commands.questions import add_question_arguments, question_spec
 from calibtune.errors import UserError, WorkFailed
 from calibtune.processes import is_first_process
@@ -42,15 +42,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser)
     parser.add_argument("--quantization", choices=("none", "nf4"), help="default: as the artifact was fitted")
     parser.add_argument("--precision", choices=("auto", "bf16", "fp32"), help="default: as in the fit, else auto")
-    parser.add_argument("--batch-size", default="16", metavar="N|auto", help="default: 16")
+    parser.add_argument("--batch-size", default="16", metavar="N|auto", help="default: 16; vLLM makes its own batches")
     parser.add_argument("--limit", type=int, metavar="N", help="evaluate the first N questions of each task")
     parser.add_argument("--num-fewshot", type=int, metavar="N", help="examples in the prompt")
     parser.add_argument(
         "--backend",
-        choices=("hf", "hf-prefix"),
+        choices=("hf", "hf-prefix", "vllm"),
         default="hf",
         help="hf: lm_eval's, with prompts encoded whole and letters read in float32; hf-prefix also computes once what "
-        "prompts share: the same numbers, faster with few-shot examples",
+        "prompts share: the same numbers, faster with few-shot examples; vllm: one request a question",
+    )
+    parser.add_argument(
+        "--model-args",
+        type=key_values,
+        metavar="K=V,..",
+        help="further arguments of vLLM: tensor_parallel_size=2,gpu_memory_utilization=0.8",
     )
     parser.add_argument(
         "--drop-seen",

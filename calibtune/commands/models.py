@@ -38,3 +38,25 @@ def json_object(text: str) -> dict[str, Any]:
             f"{text!r:.80} is no JSON object; give one such as '{{\"enable_thinking\": false}}'"
         )
     return value
+
+
+def key_values(text: str) -> dict[str, Any]:
+    """Return arguments that were given as ``K=V,K=V``, as lm_eval's ``--model_args``.
+
+    Raises:
+        argparse.ArgumentTypeError: One of them has no name or no value.
+
+    Example:
+        >>> key_values("dtype=bfloat16,tensor_parallel_size=2,enforce_eager=True")
+        {'dtype': 'bfloat16', 'tensor_parallel_size': 2, 'enforce_eager': True}
+    """
+    found: dict[str, Any] = {}
+    for pair in filter(None, text.split(",")):
+        name, equals, value = pair.partition("=")
+        if not (name and equals):
+            raise argparse.ArgumentTypeError(f"{pair!r:.80} is not an argument K=V")
+        try:
+            found[name] = from_json(value.lower() if value in ("True", "False") else value)
+        except ValueError:
+            found[name] = value
+    return found

@@ -15,10 +15,9 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from pydantic_core import from_json
-
+from calibtune.commands.models import key_values
 from calibtune.errors import UserError
 
 if TYPE_CHECKING:
@@ -78,7 +77,9 @@ def _model_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--model", metavar="M", help="hub id or folder of the base model")
     parser.add_argument("--artifact", type=Path, metavar="DIR", help="adapter on the base model")
-    parser.add_argument("--model-args", default="", metavar="K=V,..", help="lm_eval model arguments: dtype=bfloat16")
+    parser.add_argument(
+        "--model-args", type=key_values, default={}, metavar="K=V,..", help="lm_eval model arguments: dtype=bfloat16"
+    )
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda if available)")
     parser.add_argument(
         "--batch-size", default="1", metavar="N", help="answers generated at once, or auto (default: 1)"
@@ -162,19 +163,9 @@ def _arena_hard(args: argparse.Namespace) -> Result | None:
 def _model(args: argparse.Namespace) -> Model:
     from calibtune.winrate.answers import Model
 
-    extra: list[tuple[str, Any]] = []
-    for pair in filter(None, args.model_args.split(",")):
-        name, equals, value = pair.partition("=")
-        if not equals or name in ("pretrained", "peft"):
-            raise UserError(
-                f"--model-args {pair} is not an argument K=V, or it is the model or adapter; give those with --model "
-                "and --artifact"
-            )
-        try:
-            extra.append((name, from_json(value.lower() if value in ("True", "False") else value)))
-        except ValueError:
-            extra.append((name, value))
-    return Model(args.model, args.artifact, tuple(extra))
+    if ours := {"pretrained", "peft"} & args.model_args.keys():
+        raise UserError(f"--model-args {ours.pop()} is the model or the adapter; give them with --model and --artifact")
+    return Model(args.model, args.artifact, tuple(args.model_args.items()))
 
 
 def _settings(args: argparse.Namespace) -> Settings:

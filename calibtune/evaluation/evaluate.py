@@ -31,6 +31,7 @@ from calibtune.evaluation.files import refuse_other_run, save_results
 from calibtune.evaluation.harness import quiet_evaluate
 from calibtune.evaluation.hf_letters import LetterLM
 from calibtune.evaluation.hf_prefix import PrefixLM
+from calibtune.evaluation.vllm_checks import engine_arguments
 from calibtune.models.adapters import check_adapter, load_adapter
 from calibtune.models.fingerprint import check_fingerprint
 from calibtune.models.loading import check_spec, found_device, load_base, load_tokenizer, not_loaded, weights_dtype
@@ -39,7 +40,7 @@ from calibtune.spec import ModelSpec, Precision, Quantization, QuestionSpec
 
 #: lm_eval's hf backend with prompts encoded whole and letters read in float32, and one that computes shared beginnings
 #: once.
-BACKENDS = {"hf": LetterLM, "hf-prefix": PrefixLM}
+HF = {"hf": LetterLM, "hf-prefix": PrefixLM}
 
 
 @dataclass(frozen=True)
@@ -68,8 +69,10 @@ class EvaluationOptions:
     columns: str = ""
     skip_bad_rows: bool = False
     as_letters: bool = False
-    #: One of ``BACKENDS``.
+    #: One of ``HF``, or "vllm".
     backend: str = "hf"
+    #: Further arguments of vLLM.
+    model_args: dict[str, Any] = field(default_factory=dict)
     trust_remote_code: bool = False
     #: Leave out questions that the artifact was fitted on, instead of refusing them.
     drop_seen: bool = False
@@ -136,6 +139,8 @@ def evaluate(options: EvaluationOptions) -> Evaluation | None:
     artifact = read_artifact(folder) if folder else None
     spec = options.spec(artifact)
     arguments = model_arguments(options, spec, artifact)
+    if options.backend == "vllm":
+        arguments = engine_arguments(arguments, options.model_args, spec.quantization == "nf4")
     setup = setup_of(options, spec, arguments, artifact)
     refuse_other_run(options.output, setup)
     if artifact is not None and options.model is None and is_first_process():
@@ -223,6 +228,10 @@ def check_options(options: EvaluationOptions) -> None:
         raise UserError(f"--num-fewshot is {options.num_fewshot}; give 0 or more")
     if not re.fullmatch(r"[1-9]\d*|auto(:[1-9]\d*)?", options.batch_size):
         raise UserError(f"--batch-size is {options.batch_size!r}; give a number from 1 up, or auto")
+    if options.model_args and options.backend != "vllm":
+        raise UserError(f"--model-args is for --backend vllm, and the backend is {options.backend}; leave it out")
+    if options.device and options.backend == "vllm":
+        raise UserError("--device is not for --backend vllm; name its GPUs in the variable CUDA_VISIBLE_DEVICES")
 
 
 def setup_of(
@@ -278,7 +287,9 @@ def _load(options: EvaluationOptions, arguments: dict[str, Any], spec: ModelSpec
     Raises:
         UserError: It cannot be loaded, or the adapter was made for another.
     """
-    backend = BACKENDS[options.backend]
+    if options.backend == "vllm":
+        return _start_vllm(arguments, spec)
+    backend = HF[options.backend]
     if spec.quantization == "nf4":
         # The hf backend's arguments cannot say so.
         model = load_base(spec)
@@ -304,3 +315,22 @@ def _load(options: EvaluationOptions, arguments: dict[str, Any], spec: ModelSpec
                 f"on ({reason(error)})"
             ) from error
         raise not_loaded(spec.name, error) from error
+
+
+def _start_vllm(arguments: dict[str, Any], spec: ModelSpec) -> Any:
+    """Start vLLM, which makes its own batches.
+
+    Raises:
+        WorkFailed: It does not start.
+    """
+    # vLLM is loaded where it is asked for alone.
+    from calibtune.evaluation.vllm_letters import VllmLM
+
+    try:
+        return VllmLM.create_from_arg_obj(arguments, {"batch_size": "auto"})
+    # Its processes raise whatever comes, and say why on standard error.
+    except Exception as error:
+        raise WorkFailed(
+            f"vLLM did not start with {spec.name} ({reason(error)}); see its lines above, and give it arguments such "
+            "as --model-args max_model_len=4096,gpu_memory_utilization=0.8"
+        ) from error

@@ -7,35 +7,25 @@ Letter tasks read one position of each prompt, so that the output layer can run 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from math import ceil, inf
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import torch
 from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
-from lm_eval.models.utils import has_bos_prefix
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, DynamicCache
 
-from calibtune.data.templates import limited
 from calibtune.data.tokens import even_batches
+from calibtune.evaluation.whole_prompts import LONGEST_CONTINUATION, Tokens, WholePrompts
 from calibtune.models.adapters import load_adapter
 from calibtune.models.heads import check_places, keeps_logits, output_layer, reading, widen
 from calibtune.models.loading import REPORTED, check_loaded
 from calibtune.models.prefix import prefix_cache, repeated
-from harness_ext.encoding import split_whole
-
-#: Continuations longer than this are not worth it.
-LONGEST_CONTINUATION = 8
-#: Texts tokenized between two moves of the progress bar.
-TEXTS = 1000
-
-Tokens = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -63,7 +53,7 @@ class WholeModel(AutoModelForCausalLM):
 
 
 @register_model("hf-letters")
-class LetterLM(HFLM):
+class LetterLM(WholePrompts, HFLM):
     """Score short continuations in float32; otherwise lm_eval's ``hf``, with its arguments.
 
     In float32, log-likelihoods equal the stock backend's; in bfloat16 they are nearer to float32's. Requests with long
@@ -71,8 +61,6 @@ class LetterLM(HFLM):
     """
 
     AUTO_MODEL_CLASS = WholeModel
-    #: Tokens of each text that is about to be encoded.
-    _ahead: Mapping[str, list[int]] = MappingProxyType({})
 
     def _create_model(self, *args: Any, peft: str | None = None, **options: Any) -> None:
         """Load the model as lm_eval does, and an adapter as a fit does.
@@ -83,46 +71,6 @@ class LetterLM(HFLM):
         super()._create_model(*args, **options)
         if peft is not None:
             self._model = load_adapter(self.model, Path(peft))
-
-    def apply_chat_template(self, *args: Any, **options: Any) -> str:
-        """Render a conversation as the harness does, within limits."""
-        return limited(super().apply_chat_template)(*args, **options)
-
-    def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        """Score requests; each text is tokenized once, where lm_eval tokenizes each prompt for each letter."""
-        pairs = [request.args for request in requests if request.args[0]]
-        texts = {text for pair in pairs for text in (pair[0], "".join(pair))}
-        self._ahead = self._tokens(texts, disable_tqdm)
-        try:
-            return super().loglikelihood(requests, disable_tqdm)
-        finally:
-            self._ahead = MappingProxyType({})
-
-    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-        """Split the whole text's tokens where the context ends."""
-        if self.backend != "causal":
-            return super()._encode_pair(context, continuation)
-        return split_whole(self.tok_encode(context), self.tok_encode(context + continuation))
-
-    def tok_encode(self, string: str, *args: Any, **options: Any) -> list[int]:
-        """Encode as the stock backend does."""
-        known = None if args or options else self._ahead.get(string)
-        return super().tok_encode(string, *args, **options) if known is None else known
-
-    def _tokens(self, texts: Set[str], disable_tqdm: bool) -> dict[str, list[int]]:
-        """Return the tokens of each text as the stock backend encodes it."""
-        prefix = self.tokenizer.decode(self.prefix_token_id)
-        found: dict[str, list[int]] = {}
-        with tqdm(total=len(texts), disable=disable_tqdm or self.rank != 0, desc="Tokenizing", delay=2) as bar:
-            for begins in (False, True):
-                group = [text for text in texts if has_bos_prefix(text, prefix) is begins]
-                special = False if begins else self.add_bos_token
-                options = {} if special is None else {"add_special_tokens": special}
-                for start in range(0, len(group), TEXTS):
-                    some = group[start : start + TEXTS]
-                    found |= zip(some, self.tokenizer(some, **options)["input_ids"], strict=True)
-                    bar.update(len(some))
-        return found
 
     def _loglikelihood_tokens(
         self, requests: list[Any], disable_tqdm: bool = False, override_bs: int | None = None

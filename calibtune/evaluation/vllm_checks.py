@@ -161,12 +161,12 @@ def lora_rank(folder: Path) -> int:
     if kind != "LORA" or embedding_rows(folder) is not None:
         what = f"it is {kind}" if kind != "LORA" else "it brings a vocabulary of its own"
         raise UserError(f"vLLM cannot serve the adapter {folder}: {what}; {cure}")
-    ranks = [config.get("r", 0), *(config.get("rank_pattern") or {}).values()]
     if unknown := [name for name in PATTERNS if config.get(name) and name not in {f.name for f in fields(PEFTHelper)}]:
         raise UserError(f"{_version()} cannot serve the adapter {folder}: it has a {unknown[0]}; {cure}")
-    most = max(get_args(MaxLoRARanks))
-    rank = min((rank for rank in get_args(MaxLoRARanks) if rank >= max(ranks)), default=most)
     try:
+        most = max(config.get("r", 0), *(config.get("rank_pattern") or {}).values(), 0)
+        fitting = [rank for rank in get_args(MaxLoRARanks) if rank >= most]
+        rank = min(fitting, default=max(get_args(MaxLoRARanks)))
         PEFTHelper.from_dict(config).validate_legal(LoRAConfig(max_lora_rank=rank))
     # On values of other types, whatever comes.
     except Exception as error:

@@ -90,6 +90,7 @@ def evaluate(
     precision: Precision | None = None,
     batch_size: int | str = 16,
     limit: int | None = None,
+    shard: str | None = None,
     num_fewshot: int | None = None,
     device: str | None = None,
     include_path: PathLike | None = None,
@@ -117,6 +118,8 @@ def evaluate(
         precision: "bf16", "fp32", or "auto": bf16 where it is fast; auto where no artifact says it.
         batch_size: Questions in a forward pass, or "auto".
         limit: Evaluate the first so many questions of each task.
+        shard: Evaluate a part of these, such as "3/8" for the third eighth by the documents' hashes; :func:`report` and
+            :func:`load_samples` put all shards of a run together.
         num_fewshot: Examples in the prompt; None: as the task says.
         device: "cuda", "cpu", "mps"; None: found by itself.
         include_path: Folder of further task YAMLs.
@@ -152,6 +155,7 @@ def evaluate(
         precision=precision,
         batch_size=str(batch_size),
         limit=limit,
+        shard=shard,
         num_fewshot=num_fewshot,
         device=device,
         include_path=None if include_path is None else os.fspath(include_path),
@@ -280,21 +284,26 @@ def load(folder: PathLike) -> Artifact:
     return read_artifact(Path(folder))
 
 
-def load_samples(path: PathLike) -> list[Samples]:
+def load_samples(path: PathLike | Sequence[PathLike]) -> list[Samples]:
     """Read what a model answered to each question, from the files that lm_eval's ``--log_samples`` wrote.
 
     Args:
-        path: A samples file, or a folder: the newest file of each task in it and below.
+        path: A samples file, or a folder: the newest file of each task in it and below. Or several of them, such as
+            the folders of all shards of a run.
 
     Returns:
-        For each file the arrays ``log_probs`` (N, K) and ``labels`` (N,), and the N ``documents``.
+        For each file, or all shards of one, the arrays ``log_probs`` (N, K) and ``labels`` (N,), and the N
+        ``documents``.
 
     Raises:
-        UserError: There is no such file, or it is damaged or incomplete.
+        UserError: There is no such file, or it is damaged or incomplete, or a shard is missing.
     """
     from calibtune.results.samples import find_samples, read_samples
+    from calibtune.results.shards import together
 
-    return [read_samples(file) for file in find_samples(Path(path))]
+    several = [path] if isinstance(path, (str, os.PathLike)) else path
+    files = [file for each in several for file in find_samples(Path(each))]
+    return [read_samples(*shards) for shards in together(files)]
 
 
 def _names(tasks: str | Sequence[str]) -> tuple[str, ...]:

@@ -139,7 +139,12 @@ def name_of(dataset: datasets.Dataset, position: int, row: Row) -> str:
     """Return a row's name for errors: data set, split, position from 0, and id if it has one."""
     name = dataset.info.dataset_name or "data set"
     ident = f" (id {row['id']})" if "id" in row else ""
-    return f"{name} {dataset.split} row {position}{ident}"
+    return f"{name} {split_of(dataset)} row {position}{ident}"
+
+
+def split_of(dataset: datasets.Dataset) -> str:
+    """Return the name of a data set's split; lm_eval 0.5 asks `datasets` for ``test[:]``, which then is the name."""
+    return str(dataset.split).removesuffix("[:]")
 
 
 def repeats(dataset: datasets.Dataset, choices_of: Callable[[Row], Sequence[str]]) -> set[int]:
@@ -158,7 +163,7 @@ def repeats(dataset: datasets.Dataset, choices_of: Callable[[Row], Sequence[str]
         logger.warning(
             "%s %s: %d of %d questions have the same option twice and are left out, rows %s",
             dataset.info.dataset_name,
-            dataset.split,
+            split_of(dataset),
             len(repeated),
             len(dataset),
             sorted(repeated),

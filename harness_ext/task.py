@@ -7,19 +7,26 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import lm_eval.api.task
 import lm_eval.tasks
 import yaml
 from jinja2 import TemplateError
-from lm_eval.api.task import ConfigurableTask
+from lm_eval.api.metrics import mean
 
 from harness_ext.documents import mirror_cache
 from harness_ext.encoding import Watch, letter_tokens
 from harness_ext.errors import UserError
+from harness_ext.letters import Letter
 
 logger = logging.getLogger(__name__)
 
+#: Whether the harness has one class for YAML tasks of all output types, as 0.4.13 has; 0.5 has one for each.
+ONE_CLASS = not issubclass(lm_eval.api.task.MultipleChoiceTask, lm_eval.api.task.ConfigurableTask)
+#: Its class of multiple-choice tasks from YAML.
+HarnessTask: Any = lm_eval.api.task.ConfigurableTask if ONE_CLASS else lm_eval.api.task.MultipleChoiceTask
 
-class WatchedTask(ConfigurableTask):
+
+class WatchedTask(HarnessTask):
     """Run a YAML task that sees how the harness encodes its requests.
 
     Args:
@@ -31,22 +38,31 @@ class WatchedTask(ConfigurableTask):
 
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__(config={key: value for key, value in config.items() if key != "class"})
-        for ensemble in self._filters:
-            # The harness makes filters only after the model's pass, which is late to say that an option is wrong.
+        # The harness makes filters only after the model's pass, which is late to say that an option is wrong; and 0.5
+        # reads the data set only when it is asked for.
+        for ensemble in self._filters if ONE_CLASS else [scorer.filter for scorer in self.scorers]:
             for make in ensemble.filters:
                 make()
+        self.eval_docs  # noqa: B018
 
     def download(self, dataset_kwargs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         """Load the data set as the harness does; of a local mirror, the rows that it holds now."""
-        cache = mirror_cache(self.DATASET_PATH) if self.DATASET_PATH else None
-        super().download({**(dataset_kwargs or {}), **({"cache_dir": cache} if cache else {})}, **kwargs)
+        path, given = self.config.dataset_path, self.config.dataset_kwargs
+        if cache := path and mirror_cache(path):
+            dataset_kwargs = {**(dataset_kwargs or {}), "cache_dir": cache}
+            # Here 0.5 looks for them; the folder of this machine stays out of the results file.
+            self.config.dataset_kwargs = dataset_kwargs
+        try:
+            super().download(dataset_kwargs, **kwargs)
+        finally:
+            self.config.dataset_kwargs = given
 
     @staticmethod
     def resolve_field(doc: dict[str, Any], field: str | None = None) -> Any:
         """Fill in a field as the harness does; plain text is returned as it is, where the harness compiles it anew."""
         if field and field not in doc and not set(field) & {"{", "\r"}:
             return field
-        return ConfigurableTask.resolve_field(doc, field)
+        return HarnessTask.resolve_field(doc, field)
 
     @functools.cached_property
     def eval_docs(self) -> Any:
@@ -68,6 +84,18 @@ class WatchedTask(ConfigurableTask):
     def check_encoding(self, watch: Watch) -> None:
         """Check all encoded requests before the first forward pass; raise what makes scoring pointless."""
         raise NotImplementedError
+
+    def aggregate(self, bootstrap_iters: int | None = 100_000) -> tuple[dict[str, Any], int]:
+        """Compute the numbers of all questions, with the standard errors of means alone; only lm_eval 0.5 asks.
+
+        It would compute each ECE 100,000 times for a standard error; ours have intervals.
+        """
+        numbers, count = super().aggregate(0)
+        for scorer in self.scorers:
+            means = {metric.name for metric in scorer.metrics if metric.aggregation is mean}
+            rows = {n: {k: v for k, v in row.items() if k in means} for n, row in scorer.reduced_docs.items()}
+            numbers |= scorer.aggregate(rows, bootstrap_iters)[0]
+        return numbers, count
 
     def fewshot_context(self, doc: dict[str, Any], num_fewshot: int, **kwargs: Any) -> Any:
         """Build the prompt as the harness does, with the system message in the user's where the template drops it."""
@@ -109,6 +137,9 @@ class LetterTask(WatchedTask):
 
     def process_results(self, doc: dict[str, Any], results: Any) -> dict[str, Any]:
         """Compute a question's metrics; of a task with fields of its own, from what it asks and takes for right."""
+        if results and isinstance(results[0], float):
+            # lm_eval 0.5 joins the filter's answers to all options into one list.
+            results = [Letter(*results[i : i + 3]) for i in range(0, len(results), 3)]
         if not {"question", "choices", "gold"} <= doc.keys():
             gold, choices = self.doc_to_target(doc), self.doc_to_choice(doc)
             doc = {"question": self.doc_to_text(doc), **doc, "choices": choices, "gold": gold}

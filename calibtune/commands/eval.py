@@ -4,6 +4,7 @@
   python -m calibtune eval --artifact runs/rcft --tasks mc_calib_indomain,mc_calib_arc --output out/rcft
   python -m calibtune eval --artifact runs/t --tasks mc_calib_arc --output out/t    # raw and scaled in one pass
   python -m calibtune eval --model M --data quiz.csv --output out/quiz        # questions of one's own
+  python -m calibtune eval --model M --tasks mc_calib_arc --shard 3/8 --output out/3    # one of eight parts
   python -m calibtune eval --model M --tasks arc_easy --as-letters --output out/easy    # the harness's task, by letters
 
 With --tasks ultrafeedback_winrate --guard winrate --guard-base out/base it exits with 1 if the artifact's win rate fell
@@ -44,6 +45,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--precision", choices=("auto", "bf16", "fp32"), help="default: as in the fit, else auto")
     parser.add_argument("--batch-size", default="16", metavar="N|auto", help="default: 16; vLLM makes its own batches")
     parser.add_argument("--limit", type=int, metavar="N", help="evaluate the first N questions of each task")
+    parser.add_argument(
+        "--shard",
+        metavar="K/N",
+        help="evaluate the K-th of N equal parts of each task's questions (of the first --limit); report and rescore "
+        "put all N output folders together",
+    )
     parser.add_argument("--num-fewshot", type=int, metavar="N", help="examples in the prompt")
     parser.add_argument(
         "--backend",
@@ -84,6 +91,8 @@ def run(args: argparse.Namespace) -> int:
             raise UserError(
                 "--guard winrate compares win rates; give --guard-base DIR and ultrafeedback_winrate in --tasks"
             )
+        if args.shard:
+            raise UserError("--guard winrate compares all pairs; leave out --shard, or compare with calibtune report")
         from calibtune.evaluation.guard import check_base
 
         check_base(args.guard_base, args.margin)
@@ -103,7 +112,8 @@ def run(args: argparse.Namespace) -> int:
         for task, numbers in found.results.items():
             print(numbers_table(f"{task}: {found.questions.get(task, 0)} questions", numbers) + "\n")
         words = ["python", "-m", "calibtune", "report", str(args.output), "--output", "report"]
-        print(f"written to {args.output}\nnext: {shlex.join(words)}")
+        others = " (with the folders of the other shards)" if args.shard else ""
+        print(f"written to {args.output}\nnext{others}: {shlex.join(words)}")
     return _guard(args, found.folder) if args.guard else 0
 
 

@@ -5,6 +5,7 @@ SAMPLES is a samples_<task>_<date>.jsonl file or a folder that lm_eval wrote wit
   python -m calibtune rescore out
   python -m calibtune rescore out --bins 15 --edge right     # the bins of Guo et al. 2017
   python -m calibtune rescore out --temperature 1.7          # with temperature scaling at T = 1.7
+  python -m calibtune rescore out/1 out/2                    # shards (eval --shard) count as one run
 """
 
 from __future__ import annotations
@@ -45,27 +46,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the metrics of each file."""
-    from calibtune.api import load_samples
     from calibtune.metrics import summary
     from calibtune.results.pairs import SAME_ANSWERS, digest
     from calibtune.results.records import model_args, model_of, record_beside
+    from calibtune.results.samples import find_samples, read_samples
+    from calibtune.results.shards import together
 
     for bins in args.bins:
         equal_width_edges(bins)  # fails for a bad number before any file is read
     output: dict[str, dict[str, Any]] = {}
     runs: dict[tuple[str, str], tuple[Any, Path]] = {}
-    for path in args.samples:
-        for samples in load_samples(path):
-            # A run with a temperature has one filter at T = 1 and one scaled: each is shown.
-            filters = samples.temperatures if args.temperature is None else {}
-            for name, t in (filters or {"": 1.0 if args.temperature is None else args.temperature}).items():
-                numbers = summary(samples.log_probs, samples.labels, tuple(args.bins), args.edge, t, further=True)
-                key = f"{samples.path}, filter {name}" if len(filters) > 1 else str(samples.path)
-                output[key] = {"task": samples.task, "questions": len(samples.labels), "temperature": t, **numbers}
-            model = model_of(model_args(record_beside(samples.path)))
-            first, where = runs.setdefault((samples.task, digest(samples)), (model, samples.path))
-            if first != model:
-                logger.warning("%s and %s %s", where, samples.path, SAME_ANSWERS)
+    for files in together(file for path in args.samples for file in find_samples(path)):
+        samples = read_samples(*files)
+        # A run with a temperature has one filter at T = 1 and one scaled: each is shown.
+        filters = samples.temperatures if args.temperature is None else {}
+        for name, t in (filters or {"": 1.0 if args.temperature is None else args.temperature}).items():
+            numbers = summary(samples.log_probs, samples.labels, tuple(args.bins), args.edge, t, further=True)
+            key = f"{samples.where}, filter {name}" if len(filters) > 1 else samples.where
+            output[key] = {"task": samples.task, "questions": len(samples.labels), "temperature": t, **numbers}
+        model = model_of(model_args(record_beside(samples.path)))
+        first, where = runs.setdefault((samples.task, digest(samples)), (model, samples.path))
+        if first != model:
+            logger.warning("%s and %s %s", where, samples.path, SAME_ANSWERS)
     if args.json:
         # JSON has no NaN; AUROC is NaN if all answers are right.
         finite = {f: {k: None if v != v else v for k, v in numbers.items()} for f, numbers in output.items()}

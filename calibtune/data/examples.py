@@ -65,9 +65,8 @@ class Prompts:
         template = self.encoder.apply_chat_template if self.apply_chat_template else None
         chat: dict[str, Any] = {"apply_chat_template": self.apply_chat_template, "chat_template": template}
         with explained(self.task.task_name, doc):
-            prefix = self.task.doc_to_prefix(doc)
-            context = self.task.fewshot_context(doc, num_fewshot=0, gen_prefix=prefix, **chat)
-            requests = self.task.construct_requests(doc=doc, ctx=context, metadata=(self.task.task_name, 0, 1), **chat)
+            context = self.task.fewshot_context(doc, num_fewshot=0, gen_prefix=_prefix(self.task, doc), **chat)
+            requests = self.task.construct_requests(doc=doc, ctx=context, doc_id=0, **chat)
             gold = self.task.doc_to_target(doc)
         letters = tuple(request.args[1] for request in requests)
         if not isinstance(gold, int) or not 0 <= gold < len(letters):
@@ -84,6 +83,13 @@ class Prompts:
     def key(self, doc: dict[str, Any]) -> str:
         """Return what the document's copies have in common; see :meth:`Question.key`."""
         return task_question(self.task, doc).key(is_redrawn(self.task))
+
+
+def _prefix(task: Any, doc: dict[str, Any]) -> str | None:
+    """Return the beginning of the answer that a task gives."""
+    if hasattr(task, "doc_to_prefix"):  # lm_eval 0.4.13
+        return task.doc_to_prefix(doc)
+    return task.doc_to_text(doc, task.config.gen_prefix) if task.config.gen_prefix else None
 
 
 def reorder(example: LetterExample, permutation: Sequence[int]) -> LetterExample:

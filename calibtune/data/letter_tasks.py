@@ -12,7 +12,7 @@ import datasets
 from calibtune.data.rows import Columns, answer_index
 from calibtune.data.tasks import explained
 from calibtune.errors import UserError
-from harness_ext.documents import SHOTS, document
+from harness_ext.documents import SHOTS, document, split_of
 from harness_ext.prompts import LETTERS
 from harness_ext.task import LetterTask, letter_template
 
@@ -110,7 +110,7 @@ def _documents(
     docs, problems = [], []
     for number, row in enumerate(rows):
         try:
-            docs.append(to_document(task, row, f"{task.task_name} {rows.split} row {number}"))
+            docs.append(to_document(task, row, f"{task.task_name} {split_of(rows)} row {number}"))
         except UserError as error:
             problems.append(str(error))
     if not docs:

@@ -136,7 +136,11 @@ def load_tasks(names: Sequence[str], include_path: str | None = None, index: Ind
     """
     manager = index or task_manager(names, include_path)
     with explained(", ".join(names)):
-        return list(manager.load(list(names))["tasks"].values())
+        tasks = list(manager.load(list(names))["tasks"].values())
+        for task in tasks:
+            # lm_eval 0.5 loads a data set when it is first asked for.
+            task.dataset  # noqa: B018
+    return tasks
 
 
 def training_documents(task: Any) -> list[dict[str, Any]]:

@@ -130,7 +130,7 @@ def check_shots(tasks: Sequence[Any], shots: int | None) -> None:
         if not shots or not isinstance(task, ConfigurableTask) or task.get_config("num_fewshot") == 0:
             continue
         # A question of the test split cannot be its own example.
-        count = len(task.sampler.fewshot_docs()) - (task.fewshot_cfg.split == task.config.test_split)
+        count = len(task.sampler.fewshot_docs()) - (task.config.fewshot_config.split == task.config.test_split)
         if shots > count:
             raise UserError(
                 f"--num-fewshot {shots} is more than the {max(count, 0)} examples of task {task.task_name}; give at "

@@ -50,8 +50,8 @@ def shipped_folder() -> Path | None:
 def check_installation() -> list[Finding]:
     """Is lm_eval a version that was tried, and does it see every task file of ours?"""
     version = importlib.metadata.version("lm_eval")
-    good = (0, 4, 13) <= tuple(int(part) for part in version.split(".")[:3] if part.isdigit()) < (0, 5)
-    findings = [Finding(good, f"lm_eval {version}" + ("" if good else "; install lm_eval>=0.4.13,<0.5"))]
+    good = (0, 4, 13) <= tuple(int(part) for part in version.split(".")[:3] if part.isdigit()) < (0, 6)
+    findings = [Finding(good, f"lm_eval {version}" + ("" if good else "; install lm_eval>=0.4.13,<0.6"))]
     shipped, folder = shipped_folder(), installed_folder()
     if shipped is None:
         return [*findings, Finding(False, "this installation of calibtune has no task files; install it again")]

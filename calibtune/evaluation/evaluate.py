@@ -26,6 +26,7 @@ from calibtune.evaluation.checks import (
     unseen,
     warn_of_low_mass,
 )
+from calibtune.evaluation.chosen import Chosen, choose
 from calibtune.evaluation.doctor import other_prompt
 from calibtune.evaluation.files import refuse_other_run, save_results
 from calibtune.evaluation.harness import quiet_evaluate
@@ -36,6 +37,7 @@ from calibtune.models.adapters import check_adapter, load_adapter
 from calibtune.models.fingerprint import check_fingerprint
 from calibtune.models.loading import check_spec, found_device, load_base, load_tokenizer, not_loaded, weights_dtype
 from calibtune.processes import is_first_process
+from calibtune.results.shards import Shard
 from calibtune.spec import ModelSpec, Precision, Quantization, QuestionSpec
 
 #: lm_eval's hf backend with prompts encoded whole and letters read in float32, and one that computes shared beginnings
@@ -62,6 +64,8 @@ class EvaluationOptions:
     #: A number, or "auto".
     batch_size: str = "16"
     limit: int | None = None
+    #: Such as "3/8", the third eighth of each task's questions.
+    shard: str | None = None
     num_fewshot: int | None = None
     device: str | None = None
     include_path: str | None = None
@@ -158,7 +162,9 @@ def evaluate(options: EvaluationOptions) -> Evaluation | None:
         temperature = artifact.temperature["temperature"]
         index.change(options.questions.names, lambda task: scaled(task, temperature))
         asked = asked and {name + SUFFIX: numbers for name, numbers in asked.items()}
-    evaluation = _run(options, spec, arguments, setup, index, asked)
+    loaded = index.load(list(options.questions.names))["tasks"]
+    chosen = choose(loaded, asked, options.limit, Shard.parse(options.shard) if options.shard else None)
+    evaluation = _run(options, spec, arguments, setup, index, chosen)
     if evaluation is not None:
         warn_of_low_mass(evaluation.results, evaluation.questions, other_prompt(tokenizer, spec))
     return evaluation
@@ -170,7 +176,7 @@ def _run(
     arguments: dict[str, Any],
     setup: dict[str, Any],
     index: Index,
-    asked: dict[str, list[int]] | None,
+    chosen: dict[str, Chosen] | None,
 ) -> Evaluation | None:
     tracker = EvaluationTracker(output_path=str(options.output))
     try:
@@ -182,8 +188,8 @@ def _run(
             batch_size=options.batch_size,
             device=options.device or found_device(),
             # The harness takes one of these.
-            limit=options.limit if asked is None else None,
-            samples=asked,
+            limit=options.limit if chosen is None else None,
+            samples=chosen,
             apply_chat_template=spec.apply_chat_template,
             log_samples=True,
             evaluation_tracker=tracker,
@@ -224,6 +230,8 @@ def check_options(options: EvaluationOptions) -> None:
         raise UserError("--tasks names no task; give one or more, separated by commas, or --data")
     if options.limit is not None and options.limit < 1:
         raise UserError(f"--limit is {options.limit}; give at least 1, or leave it out for all questions")
+    if options.shard is not None:
+        Shard.parse(options.shard)
     if options.num_fewshot is not None and options.num_fewshot < 0:
         raise UserError(f"--num-fewshot is {options.num_fewshot}; give 0 or more")
     if not re.fullmatch(r"[1-9]\d*|auto(:[1-9]\d*)?", options.batch_size):
@@ -244,6 +252,7 @@ def setup_of(
         "apply_chat_template": spec.apply_chat_template,
         "temperature": artifact.temperature["temperature"] if artifact and artifact.temperature else None,
         "limit": options.limit,
+        "shard": options.shard,
         "num_fewshot": options.num_fewshot,
         "drop_seen": options.drop_seen,
         "data": options.data,

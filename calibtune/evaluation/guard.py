@@ -11,6 +11,7 @@ from calibtune.errors import UserError
 from calibtune.results.pairs import Key, matching_rows, question_keys
 from calibtune.results.records import DATED, is_dated, record_beside
 from calibtune.results.samples import find_samples, read_samples
+from calibtune.results.shards import together
 from harness_ext.binning import FloatArray
 from harness_ext.intervals import paired_difference
 
@@ -60,7 +61,7 @@ def check_base(base_samples: Path, margin: float) -> None:
         UserError: The file is missing, damaged or incomplete.
     """
     check_margin(margin)
-    _pairs(_file(base_samples))
+    _pairs(_files(base_samples))
 
 
 def check_margin(margin: float) -> None:
@@ -94,8 +95,9 @@ def guard(base_samples: Path, tuned_samples: Path, margin: float) -> Verdict:
         UserError: A file is damaged or incomplete.
     """
     check_margin(margin)
-    files = _file(base_samples), _file(tuned_samples)
-    base, tuned = (_pairs(file) for file in files)
+    runs = _files(base_samples), _files(tuned_samples)
+    base, tuned = (_pairs(files) for files in runs)
+    files = [run[0] for run in runs]
     if set(base.keys) != set(tuned.keys):
         raise UserError(
             f"{files[1]} and {files[0]} differ in {len(set(base.keys) ^ set(tuned.keys))} pairs; evaluate base and "
@@ -126,12 +128,14 @@ def guard(base_samples: Path, tuned_samples: Path, margin: float) -> Verdict:
     )
 
 
-def _file(path: Path) -> Path:
+def _files(path: Path) -> tuple[Path, ...]:
+    """Return the samples file, or those of all shards."""
     files = [file for file in find_samples(path) if path.is_file() or file.name.startswith(f"samples_{TASK}_")]
-    if len(files) != 1:
-        found = "no samples" if not files else f"samples of {len(files)} runs"
+    runs = together(files)
+    if len(runs) != 1:
+        found = "no samples" if not runs else f"samples of {len(runs)} runs"
         raise UserError(f"{path} holds {found} of {TASK}; run lm_eval --tasks {TASK} --log_samples or give one file")
-    return files[0]
+    return runs[0]
 
 
 @dataclass(frozen=True)
@@ -145,8 +149,8 @@ class _Pairs:
     prompts: tuple[str | None, ...]
 
 
-def _pairs(path: Path) -> _Pairs:
-    rows = read_samples(path)
+def _pairs(files: tuple[Path, ...]) -> _Pairs:
+    rows = read_samples(*files)
     answers = rows.log_probs.shape[1]
     if answers != 2:
         raise UserError(f"{rows.path} has {answers} answers per row, not two; give a samples file of {TASK}")

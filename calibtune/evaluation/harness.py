@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from lm_eval import simple_evaluate
+from lm_eval.api.task import Task
 from lm_eval.loggers.utils import get_commit_from_path
 
 from calibtune.bar import Bar
@@ -62,7 +63,7 @@ def commit() -> str | None:
 REPLACED: dict[tuple[str, str], Any] = {
     ("lm_eval.evaluator", "add_env_info"): environment_info,
     ("lm_eval.evaluator", "get_git_commit_hash"): commit,
-    ("lm_eval.api.task", "tqdm"): Bar,
+    (Task.__module__, "tqdm"): Bar,
     ("lm_eval.api.model", "tqdm"): Bar,
     ("lm_eval.models.huggingface", "tqdm"): Bar,
 }

@@ -14,7 +14,7 @@ from calibtune.errors import UserError
 from calibtune.reporting.labels import set_labels
 from calibtune.reporting.numbers import MOST_DRAWN, SAME_T, Method, compare, measure, methods_of
 from calibtune.reporting.questions import MANY, Questions, pool_groups, read_questions, same_tasks
-from calibtune.reporting.runs import Run, find_runs, merge_runs
+from calibtune.reporting.runs import Run, find_runs, join_shards, merge_runs
 from calibtune.reporting.winrates import win_rates
 from calibtune.results.pairs import SAME_ANSWERS, matching_rows
 from calibtune.results.records import DATED
@@ -99,7 +99,7 @@ def runs_of(folders: Sequence[Path]) -> list[Run]:
             if mark not in known:
                 known.add(mark)
                 runs.append(run)
-    return runs
+    return join_shards(runs)
 
 
 def _base(runs: Sequence[Run], base: str | None) -> Run:

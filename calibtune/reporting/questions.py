@@ -69,10 +69,10 @@ def read_questions(
     left_out: dict[tuple[str, str], list[str]] = {}
     for run in runs:
         tasks = {}
-        for task, path in sorted(run.files.items()):
-            reason = unsuitable(path, run.kinds.get(task), "win_rate,none" in run.results.get(task, {}))
+        for task, paths in sorted(run.files.items()):
+            reason = unsuitable(paths[0], run.kinds.get(task), "win_rate,none" in run.results.get(task, {}))
             if reason is None:
-                tasks[task] = _read(path)
+                tasks[task] = _read(paths)
             elif task != WIN_TASK:
                 left_out.setdefault((task, reason), []).append(run.label)
             step(f"read {task}")
@@ -102,8 +102,8 @@ def unsuitable(path: Path, kind: str | None, win_rate: bool = False) -> str | No
     return None
 
 
-def _read(path: Path) -> Questions:
-    rows = read_samples(path)
+def _read(paths: tuple[Path, ...]) -> Questions:
+    rows = read_samples(*paths)
     return Questions(rows.log_probs, rows.labels, question_keys(rows), rows.temperatures, prompts=rows.prompt_hashes)
 
 

@@ -16,9 +16,9 @@ from typing_extensions import Required, TypedDict
 
 from calibtune.errors import UserError
 from calibtune.reading import MOST_LISTED, Record, Share, checked, read_json
-from calibtune.results.records import is_dated, model_args, model_of
-from calibtune.results.samples import FILE_NAME
+from calibtune.results.records import FILE_NAME, is_dated, model_args, model_of
 from calibtune.results.schema import AGAIN, Results
+from calibtune.results.shards import shard_of, together, whole_of
 
 #: Name of a results file: ``results`` or the stem of an ``--output_path`` that ends in .json, then
 #: the time of the run.
@@ -68,8 +68,8 @@ class Run:
     date: str
     #: Label in the report; set by :mod:`calibtune.reporting.labels`.
     label: str = ""
-    #: Samples file of each task.
-    files: dict[str, Path] = field(default_factory=dict)
+    #: Samples file of each task, or those of its shards.
+    files: dict[str, tuple[Path, ...]] = field(default_factory=dict)
     #: lm_eval's results of each task.
     results: dict[str, dict[str, Any]] = field(default_factory=dict)
     #: Tasks of each group.
@@ -84,6 +84,8 @@ class Run:
     size: int | None = None
     #: Folders of this run alone, whose temperature and manifest therefore belong to it.
     own: tuple[Path, ...] = ()
+    #: What the shards of a run have in common; empty if this is no shard.
+    whole: str = ""
     #: Contents of ``winrate_*.json`` files, and which they are.
     win_records: list[dict[str, Any]] = field(default_factory=list)
 
@@ -163,6 +165,30 @@ def find_runs(folder: Path) -> list[Run]:
     return found
 
 
+def join_shards(runs: Sequence[Run]) -> list[Run]:
+    """Make one run of all shards of a run (``eval --shard``), in the place of the first.
+
+    The numbers of their results files are those of a part, and are left out.
+
+    Raises:
+        UserError: A shard is missing or there twice.
+    """
+    joined: dict[str, Run] = {}
+    for number, run in enumerate(runs):
+        first = joined.setdefault(run.whole or str(number), run)
+        if run is not first:
+            first.groups |= run.groups
+            first.shots |= run.shots
+            first.kinds |= run.kinds
+            first.own += run.own
+    for whole, run in joined.items():
+        if run.whole:
+            files = [file for part in runs if part.whole == whole for (file,) in part.files.values()]
+            run.files = {FILE_NAME.sub(r"\g<task>", shards[0].name): shards for shards in together(files)}
+            run.results = {}
+    return list(joined.values())
+
+
 def merge_runs(runs: Sequence[Run]) -> list[Run]:
     """Merge runs of the same model from different folders if they have no task in common.
 
@@ -212,12 +238,13 @@ def _run_of(runs: dict[tuple[Path, str], Run], source: Path, place: Path, date: 
     args = model_args(record)
     settings = _settings(record)
     shots = record.get("n-shot") or {}
-    key = place, json.dumps([args, settings], sort_keys=True, default=str)
+    shard = shard_of(record)
+    key = place, json.dumps([args, settings, str(shard)], sort_keys=True, default=str)
     if key in runs and any(runs[key].shots.get(task, count) != count for task, count in shots.items()):
         # The same task with another number of examples is another run, not a newer evaluation.
         settings = (*settings, "/".join(sorted({str(count) for count in shots.values()})) + "-shot")
-        key = place, json.dumps([args, settings], sort_keys=True, default=str)
-    return runs.setdefault(key, Run(source, place, args, settings, date))
+        key = place, json.dumps([args, settings, str(shard)], sort_keys=True, default=str)
+    return runs.setdefault(key, Run(source, place, args, settings, date, whole=whole_of(record) if shard else ""))
 
 
 def _settings(record: Mapping[str, Any]) -> tuple[str, ...]:
@@ -229,7 +256,7 @@ def _settings(record: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _add(run: Run, record: Mapping[str, Any], files: Mapping[str, Path]) -> None:
-    run.files.update(files)
+    run.files.update({task: (path,) for task, path in files.items()})
     run.dated = run.dated or is_dated(record)
     run.results.update(record.get("results", {}))
     run.shots.update(record.get("n-shot") or {})

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from typing_extensions import TypedDict
 
-from calibtune.reading import Record, Share, checked, read_json_lines
+from calibtune.reading import Count, Record, Share, checked, read_json_lines
 from calibtune.reporting.numbers import clear
 from calibtune.reporting.runs import WIN_TASK, Run
-from harness_ext.intervals import paired_difference
+from harness_ext.intervals import paired_difference, wilson
 
 #: Title of each metric of the harness in the table.
 METRICS = {"win_rate": "UltraFeedback, summed log-probability", "win_rate_avg": "UltraFeedback, mean per token"}
@@ -32,9 +33,12 @@ class Shares(TypedDict):
 class Won(Record):
     """Hold a line of the task's samples, as far as it is read."""
 
+    doc_id: Count
     doc_hash: str
     win_rate: Share
     win_rate_avg: Share
+    ties: Share = 0.0
+    cut: Share = 0.0
 
 
 def win_rates(runs: Sequence[Run], base: Run) -> list[dict[str, Any]]:
@@ -54,7 +58,11 @@ def win_rates(runs: Sequence[Run], base: Run) -> list[dict[str, Any]]:
     rows = []
     for metric, name in METRICS.items():
         for run in runs:
-            found = run.results.get(WIN_TASK, {})
+            found = (
+                _of_shards(run.files[WIN_TASK])
+                if run.whole and WIN_TASK in run.files
+                else run.results.get(WIN_TASK, {})
+            )
             key = next((key for key in found if key.split(",")[0] == metric), None)
             if key is None:
                 continue
@@ -64,7 +72,10 @@ def win_rates(runs: Sequence[Run], base: Run) -> list[dict[str, Any]]:
             shares = checked({"win_rate": found[key], **numbers}, Shares, where, "run the evaluation again")
             note = _shown(ties=shares.pop("ties"), cut=shares.pop("cut"))
             about = {"label": run.label, "benchmark": name, "baseline": "the rejected response", "note": note}
-            rows.append({**about, **shares, "n": found.get("sample_len"), **_difference(run, base, metric)})
+            # Numbers of results files are read as floats.
+            pairs = found.get("sample_len")
+            count = int(pairs) if isinstance(pairs, float) and pairs.is_integer() else pairs
+            rows.append({**about, **shares, "n": count, **_difference(run, base, metric)})
     for run in runs:
         for record in run.win_records:
             row = {key: record.get(key) for key in ("benchmark", "baseline", "win_rate", "low", "high", "n", "note")}
@@ -88,11 +99,27 @@ def _difference(run: Run, base: Run, metric: str) -> dict[str, Any]:
     return {"difference": {**clear(interval), "questions": len(shared)}}
 
 
-def _wins(path: Path, metric: str) -> dict[tuple[str, int], float]:
+def _wins(paths: Iterable[Path], metric: str) -> dict[tuple[str, int], float]:
     wins: dict[tuple[str, int], float] = {}
     # The data can contain the same pair twice.
     copies: Counter[str] = Counter()
-    for _, row in read_json_lines(path, Won, "run the evaluation again"):
+    for row in _rows(paths):
         wins[row.doc_hash, copies[row.doc_hash]] = getattr(row, metric)
         copies[row.doc_hash] += 1
     return wins
+
+
+def _rows(paths: Iterable[Path]) -> list[Won]:
+    """Return the task's pairs in the order of the whole run."""
+    rows = (row for path in paths for _, row in read_json_lines(path, Won, "run the evaluation again"))
+    return sorted(rows, key=lambda row: row.doc_id)
+
+
+def _of_shards(paths: Iterable[Path]) -> Mapping[str, float]:
+    """Return the task's numbers on the pairs of all shards, as a whole run's results file has them."""
+    rows = _rows(paths)
+    sums = {name: math.fsum(getattr(row, name) for row in rows) for name in (*METRICS, "ties", "cut")}
+    numbers = {f"{name},none": total / len(rows) for name, total in sums.items()}
+    for name in METRICS:
+        numbers |= dict(zip((f"{name}_low,none", f"{name}_high,none"), wilson(sums[name], len(rows)), strict=True))
+    return {**numbers, "sample_len": len(rows)}

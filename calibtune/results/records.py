@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from calibtune.reading import read_json
-from calibtune.results.samples import FILE_NAME
 from calibtune.results.schema import AGAIN, Results
 
+#: Name that lm_eval gives a samples file: task, then the time of the run.
+FILE_NAME = re.compile(r"samples_(?P<task>.+)_(?P<date>\d{4}-\d{2}-\d{2}T[\d.\-:]+)\.jsonl")
 #: Keys of model_args that name the model in lm_eval's backends.
 MODEL_KEYS = ("pretrained", "model", "path", "engine", "base_url")
 ADAPTER_KEYS = ("peft", "delta")

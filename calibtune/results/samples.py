@@ -7,8 +7,8 @@ import hashlib
 import itertools
 import math
 import os
-import re
 import shlex
+from collections import Counter
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -20,12 +20,12 @@ from pydantic_core import core_schema
 
 from calibtune.errors import UserError
 from calibtune.reading import Count, Record, checked, read_json, read_json_lines
+from calibtune.results.records import FILE_NAME, record_beside
+from calibtune.results.shards import Shard, shard_of
 from harness_ext.binning import FloatArray, IntArray
 from harness_ext.calibration import validate_rows
 from harness_ext.sanity import check_scored, check_told_apart, warn_of_ties
 
-#: Name that lm_eval gives a samples file: task, then the time of the run.
-FILE_NAME = re.compile(r"samples_(?P<task>.+)_(?P<date>\d{4}-\d{2}-\d{2}T[\d.\-:]+)\.jsonl")
 #: A question with more options is none; a table of all questions has a column for each.
 MOST_LETTERS = 1000
 #: Rows of a filter from which its temperature is inferred, unless all letters of each have one value.
@@ -79,9 +79,10 @@ class Asked(Record):
 
 
 class Counted(Record):
-    """Hold how many questions of a task a run evaluated."""
+    """Hold how many questions of a task a run evaluated, and how many there are."""
 
     effective: Count
+    original: Count | None = None
 
 
 class Run(Record):
@@ -110,26 +111,42 @@ class Samples:
     prompt_hashes: tuple[str | None, ...] = field(repr=False)
     #: Temperature of each filter whose temperature can be inferred.
     temperatures: dict[str, float]
+    #: Files of the run's other shards (``eval --shard``).
+    more: tuple[Path, ...] = ()
+
+    @property
+    def where(self) -> str:
+        """Return the file, and how many there are besides."""
+        return str(self.path) + (f" and {len(self.more)} more shard{'s' * (len(self.more) > 1)}" if self.more else "")
 
     @cached_property
     def documents(self) -> tuple[dict[str, Any], ...]:
         """Read the documents, in the order of the other fields; they take more memory than all of these."""
-        rows = (row for _, row in read_json_lines(self.path, Row, CURE) if row.filter == self.filter)
+        rows = (
+            row
+            for path in (self.path, *self.more)
+            for _, row in read_json_lines(path, Row, CURE)
+            if row.filter == self.filter
+        )
         return tuple(row.doc for row in sorted(rows, key=lambda row: row.doc_id))
 
 
 def find_samples(path: Path) -> list[Path]:
-    """Return a samples file itself, or the newest one of each task and folder below a folder.
+    """Return a samples file itself, or the newest one of each task, shard and folder below a folder.
 
     Raises:
         UserError: The path does not exist, or the folder has no samples files.
     """
     if path.exists() and not path.is_dir():
         return [path]
-    newest: dict[tuple[Path, str], Path] = {}
+    newest: dict[tuple[Path, str, Shard | None], Path] = {}
+    shards: dict[tuple[Path, str], Shard | None] = {}
     for file in sorted(path.rglob("samples_*.jsonl")):
         if match := FILE_NAME.fullmatch(file.name):
-            newest[file.parent, match["task"]] = file
+            run = file.parent, match["date"]
+            if run not in shards:
+                shards[run] = shard_of(record_beside(file))
+            newest[file.parent, match["task"], shards[run]] = file
     if not path.exists():
         raise UserError(f"{path} does not exist; give a samples file of lm_eval or its output folder")
     if not newest:
@@ -140,7 +157,7 @@ def find_samples(path: Path) -> list[Path]:
 
 
 class _Columns:
-    """Collect the rows of a samples file's first filter, and what all rows tell of the run."""
+    """Collect the rows of the first filter of samples files, and what all rows tell of the run."""
 
     def __init__(self) -> None:
         self.filter = ""
@@ -153,20 +170,31 @@ class _Columns:
         #: Whether each answer is of a letter. Win rates' samples hold whole responses, with token counts beside the
         #: log-likelihoods.
         self.of_letters = True
-        self.temperatures: dict[str, float] = {}
-        self.digest = hashlib.sha256()
-        self._seen: dict[str, int] = {}
+        #: Of each filter, with the lowest question that tells it.
+        self.temperatures: dict[str, tuple[int, float]] = {}
 
-    def add(self, row: Row) -> None:
-        """Add a row."""
-        self.filter = self.filter if self._seen else row.filter
-        seen = self._seen[row.filter] = self._seen.get(row.filter, 0) + 1
-        self.digest.update(f"{row.doc_hash}{row.prompt_hash}{row.target_hash}".encode())
-        if row.filter not in self.temperatures and seen <= ROWS_FOR_T:
-            temperature = _temperature(row.filtered_resps)
-            self.temperatures |= {row.filter: temperature} if temperature else {}
-        if row.filter != self.filter:
-            return
+    def read(self, path: Path) -> int | None:
+        """Add the rows of a file and check that it is complete; return how many questions its task has, if known."""
+        start, digest, seen = len(self.doc_ids), hashlib.sha256(), Counter[str]()
+        for _, row in read_json_lines(path, Row, CURE):
+            self.filter = self.filter if self.doc_ids else row.filter
+            seen[row.filter] += 1
+            digest.update(f"{row.doc_hash}{row.prompt_hash}{row.target_hash}".encode())
+            if seen[row.filter] <= ROWS_FOR_T:
+                self._infer_temperature(row)
+            if row.filter == self.filter:
+                self._add(row)
+        if len(self.doc_ids) == start:
+            raise UserError(f"{path} is empty; run the evaluation again with --log_samples")
+        return _check_complete(path, np.sort(self.doc_ids[start:]), digest.hexdigest())
+
+    def _infer_temperature(self, row: Row) -> None:
+        question, _ = self.temperatures.get(row.filter, (math.inf, 0.0))
+        temperature = _temperature(row.filtered_resps) if row.doc_id < question else None
+        if temperature is not None:
+            self.temperatures[row.filter] = row.doc_id, temperature
+
+    def _add(self, row: Row) -> None:
         answers = [response[0] for response in row.resps]
         self.doc_ids.append(row.doc_id)
         self.labels.append(row.target)
@@ -186,7 +214,7 @@ class _Columns:
         return found
 
 
-def read_samples(path: Path) -> Samples:
+def read_samples(path: Path, *more: Path) -> Samples:
     """Read a samples file of a multiple-choice task, row by row.
 
     If the folder has the run's ``results_<date>.json``, it is used to check that no question is
@@ -194,9 +222,10 @@ def read_samples(path: Path) -> Samples:
 
     Args:
         path: ``samples_<task>_<date>.jsonl``.
+        *more: Files of the run's other shards, as :func:`calibtune.results.shards.together` returns them.
 
     Returns:
-        The questions of the file.
+        The questions of the file; of all shards, as the whole run has them.
 
     Raises:
         UserError: A line is damaged; questions are missing, repeated or from another task; a
@@ -204,13 +233,16 @@ def read_samples(path: Path) -> Samples:
             same log-likelihood. The message names the line or question and the value.
     """
     columns = _Columns()
-    for _, row in read_json_lines(path, Row, CURE):
-        columns.add(row)
-    if not columns.labels:
-        raise UserError(f"{path} is empty; run the evaluation again with --log_samples")
+    sizes = {columns.read(file) for file in (path, *more)}
+    if len(sizes) > 1:
+        raise UserError(
+            f"{path.parent} and {more[0].parent} are shards of {' and '.join(sorted(map(str, sizes)))} questions; "
+            "evaluate all shards on the same data"
+        )
     doc_ids = np.asarray(columns.doc_ids)
     order = np.argsort(doc_ids, kind="stable")
-    _check_complete(path, doc_ids[order], columns.digest.hexdigest())
+    if more:
+        _check_once(path, doc_ids[order])
     labels = np.asarray(columns.labels)[order]
     _check_labels(path, doc_ids[order], labels, np.asarray(columns.letters)[order])
     try:
@@ -231,7 +263,8 @@ def read_samples(path: Path) -> Samples:
         labels=labels,
         doc_hashes=tuple(columns.doc_hashes[row] for row in order),
         prompt_hashes=tuple(columns.prompt_hashes[row] for row in order),
-        temperatures=columns.temperatures,
+        temperatures={name: temperature for name, (_, temperature) in columns.temperatures.items()},
+        more=more,
     )
 
 
@@ -251,12 +284,16 @@ def read_prompts(path: Path) -> list[tuple[str, list[str]]]:
     return [found[number] for number in sorted(found)]
 
 
-def _check_complete(path: Path, doc_ids: IntArray, digest: str) -> None:
-    """Check the ids of the questions, which are in order, and the hash of all rows."""
+def _check_once(path: Path, doc_ids: IntArray) -> None:
     if len(doubled := doc_ids[1:][doc_ids[1:] == doc_ids[:-1]]):
         raise UserError(
             f"{path}: question {doubled[0]} occurs twice, as if two runs were joined; give the file of one run"
         )
+
+
+def _check_complete(path: Path, doc_ids: IntArray, digest: str) -> int | None:
+    """Check the ids of a file's questions, which are in order, and the hash of all rows; return how many there are."""
+    _check_once(path, doc_ids)
     expected = _expected(path)
     # With `--limit` the questions are the first ones, so a gap means lost rows. With `--samples`
     # they can be any, so only the results file tells.
@@ -266,8 +303,8 @@ def _check_complete(path: Path, doc_ids: IntArray, digest: str) -> None:
                 f"{path}: question {_missing(doc_ids, len(doc_ids))[0]} is missing; rows were removed, run the "
                 "evaluation again"
             )
-        return
-    count, hashes = expected
+        return None
+    count, original, hashes = expected
     if len(doc_ids) != count:
         raise UserError(
             f"{path} has {len(doc_ids)} questions, but the run's results file counts {count} (missing: "
@@ -279,6 +316,7 @@ def _check_complete(path: Path, doc_ids: IntArray, digest: str) -> None:
             f"{path}: its questions are not those of the run's results file (their hash differs); rows were changed "
             "or the file is from another task, so run the evaluation again"
         )
+    return original
 
 
 def _missing(doc_ids: IntArray, count: int) -> list[int]:
@@ -287,8 +325,8 @@ def _missing(doc_ids: IntArray, count: int) -> list[int]:
     return list(itertools.islice((number for number in range(count) if number not in known), 5))
 
 
-def _expected(path: Path) -> tuple[int, str | None] | None:
-    """Return the number of questions and their common hash from the run's results file, or None."""
+def _expected(path: Path) -> tuple[int, int | None, str | None] | None:
+    """Return from the run's results file the numbers of questions in it and of all, and their common hash, or None."""
     match = FILE_NAME.fullmatch(path.name)
     results = path.parent / f"results_{match['date']}.json" if match else None
     if not match or results is None or not os.path.lexists(results):
@@ -302,7 +340,8 @@ def _expected(path: Path) -> tuple[int, str | None] | None:
             f"{path}: the run's results file has no task {match['task']!r}, only {sorted(run.n_samples)!s:.300}; give "
             "the file its original name"
         )
-    return run.n_samples[match["task"]].effective, (run.task_hashes or {}).get(match["task"])
+    counted = run.n_samples[match["task"]]
+    return counted.effective, counted.original, (run.task_hashes or {}).get(match["task"])
 
 
 def _check_labels(path: Path, doc_ids: IntArray, labels: IntArray, letters: IntArray) -> None:

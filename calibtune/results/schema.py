@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field, Strict
-from typing_extensions import TypedDict
+from typing_extensions import NotRequired, TypedDict
 
 AGAIN = "run the evaluation again"
 #: A number as such, whatever its size, else what it is.
@@ -18,6 +18,8 @@ class Setup(TypedDict):
     __pydantic_config__ = ConfigDict(strict=True, extra="allow")  # type: ignore[misc]
 
     model_args: dict[str, Any]
+    #: Such as 3/8.
+    shard: NotRequired[Annotated[str, Field(pattern=r"^[1-9][0-9]{0,5}/[1-9][0-9]{0,5}$")] | None]
 
 
 class Config(TypedDict, total=False):

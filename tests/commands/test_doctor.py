@@ -31,9 +31,9 @@ def test_a_task_file_that_the_harness_cannot_read_is_missed(tmp_path, monkeypatc
 
 
 def test_an_untried_lm_eval_is_said(monkeypatch):
-    monkeypatch.setattr(doctor.importlib.metadata, "version", lambda name: "0.5.1")
+    monkeypatch.setattr(doctor.importlib.metadata, "version", lambda name: "0.6.1")
     assert not doctor.check_installation()[0].good
-    assert "install lm_eval>=0.4.13,<0.5" in doctor.check_installation()[0].text
+    assert "install lm_eval>=0.4.13,<0.6" in doctor.check_installation()[0].text
 
 
 def doctor_of(model, *more):

@@ -3,6 +3,7 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 from harness import evaluate
+from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from tiny import save_tiny
 
@@ -24,6 +25,10 @@ def loglikelihoods(lm, **options):
     run = evaluate(["mc_calib_arc"], lm, **options)
     samples = sorted(run["samples"]["mc_calib_arc"], key=lambda sample: sample["doc_id"])
     return [response[0] for sample in samples for response in sample["resps"]]
+
+
+def request_of(pair):
+    return Instance("loglikelihood", {}, pair, idx=0, doc_id=0, task_name="")
 
 
 MULTITURN = {"num_fewshot": 3, "apply_chat_template": True, "fewshot_as_multiturn": True}
@@ -59,9 +64,7 @@ def test_continuations_of_several_tokens_and_cut_prompts_equal_the_stock_backend
     shared = "You answer multiple-choice questions. " * 3
     requests = [(f"{shared}Which {n}?", text) for n in range(5) for text in (" A", " option a", " the letter")]
     requests += [(shared * 40 + f" {n}", " B") for n in range(3)]
-    from lm_eval.api.instance import Instance
-
-    instances = [Instance("loglikelihood", {}, request, i) for i, request in enumerate(requests)]
+    instances = [request_of(request) for request in requests]
     found = [lm(pretrained=model, max_length=300, **OPTIONS).loglikelihood(instances) for lm in (HFLM, PrefixLM)]
     np.testing.assert_allclose([v for v, _ in found[1]], [v for v, _ in found[0]], atol=1e-4)
 
@@ -166,11 +169,9 @@ def test_the_largest_batch_is_found_for_letters_too(model, size):
 
 @pytest.mark.parametrize("options", [{"add_bos_token": True}, {"add_bos_token": False}])
 def test_texts_are_encoded_ahead_as_the_stock_backend_encodes_them(model, monkeypatch, options):
-    from lm_eval.api.instance import Instance
-
     bos = HFLM(pretrained=model, **OPTIONS).tokenizer.bos_token or "<s>"
     pairs = [("Which? ", "A"), ("Which? ", "B"), (f"{bos}Which?", " A"), ("", "A B"), ("Why?\n\n", " C")]
-    instances = [Instance("loglikelihood", {}, pair, i) for i, pair in enumerate(pairs)]
+    instances = [request_of(pair) for pair in pairs]
     seen, encoded = [], []
     for lm in (HFLM, LetterLM):
         made = lm(pretrained=model, **OPTIONS, **options)
@@ -204,10 +205,8 @@ def test_a_batch_has_no_more_to_compute_or_to_keep_than_a_stock_one(model):
 
 
 def test_long_responses_take_the_stock_way(model, monkeypatch):
-    from lm_eval.api.instance import Instance
-
     monkeypatch.setattr(PrefixLM, "_answers", lambda *_: pytest.fail("took the short way"))
-    request = Instance("loglikelihood", {}, ("Which?", " option" * 30), 0)
+    request = request_of(("Which?", " option" * 30))
     ((value, _),) = PrefixLM(pretrained=model, **OPTIONS).loglikelihood([request])
     assert value < 0
 

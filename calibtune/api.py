@@ -164,7 +164,7 @@ def evaluate(
         skip_bad_rows=skip_bad_rows,
         as_letters=as_letters,
         backend=backend,
-        model_args=model_args or {},
+        model_args=model_args,
         trust_remote_code=trust_remote_code,
         drop_seen=drop_seen,
     )

@@ -76,7 +76,7 @@ class EvaluationOptions:
     #: One of ``HF``, or "vllm".
     backend: str = "hf"
     #: Further arguments of vLLM.
-    model_args: dict[str, Any] = field(default_factory=dict)
+    model_args: dict[str, Any] | None = None
     trust_remote_code: bool = False
     #: Leave out questions that the artifact was fitted on, instead of refusing them.
     drop_seen: bool = False
@@ -144,7 +144,7 @@ def evaluate(options: EvaluationOptions) -> Evaluation | None:
     spec = options.spec(artifact)
     arguments = model_arguments(options, spec, artifact)
     if options.backend == "vllm":
-        arguments = engine_arguments(arguments, options.model_args, spec.quantization == "nf4")
+        arguments = engine_arguments(arguments, options.model_args or {}, spec.quantization == "nf4")
     setup = setup_of(options, spec, arguments, artifact)
     refuse_other_run(options.output, setup)
     if artifact is not None and options.model is None and is_first_process():

@@ -39,8 +39,8 @@ COMMANDS = {
 #: transformers on searching what is never garbage.
 GARBAGE = 50_000
 
-#: In lm_eval's remark about a task like ours.
-CUSTOM_DATA = "Custom kwargs can be passed to `--metadata`"
+#: In remarks of lm_eval about tasks like ours and of transformers about layers by other names.
+REMARKS = ("Custom kwargs can be passed to `--metadata`", "match nothing in")
 
 EXAMPLES = """\
 examples:
@@ -116,12 +116,14 @@ def quieten() -> None:
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     # That any task which loads its own data can be given arguments.
     logging.getLogger("lm_eval.api.task").addFilter(_is_no_remark)
+    # Which names of other models its plan to split a model has.
+    logging.getLogger("transformers.distributed.mixin").addFilter(_is_no_remark)
     # PEFT asks transformers by an attribute's old name.
     warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
 
 
 def _is_no_remark(record: logging.LogRecord) -> bool:
-    return CUSTOM_DATA not in record.getMessage()
+    return not any(remark in record.getMessage() for remark in REMARKS)
 
 
 def _unknown(parser: argparse.ArgumentParser, words: list[str]) -> str:

@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional
 
 from calibtune.errors import UserError
-from calibtune.models.sharding import is_split
+from calibtune.models.sharding import is_split, own_class
 
 Batch = dict[str, torch.Tensor]
 #: What the model itself is given; the rest of a batch is for the loss.
@@ -169,7 +169,7 @@ def keeps_logits(model: Any) -> bool:
 def output_layer(model: Any) -> torch.nn.Module | None:
     """Return the layer that makes the logits, None where the model's code is not known to use it so."""
     base = _inner(model)
-    known = type(base).__module__.startswith("transformers.models.")
+    known = own_class(base).__module__.startswith("transformers.models.")
     head: torch.nn.Module | None = base.get_output_embeddings() if known else None
     return head
 

@@ -23,6 +23,8 @@ from transformers import (
 from calibtune.errors import UserError, is_out_of_memory, reason
 from calibtune.models.heads import check_places
 from calibtune.models.quantized import FOUR_BITS, check_held, four_bit, held_as, keep_exact, mismatched, passed_by
+from calibtune.models.sharding import launched_with
+from calibtune.models.shares import reading_shares, share_options
 from calibtune.reading import BOM, check_folder, checked, read_text
 from calibtune.spec import ModelSpec
 from harness_ext.encoding import appended
@@ -115,18 +117,21 @@ def context_length(config: Any, tokenizer: Any) -> int:
     return int(lengths[0] if lengths else min(tokenizer.model_max_length, 2048))
 
 
-def load_base(spec: ModelSpec, dtype: torch.dtype | None = None) -> Any:
+def load_base(spec: ModelSpec, dtype: torch.dtype | None = None, in_shares: bool = False) -> Any:
     """Load the base model onto its device, quantized if the spec says so.
 
     Args:
         spec: The model.
         dtype: Data type of the weights; the spec's precision by default.
+        in_shares: Let each process read its own share alone where FSDP splits the model, see
+            :func:`calibtune.models.shares.share_options`; then the model is split when it is returned.
 
     Raises:
         UserError: The model cannot be loaded or quantized, or some of its weights are missing.
     """
     dtype = dtype or weights_dtype(spec)
-    model, info = _load(spec, dtype)
+    options = share_options(spec, load_config(spec)) if in_shares else {}
+    model, info = _load(spec, dtype, options)
     if spec.quantization == "nf4":
         if not (held := four_bit(model)):
             raise UserError(
@@ -136,22 +141,25 @@ def load_base(spec: ModelSpec, dtype: torch.dtype | None = None) -> Any:
         if (unfit := held & passed_by(model)) and held_as(load_config(spec)) is None:
             known = model.hf_quantizer.modules_to_not_convert
             del model
-            model, info = _load(spec, dtype, [*known, *unfit])
-    else:
+            model, info = _load(spec, dtype, {}, [*known, *unfit])
+    elif not options:
         model = model.to(device(spec.device))
     check_loaded(model, info, spec.name)
     return model
 
 
-def _load(spec: ModelSpec, dtype: torch.dtype, unquantized: Collection[str] | None = None) -> tuple[Any, Any]:
+def _load(
+    spec: ModelSpec, dtype: torch.dtype, options: Mapping[str, Any], unquantized: Collection[str] | None = None
+) -> tuple[Any, Any]:
     """Return a model and transformers' loading info; ``unquantized`` names layers that are not to be quantized."""
-    options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, **REPORTED}
+    options = {"dtype": dtype, "use_safetensors": True, **REPORTED, **options}
     if spec.quantization == "nf4":
         options["quantization_config"] = nf4(dtype, unquantized)
         options["device_map"] = {"": device(spec.device)}
     # All processes score the base model before FSDP shards it. With RAM-efficient loading only the
     # first process has weights until then (transformers before 5.23).
-    with patch_environment(fsdp_cpu_ram_efficient_loading="false"):
+    in_shares = reading_shares() if "distributed_config" in options else contextlib.nullcontext()
+    with patch_environment(fsdp_cpu_ram_efficient_loading="false"), in_shares:
         found: tuple[Any, Any] = _from(AutoModelForCausalLM, spec, **options)
     return found
 
@@ -245,6 +253,8 @@ def nf4(dtype: torch.dtype, unquantized: Collection[str] | None = None) -> BitsA
         bnb_4bit_quant_type="nf4",
         bnb_4bit_compute_dtype=dtype,
         bnb_4bit_use_double_quant=True,
+        # FSDP splits no integers; each process would keep all of the base.
+        bnb_4bit_quant_storage=torch.bfloat16 if launched_with("FSDP") else torch.uint8,
         llm_int8_skip_modules=None if unquantized is None else list(unquantized),
     )
 

@@ -17,10 +17,11 @@ from calibtune.errors import UserError, WorkFailed
 
 def is_sharded() -> bool:
     """Return whether accelerate is configured to shard the weights over the processes."""
-    return _launched_with("FSDP") or _launched_with("DEEPSPEED")
+    return launched_with("FSDP") or launched_with("DEEPSPEED")
 
 
-def _launched_with(name: str) -> bool:
+def launched_with(name: str) -> bool:
+    """Return whether accelerate is configured for FSDP or DEEPSPEED."""
     return bool(parse_flag_from_env(f"ACCELERATE_USE_{name}"))
 
 
@@ -30,19 +31,28 @@ def check_sharding() -> None:
     Raises:
         UserError: accelerate is configured for FSDP version 1.
     """
-    if _launched_with("FSDP") and os.environ.get("FSDP_VERSION", "1") == "1":
+    if launched_with("FSDP") and os.environ.get("FSDP_VERSION", "1") == "1":
         # With FSDP version 1, PEFT 0.21 saves adapters without weights and without an error.
         raise UserError(
             "FSDP version 1 is not supported; set fsdp_version: 2 in accelerate's configuration (--fsdp_version 2)"
         )
 
 
+def split_by_fsdp(model: Any) -> bool:
+    """Return whether FSDP 2 has split a model."""
+    # That can be only if FSDP is loaded; loading it takes half a second.
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    return fsdp is not None and isinstance(model, fsdp.FSDPModule)
+
+
+def own_class(model: Any) -> Any:
+    """Return a model's class without the one that FSDP puts before it."""
+    return type(model).__mro__[2] if split_by_fsdp(model) else type(model)
+
+
 def is_split(model: Any, layer: torch.nn.Module) -> bool:
     """Return whether a layer's weights are sharded, so only the model's forward pass has them."""
-    # A model can be sharded by FSDP only if FSDP is loaded; loading it takes half a second.
-    fsdp = sys.modules.get("torch.distributed.fsdp")
-    split = fsdp is not None and isinstance(model, fsdp.FSDPModule)
-    return split or any(hasattr(weights, "ds_id") for weights in layer.parameters())
+    return split_by_fsdp(model) or any(hasattr(weights, "ds_id") for weights in layer.parameters())
 
 
 def whole(model: Any) -> AbstractContextManager[Any]:
@@ -73,9 +83,15 @@ def save_whole(trainer: Any, tokenizer: Any, folder: Path) -> None:
         WorkFailed: DeepSpeed's configuration does not gather the weights.
     """
     if trainer.is_fsdp_enabled:
-        # With the state dict type SHARDED, which suits checkpoints, Trainer would write no weights.
-        trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
-    trainer.save_model(str(folder))
+        from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+        # Trainer would gather the frozen base, too, or with the state dict type SHARDED write no weights.
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
+        weights = get_model_state_dict(trainer.model, options=options)
+        if trainer.is_world_process_zero():
+            trainer.model.save_pretrained(folder, state_dict=weights)
+    else:
+        trainer.save_model(str(folder))
     if trainer.is_world_process_zero():
         # A pickle, which runs code when it is read; the manifest holds the recipe.
         (folder / "training_args.bin").unlink(missing_ok=True)

@@ -11,7 +11,7 @@ from accelerate import PartialState
 from calibtune.errors import UserError
 from calibtune.models.loading import check_packages, check_spec, device
 from calibtune.models.quantized import held_as
-from calibtune.models.sharding import check_sharding
+from calibtune.models.sharding import check_sharding, launched_with
 from calibtune.recipe import Recipe
 
 
@@ -19,7 +19,8 @@ def check_machine(recipe: Recipe) -> None:
     """Check that this machine has the device and the packages of a recipe.
 
     Raises:
-        UserError: The device, a GPU for an option, or a package is missing, or FSDP is version 1.
+        UserError: The device, a GPU for an option, or a package is missing, FSDP is version 1, or is to find the
+            batch size.
     """
     check_spec(recipe.spec)
     kind = device(recipe.device).type
@@ -28,6 +29,11 @@ def check_machine(recipe: Recipe) -> None:
     if recipe.liger_kernel and kind == "cpu":
         raise UserError("--liger-kernel needs a GPU, and this fit would run on the CPU; leave it out")
     check_sharding()
+    if recipe.auto_batch and launched_with("FSDP"):
+        raise UserError(
+            "--auto-batch tries sizes in each process by itself, and FSDP needs all processes in every pass; leave it "
+            f"out and give --batch-size (now {recipe.batch_size}), which counts per process"
+        )
     if recipe.method != "temperature":
         needed = {"peft", "accelerate", recipe.report_to} - {"none"}
         check_packages(needed | ({"liger_kernel"} if recipe.liger_kernel else set()))

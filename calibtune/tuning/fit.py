@@ -102,15 +102,10 @@ def fit(recipe: Recipe, output: Path, resume: bool = False, overwrite: bool = Fa
     if is_first_process():
         _announce(inputs)
     try:
-        full = recipe.tuning == "full" and recipe.method != "temperature"
-        # bfloat16 weights lose small updates, so a model that is trained in full is held in float32.
-        model = load_base(recipe.spec, torch.float32 if full else None)
-        if recipe.artifact is not None:
-            model = load_adapter(model, Path(recipe.artifact))
-        _claim(recipe, output, resume, overwrite)
+        # No name here holds the loaded model: one that FSDP splits makes way for another with the same weights.
         if recipe.method == "temperature":
-            return _temperature(inputs, model, output, started)
-        return _train(inputs, model, output, resume, started)
+            return _temperature(inputs, _begun(recipe, output, resume, overwrite), output, started)
+        return _train(inputs, _begun(recipe, output, resume, overwrite), output, resume, started)
     except Exception as error:
         if is_out_of_memory(error):
             raise WorkFailed(_memory_advice(recipe)) from error
@@ -175,6 +170,17 @@ def _claim(recipe: Recipe, output: Path, resume: bool, overwrite: bool) -> None:
         return
     refuse_existing(output, overwrite)
     write_json(output / STARTED, recipe_values(recipe))
+
+
+def _begun(recipe: Recipe, output: Path, resume: bool, overwrite: bool) -> Any:
+    """Load the model, take the output folder, and return the model."""
+    full = recipe.tuning == "full" and recipe.method != "temperature"
+    # bfloat16 weights lose small updates, so a model that is trained in full is held in float32.
+    model = load_base(recipe.spec, torch.float32 if full else None, in_shares=recipe.artifact is None)
+    if recipe.artifact is not None:
+        model = load_adapter(model, Path(recipe.artifact))
+    _claim(recipe, output, resume, overwrite)
+    return model
 
 
 def _announce(inputs: Inputs) -> None:
@@ -252,7 +258,8 @@ def _train(inputs: Inputs, model: Any, output: Path, resume: bool, started: floa
     from transformers import set_seed
 
     from calibtune.artifacts.whole_models import check_answers
-    from calibtune.models.sharding import save_whole, whole
+    from calibtune.models.sharding import save_whole, split_by_fsdp, whole
+    from calibtune.models.shares import split, without_weights
     from calibtune.tuning.memory import fitting
     from calibtune.tuning.trainer import CalibrationTrainer, training_arguments
 
@@ -261,6 +268,9 @@ def _train(inputs: Inputs, model: Any, output: Path, resume: bool, started: floa
     questions = inputs.questions
     with whole(model):
         before = _measures(model, inputs)
+    shares: dict[str, torch.Tensor] = {}
+    if split_by_fsdp(model):
+        model, shares = without_weights(model)
     set_seed(recipe.seed)
     model = add_adapter(model, recipe)
     if recipe.auto_batch:
@@ -268,6 +278,8 @@ def _train(inputs: Inputs, model: Any, output: Path, resume: bool, started: floa
             recipe = fitting(model, questions, recipe, arguments.world_size)
         arguments = training_arguments(recipe, output / CHECKPOINTS)
     trainer = CalibrationTrainer(model, arguments, recipe, questions)
+    if shares:
+        split(trainer, shares)
     checkpoint = last_checkpoint(output / CHECKPOINTS) if resume else None
     trainer.accelerator.wait_for_everyone()
     if is_first_process():

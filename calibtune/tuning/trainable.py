@@ -72,7 +72,7 @@ def weight_shares(model: Any) -> str:
     trained = four_bit = base = 0
     for weight in model.parameters():
         # bitsandbytes packs two weights into a byte.
-        count = 2 * weight.numel() if type(weight).__name__ == "Params4bit" else weight.numel()
+        count = 2 * weight.nbytes if type(weight).__name__ == "Params4bit" else weight.numel()
         trained += count if weight.requires_grad else 0
         four_bit += count if type(weight).__name__ == "Params4bit" else 0
         base += 0 if weight.requires_grad else count

@@ -2,14 +2,17 @@
 
 import json
 import os
+import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from commands import shell
-from fitting import small_recipe, words
+from cpu_fsdp import FSDP2, launched
+from fitting import same_weights, small_recipe, words
 from safetensors.torch import load_file
+from tiny import build_model, build_tokenizer, save_tiny
 
 from calibtune.errors import UserError, WorkFailed
 from calibtune.models import loading
@@ -19,16 +22,6 @@ from calibtune.tuning.checks import check_machine
 
 pytestmark = pytest.mark.usefixtures("mirror")
 
-#: Environment that `accelerate launch` sets for FSDP 2 as `accelerate config` writes it.
-FSDP2 = {
-    "ACCELERATE_USE_FSDP": "true",
-    "FSDP_VERSION": "2",
-    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
-    "FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT",
-    "FSDP_RESHARD_AFTER_FORWARD": "true",
-    "FSDP_CPU_RAM_EFFICIENT_LOADING": "true",
-}
-
 
 def weights(folder):
     (file,) = folder.glob("*.safetensors")
@@ -36,21 +29,14 @@ def weights(folder):
 
 
 def fsdp_fit(arguments, cwd, monkeypatch, **environment):
-    """Run a fit with FSDP in two processes and return its exit code."""
-    two = [
-        "-m",
-        "torch.distributed.run",
-        "--nproc_per_node",
-        2,
-        "--rdzv-backend=c10d",
-        "--rdzv-endpoint=localhost:0",
-        Path(__file__).parents[1] / "support" / "cpu_fsdp.py",
-        *arguments,
-    ]
+    """Run a fit with FSDP in two processes and return its exit code and what it said on stderr."""
+    two = launched(Path(__file__).parents[1] / "support" / "cpu_fsdp.py", arguments)
     with monkeypatch.context() as patch:
         for name, value in {**FSDP2, **environment}.items():
             patch.setenv(name, value)
-        return shell(two, cwd).wait(300)
+        process = shell(two, cwd, stderr=subprocess.PIPE)
+        said = process.communicate(timeout=300)[1]
+        return process.returncode, said
 
 
 @pytest.mark.slow
@@ -66,9 +52,11 @@ def test_killed_fsdp_fit_resumes_to_the_single_process_result(model, tmp_path, m
         for name, size in (("one", 4), ("two", 2))
     )
     assert shell(["-m", "calibtune", *one], mirror).wait(300) == 0
-    assert fsdp_fit(two, mirror, monkeypatch, STOP_AFTER="6") != 0
+    assert fsdp_fit(two, mirror, monkeypatch, STOP_AFTER="6")[0] != 0
     assert (tmp_path / "two" / "checkpoints").is_dir()
-    assert fsdp_fit(two, mirror, monkeypatch) == 0
+    code, said = fsdp_fit(two, mirror, monkeypatch)
+    assert code == 0, said
+    assert "each process holds all of" not in said
     left, right = weights(tmp_path / "one"), weights(tmp_path / "two")
     assert left.keys() == right.keys()
     for name, value in left.items():
@@ -78,10 +66,42 @@ def test_killed_fsdp_fit_resumes_to_the_single_process_result(model, tmp_path, m
     assert second["after"] == pytest.approx(first["after"], abs=1e-3)
 
 
+@pytest.mark.slow
+def test_nf4_base_is_split_and_trains_as_in_one_process(tmp_path, mirror, monkeypatch):
+    base = save_tiny(tmp_path / "base", hidden=64)
+    one, two = (
+        words(base, tmp_path / name, "rcft", quantization="nf4", batch_size=size)
+        for name, size in (("one", 4), ("two", 2))
+    )
+    assert shell(["-m", "calibtune", *one], mirror).wait(300) == 0
+    code, said = fsdp_fit(two, mirror, monkeypatch)
+    assert code == 0, said
+    assert "each process holds all of" in said  # once, before it is split
+    assert "Excluding from FSDP2 sharding" not in said
+    assert same_weights(tmp_path / "one", tmp_path / "two", rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_temperature_of_a_split_model_is_that_of_one_process(model, tmp_path, mirror, monkeypatch):
+    assert shell(["-m", "calibtune", *words(model, tmp_path / "one", "temperature")], mirror).wait(300) == 0
+    code, said = fsdp_fit(words(model, tmp_path / "two", "temperature"), mirror, monkeypatch)
+    assert code == 0, said
+    assert "each process holds all of" not in said
+    first, second = (json.loads((tmp_path / name / "temperature.json").read_text()) for name in ("one", "two"))
+    assert second["temperature"] == pytest.approx(first["temperature"], rel=1e-4)
+
+
 def test_fsdp_1_is_refused(model, monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(UserError, match="set fsdp_version: 2"):
         check_machine(small_recipe(model, "rcft"))
+
+
+def test_auto_batch_is_refused_under_fsdp(model, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    with pytest.raises(UserError, match=r"--auto-batch tries sizes .* give --batch-size \(now 4\)"):
+        check_machine(small_recipe(model, "rcft", auto_batch=True))
 
 
 def test_every_process_loads_the_base_weights_under_fsdp(model, monkeypatch):
@@ -108,8 +128,6 @@ def test_saving_without_weights_fails(tmp_path):
 
 
 def test_head_sharded_by_zero_3_is_not_called_directly():
-    from tiny import build_model, build_tokenizer
-
     model = build_model(build_tokenizer())
     batch = {"input_ids": torch.tensor([[5, 6, 7]])}
     assert head_is_last(model, batch)

@@ -3,20 +3,39 @@
 import os
 import runpy
 import sys
+from pathlib import Path
 
-import torch.distributed
-from accelerate.state import PartialState
-from accelerate.utils import DistributedType
+#: Environment that `accelerate launch` sets for FSDP 2 as `accelerate config` writes it.
+FSDP2 = {
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT",
+    "FSDP_RESHARD_AFTER_FORWARD": "true",
+    "FSDP_CPU_RAM_EFFICIENT_LOADING": "true",
+}
 
-import calibtune.tuning.losses
-from calibtune.tuning.trainer import CalibrationTrainer
+
+def launched(script, arguments, processes=2):
+    """The words after ``python`` that run a script in several processes."""
+    place = ["--nproc_per_node", processes, "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
+    return ["-m", "torch.distributed.run", *place, script, *arguments]
 
 
-def gloo(self, cpu=False, sagemaker_dp=False, backend=None):
-    """In place of accelerate's choice: GPUs, as far as it knows, that talk through gloo."""
-    if not torch.distributed.is_initialized():
-        torch.distributed.init_process_group("gloo")
-    return "gloo", DistributedType.MULTI_GPU
+def use_gloo():
+    """Let accelerate split models over processes on CPUs."""
+    import torch.distributed
+    from accelerate.state import PartialState
+    from accelerate.utils import DistributedType
+
+    def gloo(self, cpu=False, sagemaker_dp=False, backend=None):
+        """In place of accelerate's choice: GPUs, as far as it knows, that talk through gloo."""
+        if not torch.distributed.is_initialized():
+            torch.distributed.init_process_group("gloo")
+        return "gloo", DistributedType.MULTI_GPU
+
+    os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
+    PartialState._prepare_backend = gloo
 
 
 def split_and_stopped(compute_loss, stop_after):
@@ -36,10 +55,14 @@ def split_and_stopped(compute_loss, stop_after):
 
 
 if __name__ == "__main__":
-    os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
-    PartialState._prepare_backend = gloo
+    import calibtune.tuning.losses
+    from calibtune.tuning.trainer import CalibrationTrainer
+
+    use_gloo()
     # Prompts of other lengths than the other process's take another number of chunks.
     calibtune.tuning.losses.CHUNK = 64
     stop_after = int(os.environ.get("STOP_AFTER", sys.maxsize))
     CalibrationTrainer.compute_loss = split_and_stopped(CalibrationTrainer.compute_loss, stop_after)
+    # The folder of this script holds modules of the tests.
+    sys.path.remove(str(Path(__file__).parent))
     runpy.run_module("calibtune", run_name="__main__", alter_sys=True)

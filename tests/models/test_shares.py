@@ -1,0 +1,98 @@
+"""Models of which each process reads its own share."""
+
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import shares_memory
+from architectures import ARCHITECTURES, save_architecture
+from commands import shell
+from cpu_fsdp import launched
+from tiny import save_tiny, write_arc_mirror
+
+from calibtune.models import shares
+from calibtune.models.loading import load_config
+from calibtune.models.shares import share_options
+from calibtune.spec import ModelSpec
+
+SUPPORT = Path(__file__).parents[1] / "support"
+
+
+@pytest.mark.slow
+def test_every_architecture_read_in_shares_is_the_whole_model_split(tmp_path):
+    folders = [str(save_architecture(name, tmp_path / name.replace(" ", "-"))) for name in ARCHITECTURES]
+    arguments = launched(SUPPORT / "shares_checked.py", [tmp_path / "found.json", *folders])
+    assert shell(arguments, tmp_path).wait(600) == 0
+    assert json.loads((tmp_path / "found.json").read_text()) == {folder: [] for folder in folders}
+
+
+@pytest.mark.slow
+def test_no_process_holds_more_than_its_share_and_what_fsdp_gathers(tmp_path):
+    tiny, large = save_tiny(tmp_path / "tiny"), save_tiny(tmp_path / "large", hidden=512, layers=16)
+    args = SimpleNamespace(device="cpu", tuning="lora", whole=False)
+    write_arc_mirror(tmp_path / "hub")
+    row = shares_memory.compare(tmp_path, tiny, large, 2, args)
+    assert max(row["host"]["loaded"]) <= row["bound"]
+    # FSDP gathers a layer into one buffer, copies it into the weights, and gathers the next meanwhile.
+    assert max(row["host"]["ended"]) <= row["model"] / 2 + 4 * row["largest_layer"]
+    assert row["model"] > 1.3 * max(row["host"]["ended"])
+
+
+@pytest.fixture
+def two_processes(monkeypatch):
+    """Make the process believe that it is one of two which FSDP 2 splits a model over."""
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    monkeypatch.setattr(shares, "PartialState", lambda: SimpleNamespace(num_processes=2))
+
+
+def test_a_layer_is_what_is_gathered_at_a_time(model, two_processes):
+    spec = ModelSpec(str(model))
+    options = share_options(spec, load_config(spec))["distributed_config"]
+    assert options.fsdp_size == 2
+    assert options.fsdp_plan == {"model.layers.*": "free_full_weight"}
+
+
+def test_one_process_and_plain_data_parallelism_load_the_whole_model(model, monkeypatch, caplog):
+    spec = ModelSpec(str(model))
+    assert share_options(spec, load_config(spec)) == {}
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    assert share_options(spec, load_config(spec)) == {}
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("flag", "options", "why"),
+    [
+        (None, {"quantization": "nf4"}, "its weights are quantized"),
+        ("FSDP_OFFLOAD_PARAMS", {}, "accelerate is configured with fsdp_offload_params"),
+        ("FSDP_ACTIVATION_CHECKPOINTING", {}, "accelerate is configured with fsdp_activation_checkpointing"),
+        ("ACCELERATE_USE_PARALLELISM_CONFIG", {}, "accelerate is configured with parallelism_config"),
+    ],
+)
+def test_what_cannot_be_read_in_shares_is_loaded_whole_with_a_warning(
+    model, two_processes, monkeypatch, caplog, flag, options, why
+):
+    if flag is not None:
+        monkeypatch.setenv(flag, "true")
+    spec = ModelSpec(str(model), **options)
+    assert share_options(spec, load_config(spec)) == {}
+    (record,) = caplog.records
+    assert record.getMessage() == f"each process holds all of {model} before FSDP splits it, because {why}"
+
+
+def test_code_of_the_models_own_is_loaded_whole(model, two_processes, caplog):
+    spec = ModelSpec(str(model), trust_remote_code=True)
+    config = load_config(spec)
+    config.auto_map = {"AutoModelForCausalLM": "modeling.Model"}
+    assert share_options(spec, config) == {}
+    assert "because its code is not transformers' own" in caplog.text
+
+
+def test_a_transformers_without_plans_loads_the_whole_model(model, two_processes, monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "transformers.distributed", None)
+    spec = ModelSpec(str(model))
+    assert share_options(spec, load_config(spec)) == {}
+    assert "pip install -U transformers" in caplog.text

@@ -39,6 +39,12 @@ def test_floor_is_the_mean_ece_of_answers_drawn_with_the_models_probabilities(ec
     assert ece_floor(probs, ece, bins).mean == pytest.approx(np.mean(eces), rel=0.06)
 
 
+@pytest.mark.parametrize("ece", ["conf_ece", "cw_ece"])
+def test_rounded_probabilities_have_the_floor_of_exact_ones(ece):
+    probs = np.random.default_rng(2).dirichlet(np.ones(3), 300)
+    assert ece_floor(0.999 * probs, ece).mean == pytest.approx(ece_floor(probs, ece).mean, rel=0.02)
+
+
 def test_floor_does_not_change_between_calls_and_falls_with_more_questions():
     probs = np.random.default_rng(0).dirichlet(np.ones(4), 2000)
     assert ece_floor(probs) == ece_floor(probs)

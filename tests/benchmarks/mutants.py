@@ -5,8 +5,9 @@
 A mutant has one fault: another comparison, operator, constant or function, a condition turned around, a statement or a
 returned value left out. Messages, annotations and log lines stay as they are. Each runs the tests of its file
 (``TESTS``) up to the first failure, in a fork of a process that has the libraries loaded; its loader gives it the
-mutated source, so no file is touched. A test that runs past the limit notices the fault too. No other test of the suite
-is run, so the count is a lower bound. The JSON holds the last run of each file.
+mutated source, so no file is touched. A test that takes three times the processor time and ten seconds more notices the
+fault too. No other test of the suite is run, so the count is a lower bound. The JSON holds the last run of each file;
+the YAML beside it says why each survivor does.
 """
 
 from __future__ import annotations
@@ -163,25 +164,60 @@ def mutants(source: str) -> Iterator[tuple[str, ast.AST]]:
         yield fault.what, ast.fix_missing_locations(tree)
 
 
-def outcome(file: str, tree: ast.AST, limit: int, preload: Path | None = None) -> bool:
-    """Run the tests of a file in a fork with this tree in its place, and tell whether they pass."""
-    child = os.fork()
-    if child:
-        return os.waitpid(child, 0)[1] == 0
-    signal.alarm(limit)
-    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
-    nothing = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nothing, 1)
-    os.dup2(nothing, 2)
-    code = 1
-    with contextlib.suppress(BaseException):
-        code = run_tests(file, tree)
-        if preload:
-            preload.write_text("\n".join(name for name, module in list(sys.modules.items()) if is_library(module)))
-    os._exit(int(code))
+class Order:
+    """Run first the tests that noticed the last faults, which notice most of the next ones too."""
+
+    def __init__(self, first: list[str], note: Path) -> None:
+        self.first = first
+        self.note = note
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        """Sort the tests."""
+        items.sort(key=lambda item: [*self.first, item.nodeid].index(item.nodeid))
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Note the test that fails."""
+        if report.failed:
+            self.note.write_text(report.nodeid)
 
 
-def run_tests(file: str, tree: ast.AST) -> int:
+def outcome(file: str, tree: ast.AST, limit: int, first: list[str], modules: Path | None = None) -> tuple[bool, float]:
+    """Run the tests of a file in a fork with this tree in its place.
+
+    Args:
+        file: The source.
+        tree: What it holds.
+        limit: Seconds of processor time after which the tests fail.
+        first: Names of the tests to begin with; one that fails is put in front.
+        modules: File for the names of the libraries that were loaded.
+
+    Returns:
+        Whether the tests pass, and the seconds of processor time that they took.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        note = Path(folder) / "failed"
+        if child := os.fork():
+            _, status, usage = os.wait4(child, 0)
+            if note.exists() and (name := note.read_text()):
+                first[:] = [name, *(each for each in first if each != name)]
+            return status == 0, usage.ru_utime + usage.ru_stime
+        # A busy machine is no fault, but a test may wait for ever.
+        resource.setrlimit(resource.RLIMIT_CPU, (limit, limit))
+        signal.alarm(20 * limit)
+        resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
+        nothing = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nothing, 1)
+        os.dup2(nothing, 2)
+        code = 1
+        with contextlib.suppress(BaseException):
+            code = run_tests(file, tree, Order(first, note), f"{folder}/tests")
+            if modules:
+                modules.write_text("\n".join(name for name, module in list(sys.modules.items()) if is_library(module)))
+        os._exit(int(code))
+
+
+def run_tests(file: str, tree: ast.AST, order: Order, folder: str) -> int:
     """Import a file from this tree from now on, and run its tests."""
     path, get_code = str(ROOT / file), importlib.machinery.SourceFileLoader.get_code
 
@@ -194,17 +230,8 @@ def run_tests(file: str, tree: ast.AST) -> int:
     )
     hypothesis.settings.load_profile("mutants")
     tests = [str(ROOT / "tests" / each) for each in TESTS[file] if (ROOT / "tests" / each).exists()]
-    with tempfile.TemporaryDirectory() as folder:
-        options = [
-            "-x",
-            "-q",
-            "--tb=no",
-            "-pno:cacheprovider",
-            "--timeout=0",
-            f"--basetemp={folder}/tests",
-            f"--rootdir={ROOT}",
-        ]
-        return int(pytest.main([*options, *tests]))
+    options = ["-x", "-q", "--tb=no", "-pno:cacheprovider", "--timeout=0", f"--basetemp={folder}", f"--rootdir={ROOT}"]
+    return int(pytest.main([*options, *tests], plugins=[order]))
 
 
 def is_library(module: Any) -> bool:
@@ -219,7 +246,7 @@ def measure(file: str, known: list[str] | None) -> dict[str, Any]:
     whole = ast.parse(source)
     with tempfile.TemporaryDirectory() as folder:
         names = Path(folder) / "modules"
-        if not outcome(file, whole, 600, names):
+        if not outcome(file, whole, 600, [], names)[0]:
             raise SystemExit(f"the tests of {file} fail without a fault")
         for name in names.read_text().split():
             with contextlib.suppress(Exception):
@@ -227,13 +254,11 @@ def measure(file: str, known: list[str] | None) -> dict[str, Any]:
     for name in [name for name, module in sys.modules.items() if name != "__main__" and not is_library(module)]:
         if name.startswith(("harness_ext", "calibtune")):
             del sys.modules[name]
-    begin = time.monotonic()
-    outcome(file, whole, 600)
-    limit = int(3 * (time.monotonic() - begin)) + 10
-    survivors, count = [], 0
+    limit = int(3 * outcome(file, whole, 600, [])[1]) + 10
+    survivors, count, first = [], 0, []  # type: ignore[var-annotated]
     for what, tree in mutants(source):
         count += 1
-        if (known is None or what in known) and outcome(file, tree, limit):
+        if (known is None or what in known) and outcome(file, tree, limit, first)[0]:
             survivors.append(what)
             print(f"{file} {what}", flush=True)
     return {"mutants": count, "killed": count - len(survivors), "survivors": survivors}

@@ -31,8 +31,8 @@ def stop_after(monkeypatch, steps):
 @pytest.mark.parametrize(
     ("method", "changes"),
     [
-        ("cft", {}),
         ("rcft", {}),
+        pytest.param("cft", {}, marks=pytest.mark.slow),
         pytest.param("rcft", {"e_step": "epoch"}, marks=pytest.mark.slow),
         pytest.param(
             "rcft", {"e_step_rows": "train", "gradient_accumulation": 2, "batch_size": 2}, marks=pytest.mark.slow
@@ -85,13 +85,6 @@ def test_resume_with_another_recipe_names_the_difference(model, tmp_path, monkey
         small_fit(model, tmp_path / "out", "cft", resume=True, learning_rate=1e-3)
 
 
-def test_resume_of_a_finished_fit_changes_nothing(model, tmp_path):
-    first = small_fit(model, tmp_path / "out", "cft", max_steps=1)
-    before = (tmp_path / "out" / MANIFEST).read_bytes()
-    assert small_fit(model, tmp_path / "out", "cft", max_steps=1, resume=True) == first
-    assert (tmp_path / "out" / MANIFEST).read_bytes() == before
-
-
 def test_resume_assumes_defaults_for_options_added_later(model, tmp_path):
     recipe = small_recipe(model, "cft", max_steps=1)
     before = {key: value for key, value in recipe_values(recipe).items() if key not in ("liger_kernel", "cuda_graphs")}
@@ -101,11 +94,12 @@ def test_resume_assumes_defaults_for_options_added_later(model, tmp_path):
     assert small_fit(model, tmp_path, "cft", max_steps=1, resume=True).method == "cft"
 
 
-def test_resume_of_a_finished_fit_refuses_another_recipe(model, tmp_path):
-    small_fit(model, tmp_path / "out", "cft", max_steps=1)
-    again = small_fit(model, tmp_path / "out", "cft", max_steps=1, resume=True)
-    assert again.method == "cft"
+def test_resume_of_a_finished_fit_changes_nothing_and_refuses_another_recipe(model, tmp_path):
+    first = small_fit(model, tmp_path / "out", "cft", max_steps=1)
+    before = (tmp_path / "out" / MANIFEST).read_bytes()
+    assert small_fit(model, tmp_path / "out", "cft", max_steps=1, resume=True) == first
     with pytest.raises(UserError, match=r"started with another recipe \(max_steps 1 -> 2\).*--overwrite"):
         small_fit(model, tmp_path / "out", "cft", max_steps=2, resume=True)
+    assert (tmp_path / "out" / MANIFEST).read_bytes() == before
     finished = small_fit(model, tmp_path / "auto", "cft", max_steps=1, auto_batch=True)
     assert small_fit(model, tmp_path / "auto", "cft", max_steps=1, auto_batch=True, resume=True) == finished

@@ -76,7 +76,20 @@ def all_bytes(folder):
     return b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
 
 
-def test_tuned_model_is_judged_against_reference_outputs(tmp_path, model, adapter, key, capfd):
+@pytest.fixture(scope="module")
+def base_run(model, tmp_path_factory):
+    """Judge the base once: the server that did, the words of the command, and the folder."""
+    folder = tmp_path_factory.mktemp("base")
+    with JudgeServer(always(0.8)) as server, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OPENAI_API_KEY", SECRET)
+        line = command(server, folder, model, "--reference", reference(folder))
+        assert main(line) == 0
+        yield server, line, folder
+
+
+def test_tuned_models_answers_are_those_of_generate_and_judged_against_reference_outputs(
+    tmp_path, model, adapter, key, capfd
+):
     with JudgeServer(always(0.75)) as server:
         more = ("--artifact", adapter, "--reference", reference(tmp_path))
         assert main(command(server, tmp_path, model, *more)) == 0
@@ -91,16 +104,35 @@ def test_tuned_model_is_judged_against_reference_outputs(tmp_path, model, adapte
     assert all(row["output"] and row["generator"] == "base+tuned" for row in outputs)
     out, _ = capfd.readouterr()
     assert "|alpaca_eval|" in out
+    assert [row["output"] for row in outputs] == greedy_answers(model, adapter, outputs)
 
 
-def test_written_annotations_can_be_read_back(tmp_path, model, key):
-    with JudgeServer(always(0.9)) as server:
-        assert main(command(server, tmp_path, model, "--reference", reference(tmp_path))) == 0
-    recorded = ["winrate", "alpaca-eval", "--annotations", str(tmp_path / "out" / "annotations.json")]
+def greedy_answers(model, adapter, rows):
+    """Return transformers' own answers of at most eight tokens."""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tuned = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model), adapter).eval()
+    answers = []
+    for row in rows:
+        chat = [{"role": "user", "content": row["instruction"]}]
+        text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+        ids = tokenizer(text, return_tensors="pt", add_special_tokens=False).input_ids
+        with torch.no_grad():
+            answer = tuned.generate(input_ids=ids, max_new_tokens=8, do_sample=False)[0, ids.shape[1] :]
+        answers.append(tokenizer.decode(answer, skip_special_tokens=True))
+    return answers
+
+
+def test_written_annotations_can_be_read_back(tmp_path, base_run):
+    _, _, folder = base_run
+    recorded = ["winrate", "alpaca-eval", "--annotations", str(folder / "out" / "annotations.json")]
     assert main([*recorded, "--output", str(tmp_path / "again")]) == 0
     again = json.loads((tmp_path / "again" / "winrate_alpaca_eval.json").read_text())
     assert {k: again[k] for k in ("win_rate", "low", "high", "n")} == {
-        k: result(tmp_path)[k] for k in ("win_rate", "low", "high", "n")
+        k: result(folder)[k] for k in ("win_rate", "low", "high", "n")
     }
 
 
@@ -117,26 +149,6 @@ def test_both_orders_cancel_position_bias_against_the_base(tmp_path, model, adap
     assert [row["output"] for row in mine] != [row["output"] for row in theirs]
 
 
-def test_answers_equal_transformers_generate(tmp_path, model, adapter, key):
-    import torch
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    with JudgeServer() as server:
-        server.behave = always(0.9)
-        assert main(command(server, tmp_path, model, "--artifact", adapter, "--reference", reference(tmp_path))) == 0
-    outputs = json.loads((tmp_path / "out" / "model_outputs.json").read_text())
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    tuned = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model), adapter).eval()
-    for row in outputs:
-        chat = [{"role": "user", "content": row["instruction"]}]
-        text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
-        ids = tokenizer(text, return_tensors="pt", add_special_tokens=False).input_ids
-        with torch.no_grad():
-            answer = tuned.generate(input_ids=ids, max_new_tokens=8, do_sample=False)[0, ids.shape[1] :]
-        assert row["output"] == tokenizer.decode(answer, skip_special_tokens=True)
-
-
 def test_model_without_chat_template_is_noted(tmp_path, key):
     bare = save_tiny(tmp_path / "bare", chat_template=None)
     with JudgeServer(always(0.8)) as server:
@@ -144,13 +156,11 @@ def test_model_without_chat_template_is_noted(tmp_path, key):
     assert "no chat template" in result(tmp_path)["note"]
 
 
-def test_second_run_sends_no_requests(tmp_path, model, key):
-    with JudgeServer(always(0.8)) as server:
-        line = command(server, tmp_path, model, "--reference", reference(tmp_path))
-        assert main(line) == 0
-        first = result(tmp_path)
-        assert main(line) == 0
-    assert result(tmp_path) == first
+def test_second_run_sends_no_requests(base_run, key):
+    server, line, folder = base_run
+    first = result(folder)
+    assert main(line) == 0
+    assert result(folder) == first
     assert set(server.seen.values()) == {1}
 
 
@@ -235,18 +245,14 @@ def test_a_key_with_signs_that_json_escapes_is_neither_written_nor_half_printed(
     assert "m [key]" in (tmp_path / "out" / "judgments.jsonl").read_text()
 
 
-def test_compare_gives_the_paired_difference_to_the_base(tmp_path, model, adapter, key):
-    (tmp_path / "a").mkdir()
-    with JudgeServer(always(0.8)) as server:
-        given = reference(tmp_path)
-        assert main(command(server, tmp_path, model, "--reference", given)) == 0
-        base = tmp_path / "out" / "annotations.json"
-        more = ("--artifact", adapter, "--reference", given, "--compare", base)
-        assert main(command(server, tmp_path / "a", model, *more)) == 0
-    found = result(tmp_path / "a")
+def test_compare_gives_the_paired_difference_to_the_base(tmp_path, base_run, model, adapter, key):
+    server, _, folder = base_run
+    more = ("--artifact", adapter, "--reference", folder / "reference.json")
+    assert main(command(server, tmp_path, model, *more, "--compare", folder / "out" / "annotations.json")) == 0
+    found = result(tmp_path)
     assert (found["compared_with"], found["shared"]) == ("base", 6)
     assert found["difference_low"] <= found["difference"] <= found["difference_high"]
-    assert found["difference"] == pytest.approx(found["win_rate"] - result(tmp_path)["win_rate"])
+    assert found["difference"] == pytest.approx(found["win_rate"] - result(folder)["win_rate"])
 
 
 @pytest.mark.parametrize(

@@ -107,9 +107,10 @@ def test_calibration_maths_imports_only_numpy():
 #: Layers from top to bottom: a module may import from its own package and from lower layers.
 LAYERS = (
     {"commands"},
-    {"demo", "reproduce"},
+    {"demo", "mend", "reproduce"},
     {"__main__", "api"},
-    {"evaluation", "reporting", "tuning", "winrate"},
+    {"estimate"},
+    {"evaluation", "reporting", "steps", "tuning", "winrate"},
     {"metrics"},
     {"artifacts", "results"},
     {"models"},

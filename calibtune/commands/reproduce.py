@@ -17,15 +17,14 @@ from __future__ import annotations
 
 import argparse
 import math
-import subprocess
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from calibtune.errors import UserError, WorkFailed
+from calibtune.errors import UserError
 
 if TYPE_CHECKING:
-    from calibtune.reproduce.plan import Options, Step
+    from calibtune.reproduce.plan import Options
+    from calibtune.steps import Step
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -74,8 +73,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run_all(steps: list[Step], options: Options) -> None:
-    from calibtune.reproduce.plan import check_plan
     from calibtune.reproduce.tables import write_tables
+    from calibtune.steps import check_plan, run_step
 
     check_plan(steps, options.output)
     for number, step in enumerate(steps, 1):
@@ -84,7 +83,7 @@ def _run_all(steps: list[Step], options: Options) -> None:
             print(f"{place} done before: {step.name}", flush=True)
             continue
         print(f"{place} $ {step}", flush=True)
-        _run(step)
+        run_step(step)
     page, *others = write_tables(options)
     print(f"the tables, beside the paper's: {page} ({', '.join(file.name for file in others)} beside it)")
 
@@ -123,11 +122,11 @@ def _options(args: argparse.Namespace) -> Options:
 
 
 def _print_estimates(steps: list[Step], options: Options) -> None:
-    from calibtune.reproduce.estimate import PROMPT, estimate, inspect
+    from calibtune.estimate import PROMPT, estimate, inspect
 
     model, total, most = inspect(options.model), 0.0, 0.0
     for number, step in enumerate(steps, 1):
-        seconds, gib = estimate(step, options, model)
+        seconds, gib = estimate(step, model)
         done = step.done()
         said = "done" if done else "not known" if math.isnan(seconds) else f"{seconds / 3600:.2f} h, {gib:.1f} GiB"
         print(f"[{number}/{len(steps)}] {said}: {step}")
@@ -138,12 +137,3 @@ def _print_estimates(steps: list[Step], options: Options) -> None:
         f"products) and {most:.0f} GiB of its memory; {model.parameters / 1e9:.2g} B parameters, {PROMPT} tokens a "
         "question; hours can be off by a factor of three"
     )
-
-
-def _run(step: Step) -> None:
-    """Run a command in a process of its own, which gives all memory back."""
-    code = subprocess.run([sys.executable, "-m", "calibtune", *step.words]).returncode
-    if code in (130, 143):
-        raise KeyboardInterrupt
-    if code:
-        raise WorkFailed(f"`{step}` ended with exit code {code}; mend what it says and run the same command again")

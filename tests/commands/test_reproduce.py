@@ -50,7 +50,7 @@ def test_an_interrupted_run_says_how_it_goes_on(command, monkeypatch, capsys):
     def interrupted(_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("calibtune.commands.reproduce._run", interrupted)
+    monkeypatch.setattr("calibtune.steps.run_step", interrupted)
     assert command("--tables", "2") == 130
     assert capsys.readouterr().err.endswith("calibtune: interrupted; the same command goes on where it stopped\n")
 

@@ -3,7 +3,8 @@ import json
 import pytest
 
 from calibtune.errors import UserError
-from calibtune.reproduce.plan import IN, OUT, Options, check_plan, plan
+from calibtune.reproduce.plan import IN, OUT, Options, plan
+from calibtune.steps import check_plan
 
 
 def names(folder, **options):

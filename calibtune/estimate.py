@@ -1,19 +1,20 @@
-"""Estimate the hours and the memory of a plan, before anything runs."""
+"""Estimate the hours and the memory of commands, before anything runs."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from calibtune.recipe import Recipe, load_recipe, make_recipe
-from calibtune.reproduce.plan import IN, Options, Step
+from calibtune.steps import Step
 
 #: Tokens of a prompt, and of a pair of responses with its instruction, on average.
 PROMPT, PAIR = 150, 800
-#: Questions to train on, to evaluate on, and pairs to win.
-TRAIN, TEST, PAIRS = 3000, 4000, 1000
+#: Questions to train on, to evaluate on in each task, and pairs to win.
+TRAIN, TEST, PAIRS = 3000, 2000, 1000
 #: Shares of the device's own rate of matrix products that training and scoring reach (docs/speed.md).
 TRAINING, SCORING = 0.2, 0.33
 #: Seconds that a layer's kernels take to launch, forward alone and with backward: the least time of a batch.
@@ -74,18 +75,19 @@ def _rate(dtype: Any) -> float:
     return 2 * size**3 / best
 
 
-def estimate(step: Step, options: Options, model: Model) -> tuple[float, float]:
-    """Return the seconds and the GiB of a step."""
-    if step.words[0] in ("report", "winrate"):
-        return (START, 1.0) if step.words[0] == "report" else (float("nan"), float("nan"))
-    four_bit = options.config == "paper"
+def estimate(step: Step, model: Model) -> tuple[float, float]:
+    """Return the seconds and the GiB of a step; NaN where they are not known."""
+    if step.words[0] not in ("fit", "eval"):
+        return (START, 1.0) if step.words[0] in ("report", "doctor") else (float("nan"), float("nan"))
+    flags = dict(zip(step.words[1:], step.words[2:], strict=False))
+    recipe = _recipe(flags) if step.words[0] == "fit" else None
+    four_bit = (recipe.quantization if recipe else flags.get("--quantization")) == "nf4"
     weights = model.parameters * (0.75 if four_bit else 2)
-    if step.words[0] == "eval":
-        letters = IN in step.tasks
-        seconds = _scoring(model, TEST if letters else PAIRS, PROMPT if letters else PAIR, 16)
-        tokens = 16 * (PROMPT if letters else 2 * PAIR)
-        return START + seconds, (weights + 4 * tokens * (model.hidden * 8 + model.vocabulary)) / 2**30
-    recipe = _recipe(step, options)
+    if recipe is None:
+        pairs = "ultrafeedback_winrate" in step.tasks
+        count, length, passed = (PAIRS, PAIR, 2 * PAIR) if pairs else (TEST * len(step.tasks), PROMPT, PROMPT)
+        memory = weights + 64 * passed * (model.hidden * 8 + model.vocabulary)
+        return START + _scoring(model, count, length, 16), memory / 2**30
     if recipe.method == "temperature":
         return START + _scoring(model, recipe.held_out, PROMPT, 16), weights / 2**30 + 1
     rows, tokens = TRAIN - recipe.held_out, recipe.batch_size * PROMPT
@@ -100,11 +102,10 @@ def estimate(step: Step, options: Options, model: Model) -> tuple[float, float]:
     return START + seconds, memory / 2**30
 
 
-def _recipe(step: Step, options: Options) -> Recipe:
-    flags = dict(zip(step.words[1:], step.words[2:], strict=False))
-    given = {name: flags[f"--{name}"] for name in ("method", "lambda") if f"--{name}" in flags}
-    config = load_recipe(Path(flags["--config"])) if options.config == "paper" else {}
-    return make_recipe({**config, "model": options.model, "tasks": IN, **given}, {})
+def _recipe(flags: Mapping[str, str]) -> Recipe:
+    given = {name: flags[f"--{name}"] for name in ("method", "lambda", "quantization") if f"--{name}" in flags}
+    config = load_recipe(Path(flags["--config"])) if "--config" in flags else {}
+    return make_recipe({**config, "model": flags["--model"], "tasks": "mc_calib_indomain", **given}, {})
 
 
 def _scoring(model: Model, questions: int, tokens: int, batch: int) -> float:

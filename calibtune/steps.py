@@ -1,0 +1,81 @@
+"""Run commands that make up a longer work, each in a process of its own, and tell which of them are done."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from calibtune.artifacts.manifest import MANIFEST
+from calibtune.artifacts.tasks import SUFFIX
+from calibtune.errors import UserError, WorkFailed
+from calibtune.files import write_json
+from calibtune.reading import read_json
+
+#: What was run, in the output folder.
+PLAN = "plan.json"
+
+
+@dataclass(frozen=True)
+class Step:
+    """Describe a command: the words after ``python -m calibtune``, and the folder that it writes."""
+
+    name: str
+    words: tuple[str, ...]
+    output: Path
+    #: Tasks that an evaluation covers.
+    tasks: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return shlex.join(["python", "-m", "calibtune", *self.words])
+
+    def done(self) -> bool:
+        """Return whether its output is whole; a report is cheap and always written again."""
+        if self.words[0] == "fit":
+            return (self.output / MANIFEST).is_file()
+        if self.words[0] == "eval":
+            return all(_evaluated(self.output, task) for task in self.tasks)
+        return self.words[0] == "winrate" and any(self.output.glob(f"winrate_{self.words[1].replace('-', '_')}*.json"))
+
+
+def _evaluated(folder: Path, task: str) -> bool:
+    """Return whether a task has results and as many samples as they say; lm_eval writes the samples last."""
+    for path in folder.rglob("results_*.json"):
+        results = read_json(path)
+        for name in {task, task + SUFFIX} & results["results"].keys():
+            samples = path.with_name(f"samples_{name}_{path.stem.removeprefix('results_')}.jsonl")
+            # A question has a line for each filter.
+            filters = {key.partition(",")[2] for key in results["results"][name]} - {""}
+            if samples.is_file():
+                with samples.open("rb") as lines:
+                    return sum(1 for _ in lines) == len(filters) * int(results["n-samples"][name]["effective"])
+    return False
+
+
+def check_plan(steps: Sequence[Step], output: Path) -> None:
+    """Refuse an output folder whose steps were made by other commands, and note those of this plan.
+
+    Raises:
+        UserError: A step of the same name was another command.
+    """
+    before = read_json(output / PLAN) if (output / PLAN).is_file() else {}
+    for step in steps:
+        then = before.get(step.name, list(step.words))
+        if then != list(step.words) and step.words[0] != "report":
+            raise UserError(
+                f"--output {output} holds `{step.name}` of another command: {shlex.join(then)}; give the same options, "
+                "or another folder"
+            )
+    write_json(output / PLAN, {**before, **{step.name: list(step.words) for step in steps}})
+
+
+def run_step(step: Step) -> None:
+    """Run a command in a process of its own, which gives all memory back."""
+    code = subprocess.run([sys.executable, "-m", "calibtune", *step.words]).returncode
+    if code in (130, 143):
+        raise KeyboardInterrupt
+    if code:
+        raise WorkFailed(f"`{step}` ended with exit code {code}; mend what it says and run the same command again")

@@ -96,6 +96,7 @@ def evaluate(
     include_path: PathLike | None = None,
     backend: str = "hf",
     model_args: dict[str, Any] | None = None,
+    base_url: str | None = None,
     trust_remote_code: bool = False,
     drop_seen: bool = False,
 ) -> Evaluation:
@@ -123,8 +124,10 @@ def evaluate(
         num_fewshot: Examples in the prompt; None: as the task says.
         device: "cuda", "cpu", "mps"; None: found by itself.
         include_path: Folder of further task YAMLs.
-        backend: "hf"; "hf-prefix", which computes once what prompts share; or "vllm".
+        backend: "hf"; "hf-prefix", which computes once what prompts share; "vllm"; or "api", an OpenAI-compatible
+            server.
         model_args: Further arguments of vLLM, such as ``tensor_parallel_size``.
+        base_url: The server's address, which ends in /v1; None: OpenAI's.
         trust_remote_code: Run code that comes with the model.
         drop_seen: Leave out questions that the artifact was fitted on, and count them in a warning, instead of
             refusing them.
@@ -165,6 +168,7 @@ def evaluate(
         as_letters=as_letters,
         backend=backend,
         model_args=model_args,
+        base_url=base_url,
         trust_remote_code=trust_remote_code,
         drop_seen=drop_seen,
     )

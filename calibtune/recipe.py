@@ -25,6 +25,18 @@ from harness_ext.binning import MOST_BINS
 METHODS = ("temperature", "label-smoothing", "cft", "rcft")
 #: The methods that train.
 TRAINED = "label-smoothing cft rcft"
+#: Options of a model that is loaded here, or of answers that are at hand.
+NOT_SERVED = (
+    "artifact",
+    "samples",
+    "revision",
+    "chat_template",
+    "add_bos_token",
+    "trust_remote_code",
+    "quantization",
+    "precision",
+    "device",
+)
 #: No layer of a model of today gains by a higher rank, and memory grows with it.
 MOST_RANK = 4096
 #: Passes over the training questions where none are given: held-out NLL was lowest after as many.
@@ -82,6 +94,12 @@ class Recipe:
     report_to: Literal["none", "tensorboard", "wandb"] = _option("none", "where curves go", only=TRAINED)
     artifact: str | None = _option(None, "fit the temperature on top of this PEFT adapter", only="temperature")
     samples: str | None = _option(None, "fit from this samples file of lm_eval, without a model", only="temperature")
+    backend: Literal["hf", "api"] = _option(
+        "hf", "api: ask an OpenAI-compatible server for the letters, without weights", only="temperature"
+    )
+    base_url: str | None = _option(
+        None, "of --backend api: the server's address, which ends in /v1 (default: OpenAI's)", only="temperature"
+    )
     include_path: str | None = _option(None, "folder of further task YAMLs, as lm_eval's --include_path")
     data: str | None = _option(
         None, "file (JSONL, CSV, Parquet) or data set with questions to fit on, beside or in place of --tasks"
@@ -385,6 +403,11 @@ def _together(recipe: Any, given: Collection[str]) -> list[tuple[str, str]]:
         wrong.append(
             ("samples", "--samples holds answers already, so no adapter is asked; leave out --samples or --artifact")
         )
+    if recipe.base_url and recipe.backend != "api":
+        wrong.append(("base_url", "--base-url is for --backend api; give it, or leave out --base-url"))
+    if recipe.backend == "api":
+        asked = f"--backend api asks {recipe.base_url or 'a server'}, to which it does not apply; leave it out"
+        wrong += [(name, f"{flag(name)}: {asked}") for name in NOT_SERVED if name in given]
     if recipe.max_steps < 1 and recipe.max_steps != -1:
         wrong.append(("max_steps", f"--max-steps is {recipe.max_steps}; give -1 or a number above 0"))
     if recipe.device and recipe.device.partition(":")[0] == "meta":

@@ -98,6 +98,24 @@ def appended(tokenizer: Any) -> list[str]:
     return []
 
 
+def lacking_bos(model: Any, text: str, tokens: Sequence[int]) -> str | None:
+    """Return the token for the beginning of a text that a model's tokenizer puts there and its backend does not.
+
+    The harness's backends that ask a server (``local-completions``) send none unless they are told to, while ``hf``
+    does as the tokenizer does. Of a tokenizer at the server, nothing tells what it does.
+
+    Args:
+        model: The backend.
+        text: A prompt.
+        tokens: Its tokens as the backend sends them.
+    """
+    tokenizer = getattr(model, "tokenizer", None)
+    bos = getattr(tokenizer, "bos_token_id", None)
+    if bos is None or not hasattr(model, "tokenizer_backend") or not callable(tokenizer) or list(tokens[:1]) == [bos]:
+        return None
+    return str(tokenizer.bos_token) if tokenizer(text)["input_ids"][:1] == [bos] else None
+
+
 class Watch:
     """Encodings of one task's requests, filled while the harness encodes them.
 
@@ -110,12 +128,16 @@ class Watch:
         encoded: Encoding of each request seen so far.
         requests: All of them; the harness may encode one twice.
         tokenizer: The backend's, None until the first request is encoded and where the backend has none.
+        lacking: Token for the beginning of a text that the backend leaves out; see :func:`lacking_bos`.
     """
 
     def __init__(self, task: str, requests: Iterable[Request], check: Callable[["Watch"], None]) -> None:
         self.encoded: dict[Request, Encoded] = {}
         self.requests = frozenset(requests)
         self.tokenizer: Any = None
+        self.lacking: str | None = None
+        #: Requests that a backend without a tokenizer sent as text.
+        self.sent: set[Request] = set()
         self._waiting = set(self.requests)
         self._check = check
         _watches[task] = self
@@ -129,6 +151,14 @@ class Watch:
         self.encoded[request], self.tokenizer = encoded, tokenizer
         if not self._waiting:
             self._check(self)
+
+
+def sent_as_text(requests: Iterable[Request]) -> None:
+    """Note that a backend sends requests to a server as text, so that nothing is known of their tokens."""
+    for request in requests:
+        for watch in list(_watches.values()):
+            if request in watch.requests:
+                watch.sent.add(request)
 
 
 _watches: weakref.WeakValueDictionary[str, Watch] = weakref.WeakValueDictionary()
@@ -194,6 +224,10 @@ def _watched(encode: Callable[[Any, str, str], tuple[list[int], list[int]]]) -> 
         else:
             whole = self.tok_encode(context + continuation)
             context_ids, continuation_ids = split_whole(self.tok_encode(context), whole)
+        if any(not watch.encoded for watch in ours):
+            lacking = lacking_bos(self, context, context_ids)
+            for watch in ours:
+                watch.lacking = watch.lacking or lacking
         for watch in ours:
             cut = _is_cut(self, len(context_ids), len(continuation_ids))
             encoded = Encoded(tuple(continuation_ids), len(context_ids), self.max_length, cut)

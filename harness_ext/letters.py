@@ -12,7 +12,7 @@ from lm_eval.api.registry import register_filter
 from harness_ext.calibration import letter_log_softmax
 from harness_ext.errors import UserError
 from harness_ext.ragged import ragged
-from harness_ext.sanity import check_scored, check_told_apart, warn_of_ties
+from harness_ext.sanity import check_scored, check_told_apart, is_unseen, warn_of_ties
 
 
 class Letter(NamedTuple):
@@ -62,11 +62,13 @@ class LetterSoftmax(Filter):
         values = (loglikelihood_of(resp, str(doc.get("question"))) for resp, doc in zip(resps, docs, strict=True))
         rows = ragged(list(itertools.islice(values, size)) for size in sizes)
         present = ~np.isnan(rows)
+        unseen = np.zeros(rows.shape, dtype=bool)
+        unseen[present] = [is_unseen(resp[0]) for resp in resps]
         check_scored(rows)
-        check_told_apart(rows)
+        check_told_apart(rows, unseen)
         if self.temperature == 1.0:
             # A scaled pipeline has the ties of the raw one beside it.
-            warn_of_ties(rows, "letter_softmax")
+            warn_of_ties(rows[~unseen.any(axis=1)], "letter_softmax")
         log_probs = letter_log_softmax(rows, self.temperature)
         columns = (np.exp(log_probs)[present], log_probs[present], rows[present])
         return [Letter(*values) for values in zip(*(column.tolist() for column in columns), strict=True)]

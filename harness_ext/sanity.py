@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from harness_ext.binning import FloatArray
 from harness_ext.errors import UserError
@@ -17,6 +20,15 @@ TIES = 10
 MASS_LIMIT = 1.05
 #: Backends give -9999 or -1e10 for letters that a server did not return. A model's own values do not come near.
 SENTINEL = -1000
+
+
+def is_unseen(answer: Sequence[Any]) -> bool:
+    """Return whether a log-likelihood is the bound of a letter that a server did not show, beyond its top tokens.
+
+    ``calibtune eval --backend api`` then leaves open whether greedy decoding gives the letter. Samples files hold it as
+    text.
+    """
+    return len(answer) == 2 and answer[1] in (None, "None")
 
 
 def check_scored(loglikelihoods: FloatArray) -> None:
@@ -70,11 +82,12 @@ def warn_of_ties(loglikelihoods: FloatArray, source: str) -> None:
         )
 
 
-def check_told_apart(loglikelihoods: FloatArray) -> None:
+def check_told_apart(loglikelihoods: FloatArray, unseen: NDArray[np.bool_] | None = None) -> None:
     """Refuse scores that cannot come from a model that tells the letters apart.
 
     Args:
         loglikelihoods: Shape (N, K), NaN where a question lacks the letter.
+        unseen: Which of them are bounds of letters that a server did not show, shape (N, K); such letters are alike.
 
     Raises:
         UserError: All letters of all questions have one value, or two letters are alike in each of at least
@@ -86,14 +99,20 @@ def check_told_apart(loglikelihoods: FloatArray) -> None:
             f"(question 0: {loglikelihoods[0, 0].item()!r}); it does not score them"
         )
     for second in range(1, loglikelihoods.shape[1]):
-        both = loglikelihoods[~np.isnan(loglikelihoods[:, second])]
-        alike = np.flatnonzero((both[:, :second] == both[:, [second]]).all(axis=0))
-        if len(both) >= TIES and len(alike):
+        known = ~np.isnan(loglikelihoods[:, second])
+        both = loglikelihoods[known]
+        same = both[:, :second] == both[:, [second]]
+        # Two unseen letters have one bound.
+        counted = np.ones(same.shape, dtype=bool)
+        if unseen is not None:
+            counted = ~(unseen[known, :second] & unseen[known][:, [second]])
+        alike = np.flatnonzero((same | ~counted).all(axis=0) & (counted.sum(axis=0) >= TIES))
+        if len(alike):
             raise UserError(
                 f"letters {chr(65 + alike[0])} and {chr(65 + second)} have the same log-likelihood in all {len(both)} "
                 "questions, so they share a token; run `python -m calibtune doctor --model M --tasks T`"
             )
-    mass = np.nansum(np.exp(loglikelihoods), axis=1)
+    mass = np.nansum(np.exp(loglikelihoods if unseen is None else np.where(unseen, -np.inf, loglikelihoods)), axis=1)
     if mass.max() > MASS_LIMIT:
         logger.warning(
             "question %d: its letters' probabilities sum to %.3f; the backend's values are no log-likelihoods",

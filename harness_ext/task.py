@@ -146,11 +146,16 @@ class LetterTask(WatchedTask):
         return dict(super().process_results(doc, results))
 
     def check_encoding(self, watch: Watch) -> None:
-        """Refuse prompts that the model would see cut, and letters that it cannot tell apart.
+        """Refuse prompts that the model would see cut or without BOS, and letters that it cannot tell apart.
 
         Raises:
             UserError: With the first such question, or the longest, and the count of cut ones.
         """
+        if watch.lacking:
+            raise UserError(
+                f"{self.task_name}: the requests begin without {watch.lacking}, which the model's tokenizer puts before"
+                " every text, so that the server would score other prompts; give add_bos_token=True in --model_args"
+            )
         questions: dict[str, dict[str, tuple[int, tuple[int, ...]]]] = {}
         for (context, letter), encoded in watch.encoded.items():
             questions.setdefault(context, {})[letter] = (encoded.context, encoded.tokens)
@@ -168,7 +173,7 @@ class LetterTask(WatchedTask):
 
     def apply_filters(self) -> Any:
         """Apply the filters as the harness does, and warn of answers that no model of this run may have given."""
-        if unseen := len(self.watch.requests) - len(self.watch.encoded):
+        if unseen := len(self.watch.requests) - len(self.watch.encoded) - len(self.watch.sent):
             logger.warning(
                 "%s: %d of %d requests were answered without being tokenized, as --use_cache does, which does not tell "
                 "models apart: give each model a file of its own",

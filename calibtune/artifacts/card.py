@@ -104,7 +104,7 @@ def usage(artifact: Artifact) -> str:
 
 def _python(artifact: Artifact) -> str:
     """Return the lines of Python that ask the artifact one question, for use in its folder."""
-    if not artifact.model:  # a temperature of a samples file
+    if not artifact.model or _served(artifact):  # a temperature of answers alone
         return (
             "In Python, in this folder, with log-probabilities of letters, shape (N, K):\n\n"
             "    import calibtune as ct\n"
@@ -135,17 +135,24 @@ def _only_here(artifact: Artifact) -> bool:
     """Return whether the harness alone cannot ask the artifact's questions as they were asked."""
     recipe = artifact.recipe
     others = artifact.kind == "temperature" and not set(artifact.tasks) <= installed_tasks().keys()
-    return bool(recipe.get("data") or recipe.get("as_letters") or others) and bool(artifact.model)
+    return bool(recipe.get("data") or recipe.get("as_letters") or others or _served(artifact)) and bool(artifact.model)
+
+
+def _served(artifact: Artifact) -> bool:
+    """Return whether a server has the model, whose weights are not at hand."""
+    return artifact.recipe.get("backend") == "api"
 
 
 def _question_words(artifact: Artifact) -> list[str]:
-    """Return the options of ``calibtune eval`` that name the questions of the fit."""
+    """Return the options of ``calibtune eval`` that name the questions of the fit, and the server that was asked."""
     recipe = artifact.recipe
+    server = ["--backend", "api", *(["--base-url", recipe["base_url"]] if recipe.get("base_url") else [])]
     tasks = ",".join(recipe["tasks"]) if recipe.get("data") else ",".join(artifact.tasks)
     words = ["--tasks", tasks] if tasks else []
     for name in ("data", "columns", "include_path"):
         words += [flag(name), recipe[name]] if recipe.get(name) else []
-    return words + [flag(name) for name in ("skip_bad_rows", "as_letters") if recipe.get(name)]
+    words += [flag(name) for name in ("skip_bad_rows", "as_letters") if recipe.get(name)]
+    return words + server * _served(artifact)
 
 
 def summary(artifact: Artifact, output: Path) -> str:

@@ -2,6 +2,7 @@
 
   python -m calibtune doctor
   python -m calibtune doctor --model M --tasks mc_calib_arc --apply-chat-template
+  python -m calibtune doctor --backend api --base-url http://localhost:8000/v1 --model NAME    # a server
 
 Exit code 0: all is well. 1: something is not, and the line says what to do.
 """
@@ -14,7 +15,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from calibtune.commands.models import add_model_arguments
+from calibtune.commands.models import BASE_URL, add_model_arguments
 from calibtune.commands.questions import add_question_arguments, question_spec
 from calibtune.errors import UserError
 
@@ -37,6 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--precision", choices=("auto", "bf16", "fp32"), help="default: as in the fit, else auto")
     add_model_arguments(parser)
+    parser.add_argument("--backend", choices=("hf", "api"), default="hf", help="api: look at a server's letters")
+    parser.add_argument("--base-url", metavar="URL", help=BASE_URL)
     parser.add_argument("--json", action="store_true", help="print JSON instead of lines")
 
 
@@ -48,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     for finding in findings:
         print(finding.line())
     if args.model or args.artifact:
-        for finding in _check_model(args):
+        for finding in _check_server(args) if args.backend == "api" else _check_model(args):
             print(finding.line(), flush=True)
             findings.append(finding)
     bad = sum(not finding.good for finding in findings)
@@ -60,6 +63,25 @@ def run(args: argparse.Namespace) -> int:
     if not (args.model or args.artifact):
         print("next: python -m calibtune doctor --model M --tasks mc_calib_arc [--apply-chat-template]")
     return int(bad > 0)
+
+
+def _check_server(args):  # type: ignore[no-untyped-def]
+    from calibtune.data.source import load_questions
+    from calibtune.evaluation.api_letters import check_letter_tasks
+    from calibtune.evaluation.doctor_api import check_server
+    from calibtune.evaluation.evaluate import EvaluationOptions, check_options
+
+    questions = question_spec(args, TASK)
+    named = {"model": args.model, "revision": args.revision, "backend": args.backend, "base_url": args.base_url}
+    options = EvaluationOptions(questions.names, Path(), **named, **{name: getattr(args, name) for name in GIVEN})
+    if args.artifact:
+        raise UserError(
+            "--artifact lies here, and --backend api looks at a server; give the model's name there as --model"
+        )
+    check_options(options)
+    _, tasks = load_questions(questions)
+    check_letter_tasks(tasks)
+    yield from check_server(args.base_url, options.spec(None), tasks)
 
 
 def _check_model(args):  # type: ignore[no-untyped-def]

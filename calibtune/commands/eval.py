@@ -1,4 +1,4 @@
-"""Evaluate a base model or an artifact of `calibtune fit` through lm_eval, into lm_eval's own files.
+r"""Evaluate a base model or an artifact of `calibtune fit` through lm_eval, into lm_eval's own files.
 
   python -m calibtune eval --model M --tasks mc_calib_indomain,mc_calib_arc --output out/base
   python -m calibtune eval --artifact runs/rcft --tasks mc_calib_indomain,mc_calib_arc --output out/rcft
@@ -6,6 +6,8 @@
   python -m calibtune eval --model M --data quiz.csv --output out/quiz        # questions of one's own
   python -m calibtune eval --model M --tasks mc_calib_arc --shard 3/8 --output out/3    # one of eight parts
   python -m calibtune eval --model M --tasks arc_easy --as-letters --output out/easy    # the harness's task, by letters
+  python -m calibtune eval --backend api --base-url http://localhost:8000/v1 --model NAME --tasks mc_calib_arc \
+      --apply-chat-template --output out/served       # an OpenAI-compatible server; its key in OPENAI_API_KEY
 
 With --tasks ultrafeedback_winrate --guard winrate --guard-base out/base it exits with 1 if the artifact's win rate fell
 by more than --margin against the base's, evaluated before.
@@ -20,7 +22,7 @@ import logging
 import shlex
 from pathlib import Path
 
-from calibtune.commands.models import add_model_arguments, key_values
+from calibtune.commands.models import BASE_URL, add_model_arguments, key_values
 from calibtune.commands.questions import add_question_arguments, question_spec
 from calibtune.errors import UserError, WorkFailed
 from calibtune.processes import is_first_process
@@ -43,7 +45,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser)
     parser.add_argument("--quantization", choices=("none", "nf4"), help="default: as the artifact was fitted")
     parser.add_argument("--precision", choices=("auto", "bf16", "fp32"), help="default: as in the fit, else auto")
-    parser.add_argument("--batch-size", default="16", metavar="N|auto", help="default: 16; vLLM makes its own batches")
+    parser.add_argument(
+        "--batch-size",
+        default="16",
+        metavar="N|auto",
+        help="default: 16; vLLM makes its own batches; of api: requests at a time",
+    )
     parser.add_argument("--limit", type=int, metavar="N", help="evaluate the first N questions of each task")
     parser.add_argument(
         "--shard",
@@ -54,10 +61,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--num-fewshot", type=int, metavar="N", help="examples in the prompt")
     parser.add_argument(
         "--backend",
-        choices=("hf", "hf-prefix", "vllm"),
+        choices=("hf", "hf-prefix", "vllm", "api"),
         default="hf",
         help="hf: lm_eval's, with prompts encoded whole and letters read in float32; hf-prefix also computes once what "
-        "prompts share: the same numbers, faster with few-shot examples; vllm: one request a question",
+        "prompts share: the same numbers, faster with few-shot examples; vllm: one request a question; api: an "
+        "OpenAI-compatible server, one request a question",
     )
     parser.add_argument(
         "--model-args",
@@ -65,6 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="K=V,..",
         help="further arguments of vLLM: tensor_parallel_size=2,gpu_memory_utilization=0.8",
     )
+    parser.add_argument("--base-url", metavar="URL", help=BASE_URL)
     parser.add_argument(
         "--drop-seen",
         action="store_true",
@@ -80,6 +89,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def go_on(args: argparse.Namespace) -> str:
     """Return what is said after Ctrl-C."""
+    if args.backend == "api":
+        return "run the same command again: replies are kept, and the others asked for"
     return "run the same command again: an evaluation begins anew"
 
 

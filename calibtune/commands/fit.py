@@ -5,6 +5,7 @@ The four methods, with an example each:
   temperature      one number T that divides the letters' log-likelihoods; seconds; keeps accuracy as it is
       python -m calibtune fit --method temperature --model M --tasks mc_calib_indomain --output runs/t
       python -m calibtune fit --method temperature --samples out/samples_X.jsonl --output runs/t
+      python -m calibtune fit --method temperature --backend api --base-url http://localhost:8000/v1 --model NAME ...
   label-smoothing  train on the letters, epsilon of the probability shared by the wrong ones
       python -m calibtune fit --method label-smoothing --model M --tasks mc_calib_indomain --output runs/ls
   cft              calibration-aware fine-tuning: train on the right letter (arXiv 2505.01997)
@@ -58,10 +59,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def go_on(args: argparse.Namespace) -> str:
     """Return what is said after Ctrl-C: --resume where there is something to resume."""
     from calibtune.artifacts.manifest import STARTED
+    from calibtune.models.served import REPLIES
     from calibtune.tuning.checkpoints import CHECKPOINTS, WHOLE
 
     if args.output is None or not (args.output / STARTED).is_file():
         return "run the same command again"
+    if (args.output / REPLIES).is_file():
+        return "the same command with --resume asks for the replies that are missing"
     if not any((args.output / CHECKPOINTS).glob(f"checkpoint-*/{WHOLE}")):
         return "no checkpoint was written yet; the same command with --resume begins anew"
     return "the same command with --resume goes on from the last checkpoint"

@@ -7,6 +7,9 @@ from typing import Any
 
 from pydantic_core import from_json
 
+#: Help of the address of ``--backend api``.
+BASE_URL = "of --backend api: the server's address, which ends in /v1 (default: OpenAI's); key in OPENAI_API_KEY"
+
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare how a model is loaded and prompted."""

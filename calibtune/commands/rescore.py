@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ def run(args: argparse.Namespace) -> int:
     """Print the metrics of each file."""
     from calibtune.metrics import summary
     from calibtune.results.pairs import SAME_ANSWERS, digest
+    from calibtune.results.ranges import range_warning, unseen_ranges
     from calibtune.results.records import model_args, model_of, record_beside
     from calibtune.results.samples import find_samples, read_samples
     from calibtune.results.shards import together
@@ -62,6 +64,9 @@ def run(args: argparse.Namespace) -> int:
         filters = samples.temperatures if args.temperature is None else {}
         for name, t in (filters or {"": 1.0 if args.temperature is None else args.temperature}).items():
             numbers = summary(samples.log_probs, samples.labels, tuple(args.bins), args.edge, t, further=True)
+            numbers |= (ranges := unseen_ranges(samples, t, tuple(args.bins), args.edge))
+            if said := range_warning(samples, ranges):
+                logger.warning("%s", said)
             key = f"{samples.where}, filter {name}" if len(filters) > 1 else samples.where
             output[key] = {"task": samples.task, "questions": len(samples.labels), "temperature": t, **numbers}
         model = model_of(model_args(record_beside(samples.path)))
@@ -69,9 +74,9 @@ def run(args: argparse.Namespace) -> int:
         if first != model:
             logger.warning("%s and %s %s", where, samples.path, SAME_ANSWERS)
     if args.json:
-        # JSON has no NaN; AUROC is NaN if all answers are right.
-        finite = {f: {k: None if v != v else v for k, v in numbers.items()} for f, numbers in output.items()}
-        print(json.dumps(finite, indent=2), file=args.stdout)
+        # JSON has no NaN, which AUROC is if all answers are right, and no infinity, where an unseen letter's NLL ends.
+        none = {f: {k: None if v != v or v == inf else v for k, v in numbers.items()} for f, numbers in output.items()}
+        print(json.dumps(none, indent=2), file=args.stdout)
     else:
         for file_name, values in output.items():
             numbers = {

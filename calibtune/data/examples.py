@@ -5,16 +5,22 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
-from calibtune.data.encoder import Encoder
 from calibtune.data.seen import Question, Seen, is_redrawn, task_question
 from calibtune.data.tasks import document_hash, explained, question_text, training_documents
 from calibtune.errors import UserError
 
 logger = logging.getLogger(__name__)
+
+
+class Renders(Protocol):
+    """Render a chat's messages: the encoder of a model's tokenizer, or a server that does it itself."""
+
+    def apply_chat_template(self, *args: Any, **options: Any) -> str:
+        """Return messages as one text."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +59,7 @@ class Prompts:
     """Turn a task's documents into examples."""
 
     task: Any
-    encoder: Encoder
+    encoder: Renders
     apply_chat_template: bool
 
     def example(self, doc: dict[str, Any], doc_hash: str | None = None) -> LetterExample:
@@ -121,7 +127,7 @@ def reorder(example: LetterExample, permutation: Sequence[int]) -> LetterExample
 
 def load_examples(
     tasks: Iterable[Any],
-    encoder: Encoder,
+    encoder: Renders,
     apply_chat_template: bool,
     held_out: int,
     seed: int,
@@ -133,7 +139,7 @@ def load_examples(
 
     Args:
         tasks: Harness tasks; their training split is used, or the validation split where there is none.
-        encoder: Of the model's tokenizer.
+        encoder: Of the model's tokenizer, or a server.
         apply_chat_template: Render prompts as chat.
         held_out: Questions to hold out, at most ``largest_share`` of all.
         seed: Of the draw.

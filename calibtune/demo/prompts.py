@@ -110,13 +110,14 @@ def build_bank(world: Sequence[Fact] | None = None) -> PromptBank:
     """
     task = load_tasks([IN_DOMAIN])[0]
     tokenizer = build_tokenizer(str(task.config.description))
-    prompts = Prompts(task, Encoder(tokenizer), apply_chat_template=True)
+    encoder = Encoder(tokenizer)
+    prompts = Prompts(task, encoder, apply_chat_template=True)
     asked = [
         (fact, share, ask(fact, phrasing, range(OPTIONS), 0))
         for fact in (facts() if world is None else world)
         for phrasing, share in enumerate(fact.phrasing_weights)
     ]
-    encoded = [prompts.encoder.encode(prompts.example(doc, doc_hash="-").context, "A")[0] for _, _, doc in asked]
+    encoded = [encoder.encode(prompts.example(doc, doc_hash="-").context, "A")[0] for _, _, doc in asked]
     messages = [[{"role": "user", "content": doc["question"]}] for _, _, doc in asked]
     chats = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     places = [

@@ -39,7 +39,14 @@ class Malformed(Exception):
 class Client:
     """Answer requests, paying for each of them only once."""
 
-    def __init__(self, endpoint: Endpoint, journal: Journal, unit: str, undone: str, hint: str = "") -> None:
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        journal: Journal,
+        unit: str,
+        undone: str,
+        again: str = "run the same command again",
+    ) -> None:
         """Set up the client without sending a request.
 
         Args:
@@ -48,7 +55,7 @@ class Client:
                 run can resume with a local server on another port.
             unit: What a request is about, in the plural: "questions".
             undone: What those without a reply are: "unanswered".
-            hint: What else may help where the endpoint does not know the model or address.
+            again: What gets the rest of the replies after a failure.
 
         Raises:
             UserError: The ``openai`` package is missing.
@@ -59,7 +66,7 @@ class Client:
             raise UserError("the openai package is missing; pip install 'calibtune[api]'") from None
         self.endpoint = endpoint
         self.journal = journal
-        self._words = (unit, undone, hint)
+        self._words = (unit, undone, again)
         # The package's own client would send the prompts, and to the same host the key, wherever a reply says.
         http_client = openai.DefaultHttpxClient(follow_redirects=False)
         patience: dict[str, Any] = {"timeout": endpoint.timeout, "max_retries": endpoint.retries}
@@ -122,10 +129,10 @@ class Client:
                 pool.shutdown(cancel_futures=True)
         left = sum(self.journal.get(key) is None and key not in rejected for key in open_)
         if left:
-            unit, undone, _ = self._words
+            unit, undone, again = self._words
+            stored = f"the others are stored in {self.journal.path}, so for the rest " if len(self.journal) else ""
             raise WorkFailed(
-                f"{left} of {len(requests)} {unit} are still {undone} (last error: {failures[-1]}); the others are "
-                f"stored in {self.journal.path}, so run the same command again for the rest"
+                f"{left} of {len(requests)} {unit} are still {undone} (last error: {failures[-1]}); {stored}{again}"
             )
         return [rejected.get(key) or self.journal.get(key) for key in keys]
 
@@ -152,7 +159,7 @@ class Client:
                 # Do not quote the reply: it can contain part of the key.
                 raise UserError(
                     f"{self.endpoint.place} answers {error.status_code} to model {request['model']!r}; check the key "
-                    f"in the environment, the model's name and {self.endpoint.flag}{self._words[2]}"
+                    f"in the environment, the model's name and {self.endpoint.flag}"
                 ) from None
             except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
                 return Rejected(self.endpoint.redact(str(error))[:200])

@@ -94,7 +94,12 @@ def warn_of_low_mass(results: Mapping[str, Mapping[str, float]], questions: Mapp
         questions: By task; groups have none.
         other: See :func:`calibtune.evaluation.doctor.other_prompt`.
     """
-    found = {task: numbers["letter_mass"] for task, numbers in results.items() if "letter_mass" in numbers}
+    # Of a server that does not show every letter, the mass of those that it shows.
+    found = {
+        task: numbers.get("letter_mass_least", numbers["letter_mass"])
+        for task, numbers in results.items()
+        if "letter_mass" in numbers
+    }
     low = sorted((mass, task) for task, mass in found.items() if task in questions and mass < MASS)
     if low:
         mass, task = low[0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from calibtune.data.letter_tasks import SUFFIX, scaled
 from calibtune.data.source import load_questions
 from calibtune.data.tasks import Index
 from calibtune.errors import UserError, WorkFailed, is_out_of_memory, reason
+from calibtune.evaluation.api_letters import ApiLM, add_ranges, check_letter_tasks
 from calibtune.evaluation.checks import (
     check_model,
     check_output,
@@ -36,13 +37,17 @@ from calibtune.evaluation.vllm_checks import engine_arguments
 from calibtune.models.adapters import check_adapter, load_adapter
 from calibtune.models.fingerprint import check_fingerprint
 from calibtune.models.loading import check_spec, found_device, load_base, load_tokenizer, not_loaded, weights_dtype
+from calibtune.models.served import served
 from calibtune.processes import is_first_process
+from calibtune.recipe import flag
 from calibtune.results.shards import Shard
 from calibtune.spec import ModelSpec, Precision, Quantization, QuestionSpec
 
 #: lm_eval's hf backend with prompts encoded whole and letters read in float32, and one that computes shared beginnings
 #: once.
 HF = {"hf": LetterLM, "hf-prefix": PrefixLM}
+#: Options of a model that is loaded here.
+LOADED = ("revision", "add_bos_token", "quantization", "precision", "device", "trust_remote_code")
 
 
 @dataclass(frozen=True)
@@ -73,10 +78,12 @@ class EvaluationOptions:
     columns: str = ""
     skip_bad_rows: bool = False
     as_letters: bool = False
-    #: One of ``HF``, or "vllm".
+    #: One of ``HF``, "vllm" or "api".
     backend: str = "hf"
     #: Further arguments of vLLM.
     model_args: dict[str, Any] | None = None
+    #: Of a server, for "api".
+    base_url: str | None = None
     trust_remote_code: bool = False
     #: Leave out questions that the artifact was fitted on, instead of refusing them.
     drop_seen: bool = False
@@ -138,6 +145,8 @@ def evaluate(options: EvaluationOptions) -> Evaluation | None:
     """
     check_options(options)
     check_output(options.output)
+    if options.backend == "api":
+        return _evaluate_served(options)
     model, folder, revision = named(options.model, options.artifact, options.revision)
     options = dataclasses.replace(options, model=model, artifact=folder, revision=revision)
     artifact = read_artifact(folder) if folder else None
@@ -154,34 +163,75 @@ def evaluate(options: EvaluationOptions) -> Evaluation | None:
         check_fingerprint(spec, artifact.fingerprint, str(options.artifact))
     if "peft" in arguments:
         check_adapter(Path(arguments["peft"]))
-    index, tasks = load_questions(options.questions)
-    check_shots(tasks, options.num_fewshot)
-    asked = unseen(tasks, artifact, options.drop_seen, options.limit)
+    index, tasks, asked = _questions(options, artifact)
     check_prompts(tasks, spec, tokenizer, artifact)
-    if artifact is not None and artifact.temperature is not None:
-        temperature = artifact.temperature["temperature"]
-        index.change(options.questions.names, lambda task: scaled(task, temperature))
-        asked = asked and {name + SUFFIX: numbers for name, numbers in asked.items()}
-    loaded = index.load(list(options.questions.names))["tasks"]
-    chosen = choose(loaded, asked, options.limit, Shard.parse(options.shard) if options.shard else None)
-    evaluation = _run(options, spec, arguments, setup, index, chosen)
+    chosen = _choose(options, artifact, index, asked)
+    evaluation = _run(options, lambda: _load(options, arguments, spec), arguments, setup, index, chosen)
     if evaluation is not None:
         warn_of_low_mass(evaluation.results, evaluation.questions, other_prompt(tokenizer, spec))
     return evaluation
 
 
+def _questions(
+    options: EvaluationOptions, artifact: Artifact | None
+) -> tuple[Index, list[Any], dict[str, list[int]] | None]:
+    """Return the harness's index, the tasks and the numbers of the documents to evaluate; see :func:`unseen`."""
+    index, tasks = load_questions(options.questions)
+    check_shots(tasks, options.num_fewshot)
+    return index, tasks, unseen(tasks, artifact, options.drop_seen, options.limit)
+
+
+def _choose(
+    options: EvaluationOptions, artifact: Artifact | None, index: Index, asked: dict[str, list[int]] | None
+) -> dict[str, Chosen] | None:
+    """Return the questions to ask; have the tasks score raw and with the artifact's temperature, if it is one."""
+    if artifact is not None and artifact.temperature is not None:
+        temperature = artifact.temperature["temperature"]
+        index.change(options.questions.names, lambda task: scaled(task, temperature))
+        asked = asked and {name + SUFFIX: numbers for name, numbers in asked.items()}
+    loaded = index.load(list(options.questions.names))["tasks"]
+    return choose(loaded, asked, options.limit, Shard.parse(options.shard) if options.shard else None)
+
+
+def _evaluate_served(options: EvaluationOptions) -> Evaluation | None:
+    """Evaluate a model behind an OpenAI-compatible server, as :func:`evaluate` does one whose weights are at hand."""
+    artifact = read_artifact(options.artifact) if options.artifact else None
+    if artifact is not None and artifact.temperature is None:
+        raise UserError(
+            f"--artifact {options.artifact} is weights, and --backend api evaluates those that the server has; serve "
+            "it there, and give the name that it has there as --model"
+        )
+    spec = options.spec(artifact)
+    arguments: dict[str, Any] = {"model": spec.name, "base_url": options.base_url}
+    if spec.chat_template_args:
+        arguments["chat_template_args"] = spec.chat_template_args
+    setup = setup_of(options, spec, arguments, artifact)
+    refuse_other_run(options.output, setup)
+    index, tasks, asked = _questions(options, artifact)
+    check_letter_tasks(tasks)
+    chosen = _choose(options, artifact, index, asked)
+    with served(options.base_url, spec, int(options.batch_size), options.output) as server:
+        evaluation = _run(options, lambda: ApiLM(server), arguments, setup, index, chosen)
+    if evaluation is not None:
+        add_ranges(evaluation.folder, evaluation.results)
+        other = "without" if spec.apply_chat_template else "with"
+        warn_of_low_mass(evaluation.results, evaluation.questions, f"{other} --apply-chat-template")
+    return evaluation
+
+
 def _run(
     options: EvaluationOptions,
-    spec: ModelSpec,
+    load: Callable[[], Any],
     arguments: dict[str, Any],
     setup: dict[str, Any],
     index: Index,
     chosen: dict[str, Chosen] | None,
 ) -> Evaluation | None:
+    """Run lm_eval on a model, which is loaded first, and write its files."""
     tracker = EvaluationTracker(output_path=str(options.output))
     try:
         results = quiet_evaluate(
-            model=_load(options, arguments, spec),
+            model=load(),
             model_args=arguments,
             tasks=list(options.questions.names),
             num_fewshot=options.num_fewshot,
@@ -190,7 +240,7 @@ def _run(
             # The harness takes one of these.
             limit=options.limit if chosen is None else None,
             samples=chosen,
-            apply_chat_template=spec.apply_chat_template,
+            apply_chat_template=setup["apply_chat_template"],
             log_samples=True,
             evaluation_tracker=tracker,
             task_manager=index,
@@ -240,6 +290,21 @@ def check_options(options: EvaluationOptions) -> None:
         raise UserError(f"--model-args is for --backend vllm, and the backend is {options.backend}; leave it out")
     if options.device and options.backend == "vllm":
         raise UserError("--device is not for --backend vllm; name its GPUs in the variable CUDA_VISIBLE_DEVICES")
+    if options.backend == "api":
+        _check_served_options(options)
+    elif options.base_url is not None:
+        raise UserError(f"--base-url is for --backend api, and the backend is {options.backend}; leave it out")
+
+
+def _check_served_options(options: EvaluationOptions) -> None:
+    """Refuse what only a model whose weights are loaded here can be told."""
+    for item in dataclasses.fields(options):
+        if item.name in LOADED and getattr(options, item.name) != item.default:
+            raise UserError(
+                f"{flag(item.name)} is for a model that is loaded here; --backend api asks one that a server has"
+            )
+    if not options.batch_size.isdigit():
+        raise UserError(f"--batch-size is {options.batch_size!r}; --backend api takes the number of requests at a time")
 
 
 def setup_of(

@@ -28,7 +28,8 @@ def refuse_other_run(output: Path, setup: Mapping[str, Any]) -> None:
         UserError: With the first settings that differ.
     """
     arguments = setup["model_args"]
-    folder = output / sanitize_model_name(arguments.get("peft", arguments["pretrained"]))
+    name = next(arguments[key] for key in ("peft", "pretrained", "model") if key in arguments)
+    folder = output / sanitize_model_name(name)
     for path in sorted(folder.glob("results_*.json")):
         before: Any = (read_json(path, Results, AGAIN).get("config") or {}).get("calibtune")
         if before is None:

@@ -24,7 +24,8 @@ from calibtune.results.records import FILE_NAME, record_beside
 from calibtune.results.shards import Shard, shard_of
 from harness_ext.binning import FloatArray, IntArray
 from harness_ext.calibration import validate_rows
-from harness_ext.sanity import check_scored, check_told_apart, warn_of_ties
+from harness_ext.ranges import BoolArray
+from harness_ext.sanity import check_scored, check_told_apart, is_unseen, warn_of_ties
 
 #: A question with more options is none; a table of all questions has a column for each.
 MOST_LETTERS = 1000
@@ -111,6 +112,8 @@ class Samples:
     prompt_hashes: tuple[str | None, ...] = field(repr=False)
     #: Temperature of each filter whose temperature can be inferred.
     temperatures: dict[str, float]
+    #: Whether a log-probability is the bound of a letter that a server did not show, shape (N, K).
+    unseen: BoolArray = field(repr=False)
     #: Files of the run's other shards (``eval --shard``).
     more: tuple[Path, ...] = ()
 
@@ -165,6 +168,7 @@ class _Columns:
         self.labels = array.array("q")
         self.letters = array.array("q")
         self.values = array.array("d")
+        self.unseen = array.array("b")
         self.doc_hashes: list[str] = []
         self.prompt_hashes: list[str | None] = []
         #: Whether each answer is of a letter. Win rates' samples hold whole responses, with token counts beside the
@@ -200,18 +204,20 @@ class _Columns:
         self.labels.append(row.target)
         self.letters.append(len(answers))
         self.values.extend(answer[0] for answer in answers)
+        self.unseen.extend(is_unseen(answer) for answer in answers)
         self.of_letters = self.of_letters and all(len(answer) <= 2 for answer in answers)
         self.doc_hashes.append(str(row.doc_hash))
         self.prompt_hashes.append(row.prompt_hash)
 
-    def log_probs(self) -> FloatArray:
-        """Return the log-likelihoods, shape (N, K), NaN where a question lacks the letter."""
+    def tables(self) -> tuple[FloatArray, BoolArray]:
+        """Return the log-likelihoods, NaN where a question lacks the letter, and which are bounds; shape (N, K)."""
         letters = np.asarray(self.letters)
         if len(letters) * letters.max() > MOST_VALUES:
             raise UserError(f"{len(letters)} questions of up to {letters.max()} options are too many; split the file")
-        found = np.full((len(letters), letters.max()), np.nan)
-        found[np.arange(found.shape[1]) < letters[:, None]] = self.values
-        return found
+        present = np.arange(letters.max()) < letters[:, None]
+        found, unseen = np.full(present.shape, np.nan), np.zeros(present.shape, dtype=bool)
+        found[present], unseen[present] = self.values, self.unseen
+        return found, unseen
 
 
 def read_samples(path: Path, *more: Path) -> Samples:
@@ -246,14 +252,16 @@ def read_samples(path: Path, *more: Path) -> Samples:
     labels = np.asarray(columns.labels)[order]
     _check_labels(path, doc_ids[order], labels, np.asarray(columns.letters)[order])
     try:
-        log_probs, labels = validate_rows(columns.log_probs()[order], labels)
+        values, bounds = columns.tables()
+        unseen = bounds[order]
+        log_probs, labels = validate_rows(values[order], labels)
         if columns.of_letters:
             check_scored(log_probs)
-        check_told_apart(log_probs)
+        check_told_apart(log_probs, unseen)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     if columns.of_letters:
-        warn_of_ties(log_probs, str(path))
+        warn_of_ties(log_probs[~unseen.any(axis=1)], str(path))
     match = FILE_NAME.fullmatch(path.name)
     return Samples(
         task=match["task"] if match else path.stem,
@@ -264,6 +272,7 @@ def read_samples(path: Path, *more: Path) -> Samples:
         doc_hashes=tuple(columns.doc_hashes[row] for row in order),
         prompt_hashes=tuple(columns.prompt_hashes[row] for row in order),
         temperatures={name: temperature for name, (_, temperature) in columns.temperatures.items()},
+        unseen=unseen,
         more=more,
     )
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 
 from calibtune.artifacts.card import model_card
@@ -49,6 +50,7 @@ from calibtune.tuning.inputs import Inputs, read_inputs
 from calibtune.tuning.progress import overtrained
 from calibtune.tuning.trainable import add_adapter
 from harness_ext.binning import FloatArray, IntArray
+from harness_ext.ranges import BoolArray
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +76,7 @@ def fit(recipe: Recipe, output: Path, resume: bool = False, overwrite: bool = Fa
         UserError: Bad input, before anything is loaded where it can be known.
         WorkFailed: Out of memory, a loss that is not finite, a full disk.
     """
-    if recipe.samples is None:
+    if recipe.samples is None and recipe.backend == "hf":
         # Before the hub is asked for the model.
         check_spec(recipe.spec)
         if recipe.chat_template is not None:
@@ -94,6 +96,8 @@ def fit(recipe: Recipe, output: Path, resume: bool = False, overwrite: bool = Fa
         _check_output(recipe, output, resume, overwrite)
     if recipe.samples is not None:
         return fit_samples(recipe, output, resume, overwrite)
+    if recipe.backend == "api":
+        return fit_served(recipe, output, resume, overwrite)
     if recipe.method != "temperature":
         from calibtune.tuning.trainer import training_arguments
 
@@ -145,7 +149,9 @@ def _check_output(recipe: Recipe, output: Path, resume: bool, overwrite: bool) -
     """Refuse an output folder that this fit may not have, and change nothing."""
     if resume and (output / STARTED).is_file():
         started = read_json(output / STARTED, dict[str, Any], "begin anew with --overwrite")
-        _refuse_other(recipe, recorded(started, str(output / STARTED)), output)
+        # Replies of a server are known by what was asked, so that T can be fitted to them otherwise.
+        if not recipe.backend == started.get("backend") == "api":
+            _refuse_other(recipe, recorded(started, str(output / STARTED)), output)
     elif not overwrite:
         refuse_existing(output, overwrite)
 
@@ -155,6 +161,8 @@ def _refuse_other(recipe: Recipe, before: Mapping[str, Any], output: Path) -> No
     values = recipe_values(recipe)
     # What a finished fit has filled in by itself.
     own = {"batch_size", "gradient_accumulation"} if recipe.auto_batch else {"tasks"} if recipe.samples else set()
+    # A local server has another port each time, and its replies are known by what was asked.
+    own |= {"base_url"}
     other = sorted(key for key in values if before[key] != values[key] and key not in own)
     if other:
         changes = ", ".join(f"{key} {before[key]!r} -> {values[key]!r}" for key in other)
@@ -202,7 +210,7 @@ def _memory_advice(recipe: Recipe) -> str:
 def _temperature(inputs: Inputs, model: Any, output: Path, started: float) -> Artifact:
     recipe = inputs.recipe
     scores = score(model, inputs.held_out, PAD, recipe.batch_size)
-    found = _write_temperature(recipe, output, scores, inputs.gold)
+    found = _write_temperature(recipe, output, scores, inputs.gold, np.zeros(scores.shape, dtype=bool))
     if recipe.chat_template is not None and is_first_process():
         inputs.tokenizer.save_pretrained(output)  # the base's own has no template to evaluate with
     measures = _temperature_measures(recipe, scores, inputs.gold)
@@ -212,12 +220,20 @@ def _temperature(inputs: Inputs, model: Any, output: Path, started: float) -> Ar
     return _finish(recipe, output, "temperature", measures, started, marks, inputs.revision, found)
 
 
-def _write_temperature(recipe: Recipe, output: Path, scores: FloatArray, gold: IntArray) -> FittedTemperature:
-    """Fit T; write temperature.json and the task YAMLs that evaluate it."""
+def _write_temperature(
+    recipe: Recipe, output: Path, scores: FloatArray, gold: IntArray, unseen: BoolArray
+) -> FittedTemperature:
+    """Fit T; write temperature.json and the task YAMLs that evaluate it.
+
+    Raises:
+        UserError: See :func:`calibtune.tuning.temperature.check_unseen`.
+    """
     from calibtune.artifacts.tasks import write_scaled_tasks
-    from calibtune.tuning.temperature import fit_temperature
+    from calibtune.tuning.temperature import check_unseen, fit_temperature
 
     fitted = fit_temperature(scores, gold, recipe.objective, recipe.bins, recipe.seed)
+    if unseen.any():
+        fitted = check_unseen(fitted, scores, unseen, gold, recipe.bins)
     found = cast(FittedTemperature, fitted.record())
     if is_first_process():
         write_json(output / "temperature.json", found)
@@ -248,10 +264,48 @@ def fit_samples(recipe: Recipe, output: Path, resume: bool, overwrite: bool) -> 
     _claim(recipe, output, resume, overwrite)
     recipe = dataclasses.replace(recipe, tasks=recipe.tasks or (rows.task,))
     asked = Marks.of(question_of(doc, *prompt) for doc, prompt in zip(rows.documents, prompts, strict=True))
-    found = _write_temperature(recipe, output, rows.log_probs, rows.labels)
+    found = _write_temperature(recipe, output, rows.log_probs, rows.labels, rows.unseen)
     measures = _temperature_measures(recipe, rows.log_probs, rows.labels)
     marks = {"train": Marks.of([]), "held_out": asked}
     return _finish(recipe, output, "temperature", measures, started, marks, temperature=found)
+
+
+def fit_served(recipe: Recipe, output: Path, resume: bool, overwrite: bool) -> Artifact:
+    """Fit a temperature to a model behind an OpenAI-compatible server; arguments as for :func:`fit`.
+
+    Raises:
+        UserError: The questions or the server cannot be used, or it does not show letters on which T depends.
+        WorkFailed: The server did not answer; ``resume`` asks for the rest.
+    """
+    from calibtune.data.examples import load_examples
+    from calibtune.data.source import load_questions
+    from calibtune.endpoints.endpoint import Endpoint
+    from calibtune.models.served import REPLIES, served
+    from harness_ext.ragged import ragged
+
+    started = time.perf_counter()
+    Endpoint.from_environment(recipe.base_url)  # refuses a malformed one before anything is removed
+    _, tasks = load_questions(recipe.questions)
+    _claim(recipe, output, resume, overwrite)
+    try:
+        again = "run the same command with --resume"
+        with served(recipe.base_url, recipe.spec, recipe.batch_size, output, again) as server:
+            shown = (recipe.held_out, recipe.seed, recipe.limit, None, 1.0)
+            examples = load_examples(tasks, server, recipe.apply_chat_template, *shown).held_out
+            if not examples:
+                raise UserError(f"no question of {', '.join(recipe.questions.names)} is left; raise --limit")
+            found = server.ask({example.context: example.letters for example in examples})
+    finally:
+        if not (output / REPLIES).exists():
+            (output / STARTED).unlink(missing_ok=True)
+    letters = [found[example.context] for example in examples]
+    scores = ragged([letter.loglikelihood for letter in some] for some in letters)
+    unseen = ragged([not letter.shown for letter in some] for some in letters) == 1
+    gold = np.array([example.gold for example in examples], dtype=np.int64)
+    temperature = _write_temperature(recipe, output, scores, gold, unseen)
+    measures = _temperature_measures(recipe, scores, gold)
+    marks = {"train": Marks.of([]), "held_out": _marks(examples)}
+    return _finish(recipe, output, "temperature", measures, started, marks, temperature=temperature)
 
 
 def _train(inputs: Inputs, model: Any, output: Path, resume: bool, started: float) -> Artifact:
@@ -320,7 +374,7 @@ def _finish(
     revision: str | None = None,
     temperature: FittedTemperature | None = None,
 ) -> Artifact:
-    asked = bool(recipe.model) and is_first_process()
+    asked = bool(recipe.model) and recipe.backend == "hf" and is_first_process()
     artifact = Artifact(
         kind=kind,
         method=recipe.method,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -14,6 +14,7 @@ from harness_ext.binning import FloatArray, IntArray
 from harness_ext.calibration import conf_ece, letter_log_softmax, nll, top
 from harness_ext.errors import UserError
 from harness_ext.inputs import checked_log_probs
+from harness_ext.ranges import BoolArray, conf_ece_range, nll_range
 from harness_ext.sanity import count_ties
 
 Objective = Literal["nll", "ece"]
@@ -21,6 +22,8 @@ Objective = Literal["nll", "ece"]
 LOW, HIGH = float(np.log(0.01)), float(np.log(100.0))
 #: Resamples for the interval of the T that minimizes ECE, and the grid that its steps are searched on.
 RESAMPLES, GRID = 200, 121
+#: Relative error of the ends of an interval.
+TOLERANCE = 1e-4
 #: Parts of the questions, each scaled by the T of the others.
 FOLDS = 5
 
@@ -105,6 +108,72 @@ def fit_temperature(
         best, low, high = _by_ece(values, answers, bins, np.random.default_rng(seed))
     value, low, high = (min(float(np.exp(x)), 100.0) for x in (best, low, high))
     return Temperature(value, (low, high), objective, len(answers), tuple(_remarks(best, values, answers)))
+
+
+def check_unseen(
+    fitted: Temperature, log_probs: FloatArray, unseen: BoolArray, labels: IntArray, bins: int = 10
+) -> Temperature:
+    """Check that letters which a server did not show leave T open by less than the number of questions does.
+
+    Args:
+        fitted: T, with unseen letters at the largest probabilities that they can have.
+        log_probs: What it was fitted on, shape (N, K).
+        unseen: Which letters are unseen, shape (N, K).
+        labels: Index of the right letter, shape (N,).
+        bins: M of conf-ECE.
+
+    Returns:
+        The same with a remark.
+
+    Raises:
+        UserError: T can lie outside its interval.
+    """
+    low, high = unseen_interval(fitted, log_probs, unseen, labels, bins)
+    rows, right = int(unseen.any(axis=1).sum()), int(unseen[np.arange(len(labels)), labels].sum())
+    said = (
+        f"in {rows} of {len(labels)} questions a letter lies beyond the server's top tokens, in {right} the right one"
+    )
+    between = f"T between {low:.4g} and {high:.4g}"
+    if low < fitted.interval[0] * (1 - TOLERANCE) or high > fitted.interval[1] * (1 + TOLERANCE):
+        other = ", or give --objective ece" if right and fitted.objective == "nll" else ""
+        raise UserError(
+            f"{said}, which leaves {between}, more than its 95 % interval [{fitted.interval[0]:.4g}, "
+            f"{fitted.interval[1]:.4g}]; ask a server that shows more tokens{other}"
+        )
+    return replace(fitted, warnings=(*fitted.warnings, f"{said}, which leaves {between}"))
+
+
+def unseen_interval(
+    fitted: Temperature, log_probs: FloatArray, unseen: BoolArray, labels: IntArray, bins: int = 10
+) -> tuple[float, float]:
+    """Enclose the T's that are best for any probabilities which unseen letters can have.
+
+    With such probabilities the loss of each T lies between two bounds, so that the best T's lower bound is at most the
+    least upper bound. Both bounds of the NLL are convex in 1/T, so that these T's are an interval, whose ends are
+    found; of conf-ECE they are looked for on a grid. Arguments as for :func:`check_unseen`.
+    """
+
+    def bounds(log_t: float) -> tuple[float, float]:
+        t = float(np.exp(log_t))
+        if fitted.objective == "nll":
+            return nll_range(log_probs, unseen, labels, t)
+        return conf_ece_range(log_probs, unseen, labels, t, bins)
+
+    grid = np.linspace(LOW, HIGH, GRID)
+    best = float(np.log(fitted.value))
+    least, most = np.array([bounds(x) for x in [*grid, best]]).T
+    inside = np.array([*grid, best])[least <= most.min()]
+    low, high = float(inside.min()), float(inside.max())
+    if fitted.objective == "ece":
+        return float(np.exp(low)), float(np.exp(high))
+    step = float(grid[1] - grid[0])
+
+    def end(within: float, beyond: float) -> float:
+        beyond = min(max(beyond, LOW), HIGH)
+        above = bounds(beyond)[0] - most.min()
+        return beyond if above <= 0 else float(brentq(lambda x: bounds(x)[0] - most.min(), within, beyond, xtol=1e-7))
+
+    return float(np.exp(end(low, low - step))), float(np.exp(end(high, high + step)))
 
 
 def cross_fitted(

@@ -2,6 +2,7 @@ import pytest
 from fitting import small_fit
 from harness import TASKS
 from merging import save_merging
+from openai_server import OpenAIServer
 from tiny import build_tokenizer, save_tiny
 
 from calibtune.__main__ import main
@@ -140,3 +141,30 @@ def test_a_beginning_of_text_token_that_is_not_used_is_pointed_at(tmp_path, mirr
     assert note in lines(capsys)
     doctor_of(folder, "--add-bos-token")
     assert note not in lines(capsys)
+
+
+def served_lines(capsys, server, *more):
+    code = main(["doctor", "--backend", "api", "--base-url", server.url, "--model", "tiny", *more])
+    return code, capsys.readouterr().out
+
+
+def test_a_server_is_asked_for_log_probabilities_bos_and_letters(model, mirror, capsys):
+    with OpenAIServer(model, most=100) as server:
+        code, found = served_lines(capsys, server)
+        assert "completions (--no-apply-chat-template): the server shows the 100 most likely tokens" in found
+        assert "chats (--apply-chat-template): the server shows the 100 most likely tokens" in found
+        assert "the server puts no beginning-of-text token (BOS) before a text" in found
+        assert "letters of 8 questions are shown; the others have a probability below" in found
+        assert "letter mass 0.0" in found
+        assert code == 1
+        server.bos = 2
+        assert "the server puts 1 token before a text" in served_lines(capsys, server)[1]
+        assert "the system message stands in its own place" in served_lines(capsys, server, "--apply-chat-template")[1]
+
+
+def test_a_server_without_log_probabilities_fails_the_check(model, mirror, capsys):
+    with OpenAIServer(model, logprobs=False) as server:
+        code, found = served_lines(capsys, server)
+    assert code == 1
+    assert "[NOT OK] completions (--no-apply-chat-template)" in found
+    assert "gives no log-probabilities" in found

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from commands import run_command
 from completions_server import completions_server
-from tiny import NO_SYSTEM_TEMPLATE, save_tiny
+from tiny import NO_SYSTEM_TEMPLATE, add_bos, save_tiny
 
 from calibtune.__main__ import main
 from calibtune.results.samples import find_samples, read_samples
@@ -60,6 +60,23 @@ def test_a_completions_server_whose_template_rejects_the_system_role_gives_hfs_n
         done, found = run("server", args, "--apply_chat_template", backend="local-completions")
     assert done.returncode == 0, done.stderr
     assert bodies
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+@served
+def test_a_completions_server_is_asked_with_the_beginning_of_text_or_not_at_all(run, tmp_path):
+    folder = save_tiny(tmp_path / "bos")
+    add_bos(folder)
+    _, expected = run("hf", f"pretrained={folder},dtype=float32")
+    with completions_server(folder) as (url, bodies):
+        args = f"model={folder},base_url={url}/completions,tokenizer_backend=huggingface"
+        refused, _ = run("without", args, backend="local-completions")
+        assert bodies == []
+        done, found = run("with", f"{args},add_bos_token=True", backend="local-completions")
+    assert refused.returncode != 0
+    assert "the requests begin without <|system|>, which the model's tokenizer puts before every text" in refused.stderr
+    assert "give add_bos_token=True in --model_args" in refused.stderr
+    assert done.returncode == 0, done.stderr
     np.testing.assert_allclose(found, expected, atol=1e-4)
 
 

@@ -5,7 +5,8 @@ from calibtune.results.samples import Samples
 
 
 def rows(hashes, gold):
-    return Samples("t", "none", "file", np.zeros((len(gold), 2)), np.array(gold), tuple(hashes), (), {})
+    values = np.zeros((len(gold), 2))
+    return Samples("t", "none", "file", values, np.array(gold), tuple(hashes), (), {}, values > 0)
 
 
 def test_repeated_question_has_two_keys():

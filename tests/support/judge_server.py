@@ -69,7 +69,7 @@ class JudgeServer:
     def handle(self, handler):
         raw = handler.rfile.read(int(handler.headers["content-length"]))
         body = json.loads(raw)
-        prompt = hashlib.sha256(json.dumps(body["messages"]).encode()).hexdigest()
+        prompt = hashlib.sha256(json.dumps(body.get("messages", body.get("prompt"))).encode()).hexdigest()
         with self.lock:
             attempt = self.seen[prompt] = self.seen.get(prompt, 0) + 1
             self.times.setdefault(prompt, []).append(time.monotonic())

@@ -73,6 +73,20 @@ def save_tiny(folder: Path, seed=0, context=512, chat_template=CHAT_TEMPLATE, hi
     return folder
 
 
+def add_bos(folder: Path, token="<|system|>"):
+    """Have the tokenizer in a folder put a token before every text, as those of Llama 3 and Gemma do."""
+    from tokenizers import processors
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    number = tokenizer.convert_tokens_to_ids(token)
+    core = tokenizer.backend_tokenizer
+    core.post_processor = processors.TemplateProcessing(single=f"{token} $A", special_tokens=[(token, number)])
+    tokenizer.bos_token = token
+    tokenizer.save_pretrained(folder)
+    return number
+
+
 def write_arc_mirror(folder: Path, rows: int = 24, seed: int = 0) -> Path:
     """A local mirror of ARC-Challenge, made up: 3 to 5 options, some under digits; returns the folder to run in."""
     import json

@@ -7,7 +7,13 @@ from sklearn.calibration import CalibratedClassifierCV
 from sklearn.frozen import FrozenEstimator
 
 from calibtune.tuning import temperature
-from calibtune.tuning.temperature import Temperature, cross_fitted, fit_temperature
+from calibtune.tuning.temperature import (
+    Temperature,
+    check_unseen,
+    cross_fitted,
+    fit_temperature,
+    unseen_interval,
+)
 from harness_ext.calibration import accuracy, conf_ece, letter_log_softmax, nll
 from harness_ext.errors import UserError
 
@@ -273,3 +279,34 @@ def test_a_tie_for_first_place_that_holds_the_right_letter_is_remarked():
 def test_an_unknown_objective_is_quoted():
     with pytest.raises(UserError, match="objective is 'brier'; give 'nll' or 'ece'"):
         fit_temperature(np.log([[0.4, 0.6]]), [0], "brier")
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_no_probabilities_of_unseen_letters_have_another_best_t(seed):
+    rng = np.random.default_rng(seed)
+    logs = np.log(rng.dirichlet([0.6] * 5, 120))[:, :4] * 1.5
+    gold = np.where(rng.random(120) < 0.7, logs.argmax(axis=1), rng.integers(0, 4, 120))
+    unseen = logs < np.sort(logs, axis=1)[:, [1]]
+    unseen[np.arange(120), gold] = False
+    bounds = np.where(unseen, np.minimum(logs, -3.0), logs)
+    fitted = fit_temperature(bounds, gold)
+    low, high = unseen_interval(fitted, bounds, unseen, gold)
+    assert low <= fitted.value <= high
+    for share in (rng.random(bounds.shape), rng.integers(0, 2, bounds.shape), rng.random(bounds.shape) ** 9):
+        with np.errstate(divide="ignore"):
+            some = bounds + np.where(unseen, np.log(np.maximum(share, 1e-80)), 0.0)
+        assert low * (1 - 1e-4) <= fit_temperature(some, gold).value <= high * (1 + 1e-4)
+
+
+def test_faint_unseen_letters_leave_t_as_it_is_and_unseen_right_ones_leave_it_open():
+    logs = np.log(np.array([[0.7, 0.2, 1e-14]] * 40))
+    unseen = np.array([[False, False, True]] * 40)
+    gold = np.array([0] * 26 + [1] * 14)
+    fitted = fit_temperature(logs, gold)
+    low, high = unseen_interval(fitted, logs, unseen, gold)
+    assert (low, high) == pytest.approx((fitted.value, fitted.value), rel=0.01)
+    assert "in 40 of 40 questions a letter lies beyond" in check_unseen(fitted, logs, unseen, gold).warnings[-1]
+    gold[0] = 2
+    with pytest.raises(UserError, match=r"in 1 the right one, which leaves T between .* or give --objective ece"):
+        check_unseen(fit_temperature(logs, gold), logs, unseen, gold)
+    check_unseen(fit_temperature(logs, gold, "ece"), logs, unseen, gold)

@@ -100,7 +100,8 @@ def printed_logs() -> Iterator[None]:
     loggers = [logging.getLogger(name) for name in ("calibtune", "harness_ext")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
-        logger.setLevel(logging.INFO)
+        # Of several processes the first one speaks; warnings can be about any.
+        logger.setLevel(logging.INFO if is_first_process() else logging.WARNING)
         logger.addHandler(console)
     try:
         yield

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import gather_object
 
+from calibtune.artifacts.manifest import MANIFEST, STARTED
 from calibtune.errors import UserError
 from calibtune.models.loading import check_packages, check_spec, device
 from calibtune.models.quantized import held_as
@@ -37,6 +40,23 @@ def check_machine(recipe: Recipe) -> None:
     if recipe.method != "temperature":
         needed = {"peft", "accelerate", recipe.report_to} - {"none"}
         check_packages(needed | ({"liger_kernel"} if recipe.liger_kernel else set()))
+
+
+def check_shared(recipe: Recipe, output: Path) -> None:
+    """Check that all processes see the same of a fit that is to go on.
+
+    Raises:
+        UserError: The output folder is not shared by all nodes.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return
+    PartialState(cpu=on_cpu(recipe.device))
+    seen = gather_object([tuple((output / name).is_file() for name in (STARTED, MANIFEST))])
+    if len(set(seen)) > 1:
+        raise UserError(
+            f"--resume: not every node has what was begun in {output}; give an --output folder that all nodes share, "
+            "or begin anew with --overwrite"
+        )
 
 
 def check_kernels(recipe: Recipe, config: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import shlex
@@ -45,7 +46,7 @@ from calibtune.results.measures import harness_measures
 from calibtune.spec import ModelSpec
 from calibtune.text import visible
 from calibtune.tuning.checkpoints import CHECKPOINTS, last_checkpoint, remove_unfinished
-from calibtune.tuning.checks import idle_gpus
+from calibtune.tuning.checks import check_shared, idle_gpus
 from calibtune.tuning.inputs import Inputs, read_inputs
 from calibtune.tuning.progress import overtrained
 from calibtune.tuning.trainable import add_adapter
@@ -84,6 +85,8 @@ def fit(recipe: Recipe, output: Path, resume: bool = False, overwrite: bool = Fa
         recipe = _on_base(recipe)
         # An evaluation on another machine takes the precision of the fit, not its own.
         recipe = dataclasses.replace(recipe, precision=resolved_precision(recipe.spec))
+    if resume:
+        check_shared(recipe, output)
     if resume and (output / MANIFEST).is_file():
         artifact = read_artifact(output)
         _refuse_other(recipe, artifact.recipe, output)
@@ -354,7 +357,14 @@ def _train(inputs: Inputs, model: Any, output: Path, resume: bool, started: floa
         check_answers(written, asked, scores, questions.pad_id)
     kind: Kind = "model" if recipe.tuning == "full" else "adapter"
     marks = {"train": _marks(inputs.examples.train), "held_out": _marks(inputs.examples.held_out)}
-    return _finish(recipe, output, kind, (before, after), started, marks, inputs.revision)
+    artifact = _finish(recipe, output, kind, (before, after), started, marks, inputs.revision)
+    trainer.accelerator.wait_for_everyone()
+    if not is_first_process() and output.is_dir():
+        # Each process has written its part of the checkpoints, on a node with a folder of its own, too.
+        shutil.rmtree(output / CHECKPOINTS, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            output.rmdir()
+    return artifact
 
 
 def _measures(model: Any, inputs: Inputs) -> dict[str, float]:

@@ -5,7 +5,7 @@
 #                                                      HUB: the data mirror, ../shared/data/hub
 # SMALL_TOKENIZER: folder of a model with at most 128,256 tokens, such as SmolLM2-135M-Instruct, for scoring's 8B
 # Part by part (`tests/benchmarks/accelerator.sh MODEL HUB OUT table`): table, test, big, small, scoring, ideas, again, packing. The table takes up to 139 GiB of
-# the GPU's memory; started again it goes on where it stopped. On two GPUs: two, fsdp. On another pool: harder.
+# the GPU's memory; started again it goes on where it stopped. On two GPUs: two, fsdp, shares. On another pool: harder.
 # CONFIGS, PARALLEL, TRAIN_EXTRA: tuning_table.py's flags of these names, for table and harder.
 set -uo pipefail
 repo=$(cd "$(dirname "$0")/../.." && pwd)
@@ -85,6 +85,11 @@ transformers.AutoTokenizer.from_pretrained(sys.argv[2]).save_pretrained(sys.argv
     python3 -m accelerate.commands.launch --num_processes 2 --use_fsdp --fsdp_version 2 --fsdp_auto_wrap_policy TRANSFORMER_BASED_WRAP \
       --fsdp_state_dict_type FULL_STATE_DICT --fsdp_reshard_after_forward true $fit --batch-size 8 --output "$out/split")
   rm -rf "$out/8b"
+}
+shares() { # memory of two GPUs on a model that is read in shares, and read whole; transformers 5.23 or newer
+  for how in "" --whole; do
+    python3 "$repo/tests/benchmarks/shares_memory.py" --processes 2 --device cuda --hidden 2048 --layers 16 $how
+  done
 }
 for part in ${4:-table test big small scoring ideas again packing}; do
   [ "$part" = test ] && part=test_

@@ -5,6 +5,7 @@ import pytest
 import torch
 from fitting import small_recipe
 
+from calibtune.artifacts.manifest import STARTED
 from calibtune.errors import UserError
 from calibtune.tuning import checks, inputs
 from calibtune.tuning.checks import idle_gpus
@@ -49,3 +50,14 @@ def test_model_type_unknown_to_liger_is_refused(model, mirror, monkeypatch):
 def test_cuda_graphs_without_a_gpu_are_refused(model):
     with pytest.raises(UserError, match="--cuda-graphs needs one process on an NVIDIA or AMD GPU; leave it out"):
         read_inputs(small_recipe(model, "cft", cuda_graphs=True))
+
+
+def test_resume_is_refused_where_another_node_sees_another_folder(model, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(checks, "PartialState", lambda cpu: None)
+    monkeypatch.setattr(checks, "gather_object", lambda mine: [*mine, (False, False)])
+    recipe = small_recipe(model, "cft")
+    checks.check_shared(recipe, tmp_path)
+    (tmp_path / STARTED).touch()
+    with pytest.raises(UserError, match=r"--resume: not every node has .* --output folder that all nodes share"):
+        checks.check_shared(recipe, tmp_path)

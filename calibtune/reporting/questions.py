@@ -48,6 +48,8 @@ class Questions:
     pooled: tuple[str, ...] = ()
     #: lm_eval's hash of each prompt as the model saw it; empty where the questions are pooled.
     prompts: tuple[str | None, ...] = ()
+    #: True probabilities of the letters, shape (N, K); None where nobody knows them.
+    p_star: FloatArray | None = None
 
 
 def read_questions(
@@ -104,7 +106,14 @@ def unsuitable(path: Path, kind: str | None, win_rate: bool = False) -> str | No
 
 def _read(paths: tuple[Path, ...]) -> Questions:
     rows = read_samples(*paths)
-    return Questions(rows.log_probs, rows.labels, question_keys(rows), rows.temperatures, prompts=rows.prompt_hashes)
+    return Questions(
+        rows.log_probs,
+        rows.labels,
+        question_keys(rows),
+        rows.temperatures,
+        prompts=rows.prompt_hashes,
+        p_star=rows.p_star,
+    )
 
 
 def same_tasks(found: Sequence[Mapping[str, Questions]]) -> list[dict[str, Questions]]:
@@ -191,6 +200,7 @@ def take(questions: Questions, rows: IntArray) -> Questions:
         loglikelihoods=questions.loglikelihoods[rows],
         gold=questions.gold[rows],
         keys=tuple(questions.keys[row] for row in rows.tolist()),
+        p_star=None if questions.p_star is None else questions.p_star[rows],
     )
 
 

@@ -31,6 +31,8 @@ from harness_ext.sanity import check_scored, check_told_apart, is_unseen, warn_o
 MOST_LETTERS = 1000
 #: Rows of a filter from which its temperature is inferred, unless all letters of each have one value.
 ROWS_FOR_T = 100
+#: Probabilities of a question's options may sum to 1 within this.
+SUM = 1e-6
 #: Values of the table of all questions, absent letters included.
 MOST_VALUES = 2**27
 CURE = "give a samples file of a multiple-choice task that lm_eval wrote whole with --log_samples"
@@ -114,6 +116,8 @@ class Samples:
     temperatures: dict[str, float]
     #: Whether a log-probability is the bound of a letter that a server did not show, shape (N, K).
     unseen: BoolArray = field(repr=False)
+    #: True probabilities p* of the letters, shaped as the log-probabilities, where the documents of the task hold them.
+    p_star: FloatArray | None = None
     #: Files of the run's other shards (``eval --shard``).
     more: tuple[Path, ...] = ()
 
@@ -171,6 +175,8 @@ class _Columns:
         self.unseen = array.array("b")
         self.doc_hashes: list[str] = []
         self.prompt_hashes: list[str | None] = []
+        #: p* of the letters of all rows so far; None from the first row without one.
+        self.p_star: array.array[float] | None = array.array("d")
         #: Whether each answer is of a letter. Win rates' samples hold whole responses, with token counts beside the
         #: log-likelihoods.
         self.of_letters = True
@@ -208,16 +214,20 @@ class _Columns:
         self.of_letters = self.of_letters and all(len(answer) <= 2 for answer in answers)
         self.doc_hashes.append(str(row.doc_hash))
         self.prompt_hashes.append(row.prompt_hash)
+        truth = _distribution(row.doc.get("p_star"), len(answers))
+        if self.p_star is not None and truth is not None:
+            self.p_star.extend(truth)
+        else:
+            self.p_star = None
 
-    def tables(self) -> tuple[FloatArray, BoolArray]:
-        """Return the log-likelihoods, NaN where a question lacks the letter, and which are bounds; shape (N, K)."""
+    def by_letter(self, values: array.array[Any]) -> FloatArray:
+        """Return a value of each letter of all questions in shape (N, K), NaN where a question lacks the letter."""
         letters = np.asarray(self.letters)
         if len(letters) * letters.max() > MOST_VALUES:
             raise UserError(f"{len(letters)} questions of up to {letters.max()} options are too many; split the file")
-        present = np.arange(letters.max()) < letters[:, None]
-        found, unseen = np.full(present.shape, np.nan), np.zeros(present.shape, dtype=bool)
-        found[present], unseen[present] = self.values, self.unseen
-        return found, unseen
+        found = np.full((len(letters), letters.max()), np.nan)
+        found[np.arange(found.shape[1]) < letters[:, None]] = values
+        return found
 
 
 def read_samples(path: Path, *more: Path) -> Samples:
@@ -252,9 +262,8 @@ def read_samples(path: Path, *more: Path) -> Samples:
     labels = np.asarray(columns.labels)[order]
     _check_labels(path, doc_ids[order], labels, np.asarray(columns.letters)[order])
     try:
-        values, bounds = columns.tables()
-        unseen = bounds[order]
-        log_probs, labels = validate_rows(values[order], labels)
+        log_probs, labels = validate_rows(columns.by_letter(columns.values)[order], labels)
+        unseen = columns.by_letter(columns.unseen)[order] == 1
         if columns.of_letters:
             check_scored(log_probs)
         check_told_apart(log_probs, unseen)
@@ -274,6 +283,7 @@ def read_samples(path: Path, *more: Path) -> Samples:
         temperatures={name: temperature for name, (_, temperature) in columns.temperatures.items()},
         unseen=unseen,
         more=more,
+        p_star=None if columns.p_star is None else columns.by_letter(columns.p_star)[order],
     )
 
 
@@ -360,6 +370,15 @@ def _check_labels(path: Path, doc_ids: IntArray, labels: IntArray, letters: IntA
             f"{path}, question {doc_ids[row]}: the right answer is {labels[row]}, not the index of one of its "
             f"{letters[row]} options; {CURE}"
         )
+
+
+def _distribution(given: Any, letters: int) -> list[float] | None:
+    """Return what a document holds as the probabilities of its options, or None where it is something else."""
+    if not isinstance(given, list) or len(given) != letters:
+        return None
+    if not all(isinstance(value, (int, float)) and 0 <= value <= 1 for value in given):
+        return None
+    return given if abs(math.fsum(given) - 1) < SUM else None
 
 
 def _temperature(filtered: Any) -> float | None:

@@ -4,37 +4,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from harness_ext.calibration import top
 from harness_ext.errors import UserError
 from harness_ext.letters import Letter
 from harness_ext.metrics import process_results as letter_results
-
-
-def true_calibration_error(probs: ArrayLike, p_star: ArrayLike) -> float:
-    """Compute the true calibration error (arXiv 2505.01997, Eq 3).
-
-    ``TCE = mean_n ||p_n - p*_n||_1``.
-
-    Args:
-        probs: The model's probabilities of the options, shape (N, K).
-        p_star: The true probabilities, shape (N, K).
-
-    Returns:
-        A number in [0, 2]. Unlike an ECE it is 0 only if every single probability is right.
-
-    Raises:
-        UserError: The shapes differ, or are not (N, K) with N at least 1.
-
-    Example:
-        >>> round(true_calibration_error([[0.9, 0.1]], [[0.6, 0.4]]), 12)
-        0.6
-    """
-    p, q = np.asarray(probs, dtype=np.float64), np.asarray(p_star, dtype=np.float64)
-    if p.shape != q.shape or p.ndim != 2 or not len(p):
-        raise UserError(f"probabilities have shape {p.shape} and p* {q.shape}; give the same shape (N, K) for both")
-    return float(np.abs(p - q).sum(axis=1).mean())
+from harness_ext.world.theory import true_calibration_error
 
 
 def process_results(doc: Mapping[str, Any], results: Sequence[Letter]) -> dict[str, Any]:

@@ -12,7 +12,8 @@ from harness_ext.letters import Letter
 from harness_ext.prompts import doc_to_text
 from harness_ext.world.facts import ENTITIES, OPTIONS, RELATIONS, facts
 from harness_ext.world.questions import TEST, TRAIN, ask, draw, splits
-from harness_ext.world.scoring import process_results, true_calibration_error
+from harness_ext.world.scoring import process_results
+from harness_ext.world.theory import true_calibration_error
 
 
 def chi_square(observed, expected):

@@ -12,6 +12,7 @@ import numpy as np
 
 from calibtune.reporting.paired import Scored, paired_differences, scored
 from calibtune.reporting.questions import Questions, match
+from calibtune.reporting.regime import spread, theory
 from calibtune.reporting.runs import Run
 from calibtune.results.measures import further_measures, harness_measures
 from harness_ext.binning import BinTable, FloatArray, IntArray, bin_table
@@ -84,23 +85,26 @@ def measure(questions: Questions, temperature: float, figures: bool) -> dict[str
     Args:
         questions: The questions with the model's log-likelihoods.
         temperature: T > 0.
-        figures: Whether to add ``bins``, ``classes``, ``options`` and ``coverage`` for the figures.
+        figures: Whether to add ``bins``, ``classes``, ``options``, ``spread`` and ``coverage`` for the figures.
 
     Returns:
         ``questions`` (N), ``temperature`` and ``numbers`` (the metrics of ``rescore``, with
-        ``_low`` and ``_high``); if T is not 1, also ``unscaled``, the metrics at T = 1.
+        ``_low`` and ``_high``); if T is not 1, also ``unscaled``, the metrics at T = 1; where p* is known, also ``theory``.
     """
     numbers = _numbers(questions, temperature)
     entry: dict[str, Any] = {"questions": len(questions.gold), "temperature": temperature, "numbers": numbers}
     if temperature != 1:
         entry["unscaled"] = _numbers(questions, 1.0)
+    probs = np.exp(letter_log_softmax(questions.loglikelihoods, temperature))
+    if questions.p_star is not None:
+        entry["theory"] = theory(probs, questions.p_star, questions.gold)
     if figures:
-        probs = np.exp(letter_log_softmax(questions.loglikelihoods, temperature))
         confidence, predicted = top(probs)
         correct = predicted == questions.gold
         entry["bins"] = _bins(bin_table(confidence, correct, BINS))
         entry["classes"] = _classes(probs, questions.gold)
         entry["options"] = _options(probs, predicted, questions.gold)
+        entry["spread"] = spread(probs)
         entry["coverage"] = {
             "share": list(COVERAGE),
             "accuracy": [accuracy_at_coverage(confidence, correct, share) for share in COVERAGE],

@@ -203,10 +203,56 @@ def report(
         UserError: No runs, an unknown base, labels that do not fit, or ``output`` holds files or an evaluation.
         UserError: A samples file is damaged.
     """
+    from calibtune.reporting.write import write
+
+    _write_page(write, evaluations, output, base, labels, overwrite, step)
+    return Path(output) / "report.html"
+
+
+def regime(
+    evaluations: PathLike | Sequence[PathLike],
+    output: PathLike,
+    *,
+    base: PathLike | None = None,
+    labels: Sequence[str] = (),
+    overwrite: bool = False,
+    step: Callable[[str], None] = lambda _: None,
+) -> Path:
+    """Write a page of accuracy against calibration: frontier, the theory's bounds, preference collapse.
+
+    Args:
+        evaluations: As in :func:`report`, of the artifacts of one model; also output folders of ``reproduce`` or
+            ``demo``, which stand for all evaluations in them.
+        output: The page's folder.
+        base: As in :func:`report`; the model that is shown first.
+        labels: As in :func:`report`.
+        overwrite: As in :func:`report`.
+        step: As in :func:`report`.
+
+    Returns:
+        Path of the page, ``regime.html``. Beside it lie ``figures/`` and ``regime.json``.
+
+    Raises:
+        UserError: As in :func:`report`.
+    """
+    from calibtune.reporting.regime.write import write
+
+    _write_page(write, evaluations, output, base, labels, overwrite, step)
+    return Path(output) / "regime.html"
+
+
+def _write_page(
+    write: Callable[..., Any],
+    evaluations: PathLike | Sequence[PathLike],
+    output: PathLike,
+    base: PathLike | None,
+    labels: Sequence[str],
+    overwrite: bool,
+    step: Callable[[str], None],
+) -> None:
     from calibtune.files import keep_inputs, refuse_existing
     from calibtune.locks import held
     from calibtune.reporting.build import build
-    from calibtune.reporting.write import write
 
     several = [evaluations] if isinstance(evaluations, (str, os.PathLike)) else evaluations
     folders, target = [Path(each) for each in several], Path(output)
@@ -219,7 +265,6 @@ def report(
             refuse_existing(target, overwrite=False)
         results = build(folders, None if base is None else os.fspath(base), labels, step)
         write(results, target, overwrite, step)
-    return target / "report.html"
 
 
 def leaderboard(

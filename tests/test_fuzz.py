@@ -23,7 +23,7 @@ INPUTS = 700
 LONGEST = 10
 DATE = "2026-01-02T03-04-05.678901"
 #: Lines of a samples file, and a results file beside it.
-LINES = list(sample_lines("t", *answers(6, letters=3, ragged=True), {"none": 1.0, "scaled": 2.0}))
+LINES = list(sample_lines("t", *answers(6, letters=3, ragged=True), filters={"none": 1.0, "scaled": 2.0}))
 
 
 def results(folder):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from calibtune.errors import UserError
 from calibtune.reporting.labels import set_labels
 from calibtune.reporting.numbers import MOST_DRAWN, SAME_T, Method, compare, measure, methods_of
 from calibtune.reporting.questions import MANY, Questions, pool_groups, read_questions, same_tasks
-from calibtune.reporting.runs import Run, find_runs, join_shards, merge_runs
+from calibtune.reporting.runs import Run, evaluations, find_runs, join_shards, merge_runs
 from calibtune.reporting.winrates import win_rates
 from calibtune.results.pairs import SAME_ANSWERS, matching_rows
 from calibtune.results.records import DATED
@@ -93,7 +94,7 @@ def runs_of(folders: Sequence[Path]) -> list[Run]:
     """
     runs: list[Run] = []
     known = set()
-    for folder in folders:
+    for folder in itertools.chain.from_iterable(map(evaluations, folders)):
         for run in find_runs(folder):
             mark = (run.folder.resolve(), run.date, run.settings, str(run.model_args))
             if mark not in known:

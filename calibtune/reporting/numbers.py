@@ -12,7 +12,7 @@ import numpy as np
 
 from calibtune.reporting.paired import Scored, paired_differences, scored
 from calibtune.reporting.questions import Questions, match
-from calibtune.reporting.regime import spread, theory
+from calibtune.reporting.regime.numbers import spread, theory
 from calibtune.reporting.runs import Run
 from calibtune.results.measures import further_measures, harness_measures
 from harness_ext.binning import BinTable, FloatArray, IntArray, bin_table
@@ -89,7 +89,8 @@ def measure(questions: Questions, temperature: float, figures: bool) -> dict[str
 
     Returns:
         ``questions`` (N), ``temperature`` and ``numbers`` (the metrics of ``rescore``, with
-        ``_low`` and ``_high``); if T is not 1, also ``unscaled``, the metrics at T = 1; where p* is known, also ``theory``.
+        ``_low`` and ``_high``); if T is not 1, also ``unscaled``, the metrics at T = 1; where p* is
+        known, also ``theory``.
     """
     numbers = _numbers(questions, temperature)
     entry: dict[str, Any] = {"questions": len(questions.gold), "temperature": temperature, "numbers": numbers}

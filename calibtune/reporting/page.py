@@ -14,6 +14,8 @@ from calibtune.reporting.style import SHADE_TEXTS, inline_svg, styled
 
 #: Number of class-wise panels in a row on the page; two are legible on a phone.
 CLASSES_ACROSS = 2
+#: Page beside the report's, of several methods.
+REGIME = "regime.html"
 
 
 def render(results: Mapping[str, Any], step: Callable[[str], None] = lambda _: None) -> str:
@@ -44,9 +46,15 @@ def render(results: Mapping[str, Any], step: Callable[[str], None] = lambda _: N
         many=tables.all_tasks(results["tasks"]) if many else None,
         hidden=many,
         figure_names=", ".join(shown),
+        regime=REGIME if regime_page(results) else None,
         win_table=tables.win_rates(results["win_rates"]),
         run_table=tables.runs(results["methods"]),
     )
+
+
+def regime_page(results: Mapping[str, Any]) -> bool:
+    """Return whether the report has a page of regimes: there are several models to compare in figures."""
+    return len(results["methods"]) > 1 and any(task["figures"] for task in results["tasks"].values())
 
 
 def _title(results: Mapping[str, Any]) -> str:

@@ -124,6 +124,13 @@ class Run:
         return None
 
 
+def evaluations(folder: Path) -> list[Path]:
+    """Return the evaluations in an output folder of ``reproduce`` or ``demo``; other folders stand for themselves."""
+    inside = folder / "evaluations"
+    found = sorted(each for each in inside.iterdir() if each.is_dir()) if inside.is_dir() else []
+    return found or [folder]
+
+
 def find_runs(folder: Path) -> list[Run]:
     """Return all runs in a folder and its subfolders, in the order of their first evaluation.
 

@@ -12,7 +12,8 @@ from calibtune.files import refuse_existing, write_json, write_text
 from calibtune.reporting.figures import FOR_FILES, add_key
 from calibtune.reporting.formats import latex, markdown
 from calibtune.reporting.numbers import drawn
-from calibtune.reporting.page import render
+from calibtune.reporting.page import REGIME, regime_page, render
+from calibtune.reporting.regime.page import render as render_regime
 from calibtune.reporting.style import save, styled
 
 #: Figures with shaded bars, which need a key.
@@ -22,7 +23,7 @@ SHADED = ("reliability", "classwise")
 def write(
     results: Mapping[str, Any], output: Path, overwrite: bool = False, step: Callable[[str], None] = lambda _: None
 ) -> int:
-    """Write ``report.html``, ``figures/``, ``tables.md``, ``tables.tex`` and ``results.json``.
+    """Write ``report.html``, ``regime.html``, ``figures/``, ``tables.md``, ``tables.tex`` and ``results.json``.
 
     Args:
         results: Results of :func:`calibtune.reporting.build.build`.
@@ -46,6 +47,8 @@ def write(
     write_text(output / "tables.md", markdown(results))
     write_text(output / "tables.tex", latex(results))
     write_json(output / "results.json", results)
+    if regime_page(results):
+        write_text(output / REGIME, render_regime(results, step, "results.json"))
     write_text(output / "report.html", page)
     return count
 

@@ -67,7 +67,7 @@ def test_figures_are_limited_to_the_first_tasks(tmp_path):
 
 def test_tasks_without_letters_are_left_out_with_a_note(tmp_path):
     text = [{"doc_id": 0, "doc": {}, "target": "#### 4", "resps": [["so 4"]], "filtered_resps": ["4"], "doc_hash": "x"}]
-    named = [{**line, "target": "Paris"} for line in sample_lines("capital", *answers(5), {"none": None})]
+    named = [{**line, "target": "Paris"} for line in sample_lines("capital", *answers(5), filters={"none": None})]
     folder = write_run(
         tmp_path / "run",
         {"arc": answers(40)},

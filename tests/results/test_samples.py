@@ -288,3 +288,17 @@ def test_samples_changed_since_the_run_are_refused(tiny_run, tmp_path):
     (tmp_path / results.name).write_text(results.read_text())
     with pytest.raises(UserError, match="its questions are not those of the run's results file"):
         read_samples(tmp_path / path.name)
+
+
+P_STAR = [0.5, 0.3, 0.2]
+
+
+def test_true_probabilities_are_in_the_questions_order(tmp_path):
+    rows = [sample(1, doc={"p_star": [0.1, 0.2, 0.7]}), sample(0, doc={"p_star": P_STAR})]
+    assert read_samples(write(tmp_path, rows)).p_star.tolist() == [P_STAR, [0.1, 0.2, 0.7]]
+
+
+@pytest.mark.parametrize("bad", [[0.5, 0.5], "x", [0.5, 0.5, 0.5], [1.5, -0.5, 0], [True, "0", 0], None])
+def test_what_is_no_distribution_over_the_options_is_no_p_star(tmp_path, bad):
+    rows = [sample(number, doc={"p_star": given}) for number, given in enumerate([P_STAR, bad, P_STAR])]
+    assert read_samples(write(tmp_path, rows)).p_star is None

@@ -31,7 +31,13 @@ def log_softmax(row, temperature=1.0):
     return scaled - scaled.max() - np.log(np.exp(scaled - scaled.max()).sum())
 
 
-def sample_lines(task, loglikelihoods, gold, filters):
+def true_probabilities(rows=400, letters=4, seed=0):
+    """The distribution from which `answers` of this seed draws the right letters."""
+    truth = np.random.default_rng(seed).normal(0, 1.6, (rows, letters))
+    return (np.exp(truth) / np.exp(truth).sum(axis=1, keepdims=True)).tolist()
+
+
+def sample_lines(task, loglikelihoods, gold, p_star=None, *, filters):
     """The lines of a samples file; `filters` maps a filter's name to its temperature, None for a stock task's."""
     for name, temperature in filters.items():
         for number, (row, right) in enumerate(zip(loglikelihoods, gold, strict=True)):
@@ -39,6 +45,7 @@ def sample_lines(task, loglikelihoods, gold, filters):
                 "question": f"{task.removesuffix('_scaled')} question {number}?",
                 "choices": [f"option {i}" for i in range(len(row))],
                 "gold": right,
+                **({"p_star": p_star[number]} if p_star else {}),
             }
             if temperature is None:
                 filtered = [[str(value), "False"] for value in row]
@@ -83,7 +90,7 @@ def write_run(
     name = model_args.get("peft") or model_args.get("pretrained") if isinstance(model_args, dict) else model_args
     target = folder / re.sub(r"[\"<>:/|\\?*\[\]]+", "__", str(name))
     target.mkdir(parents=True, exist_ok=True)
-    lines = {task: list(sample_lines(task, *each, filters)) for task, each in tasks.items()}
+    lines = {task: list(sample_lines(task, *each, filters=filters)) for task, each in tasks.items()}
     kinds = dict.fromkeys(tasks, "multiple_choice")
     results = {task: {"alias": task, "sample_len": len(each[1])} for task, each in tasks.items()}
     for task, (kind, other, numbers) in (others or {}).items():

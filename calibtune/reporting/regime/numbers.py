@@ -16,7 +16,7 @@ SPREAD = 20
 #: A model is sure of an option from this probability on.
 SURE = 0.99
 #: Verdicts on a model: on known p*, then on real data.
-BELOW, ABOVE, AT = "calibratable", "not calibratable", "at acc*"
+BELOW, ABOVE, AT = "calibratable", "not calibratable", "calibratable, at acc*"
 SHOWN, UNKNOWN = "calibratable", "cannot be known"
 
 
@@ -54,6 +54,11 @@ def theory(probs: FloatArray, p_star: FloatArray, gold: IntArray) -> dict[str, A
     }
 
 
+def p_star_known(entries: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Return whether the questions of all models come with their true probabilities."""
+    return all("theory" in entry for entry in entries.values())
+
+
 def frontier(entries: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Return the labels of the models that no other one beats in accuracy and conf-ECE, the least accurate first.
 
@@ -85,7 +90,7 @@ def most_accurate_calibrated(entries: Mapping[str, Mapping[str, Any]]) -> str | 
 
 
 def verdicts(entries: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """Return each model's regime, one of ``BELOW``, ``ABOVE`` and ``AT`` where p* is known, else ``SHOWN`` or ``UNKNOWN``.
+    """Return each model's regime: ``BELOW``, ``ABOVE`` or ``AT`` where p* is known, else ``SHOWN`` or ``UNKNOWN``.
 
     With p* the drawn accuracy is compared with that of p* on the same answers, paired; without, with the accuracy of
     the most accurate model that is calibrated as far as the questions tell.

@@ -106,7 +106,7 @@ def spread(entries: Entries, scale: Entries | None = None) -> Figure:
     axes = figure.subplots()
     shares = np.array(entry["spread"]["shares"])
     width = 1 / len(shares)
-    style = {"facecolor": LIGHT["shade4"], "edgecolor": LIGHT["ink"], "linewidth": 0.5}
+    style: dict[str, Any] = {"facecolor": LIGHT["shade4"], "edgecolor": LIGHT["ink"], "linewidth": 0.5}
     axes.bar((np.arange(len(shares)) + 0.5) * width, shares, width, label="model", **style)
     if "theory" in entry:
         edges = np.linspace(0, 1, len(shares) + 1)
@@ -115,7 +115,7 @@ def spread(entries: Entries, scale: Entries | None = None) -> Figure:
     drawn = [each["spread"]["shares"] for each in (scale or entries).values()]
     drawn += [each["theory"]["spread"]["shares"] for each in (scale or entries).values() if "theory" in each]
     axes.set(xlabel="probability of an option", ylabel="share of options", xlim=(0, 1), ylim=(0, 1.08 * np.max(drawn)))
-    axes.set_title(f"{shorten(label)}\nsure of one option: {entry['spread']['sure']:.0%} of questions", loc="left")
+    axes.set_title(f"{shorten(label)}\nsure of one option: {entry['spread']['sure']:.0%}", loc="left")
     return figure
 
 
@@ -170,8 +170,7 @@ def _tce(entry: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 def _number(axes: Axes, number: int, x: float, y: float) -> None:
-    place = {"xytext": (4, 4), "textcoords": "offset points"}
-    axes.annotate(str(number), (x, y), size=SMALL, color=LIGHT["ink"], **place)
+    axes.annotate(str(number), (x, y), (4, 4), textcoords="offset points", size=SMALL, color=LIGHT["ink"])
 
 
 def _reach(axes: Axes, best: float) -> tuple[float, float]:
@@ -183,6 +182,6 @@ def _reach(axes: Axes, best: float) -> tuple[float, float]:
 
 def _key(figure: Figure, axes: Axes) -> None:
     handles, labels = axes.get_legend_handles_labels()
-    columns = 2 if max(map(len, labels)) < 24 else 1
+    columns = 2 if max(map(len, labels)) < 32 else 1
     figure.set_figheight(figure.get_figheight() + 0.17 * math.ceil(len(labels) / columns))
     figure.legend(handles, labels, loc="outside lower left", ncols=columns, handlelength=2.4)

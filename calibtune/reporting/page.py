@@ -81,9 +81,7 @@ def _task(number: int, name: str, task: Mapping[str, Any], base: str) -> dict[st
             "table": tables.measures(task),
             "differences": tables.differences(task),
             "entropy": tables.entropies(task),
-            "reliability": _panels(f"t{number}-reliability", entries, figures.reliability, _tell_reliability, name),
-            "options": _panels(f"t{number}-options", entries, figures.options, _tell_options, name),
-            "classwise": _panels(f"t{number}-classwise", entries, _classes, _tell_classes, name),
+            **panels(f"t{number}", name, entries),
             "lines": [
                 _drawn(
                     f"t{number}-plane",
@@ -104,6 +102,21 @@ def _task(number: int, name: str, task: Mapping[str, Any], base: str) -> dict[st
                 ],
             },
         }
+
+
+def panels(mark: str, task: str, entries: figures.Entries) -> dict[str, list[dict[str, Any]]]:
+    """Return the figures that each method has of its own: ``reliability``, ``options`` and ``classwise``.
+
+    Args:
+        mark: Prefix of their ids on the page.
+        task: Name of the task.
+        entries: Its methods, by label.
+    """
+    return {
+        "reliability": _panels(f"{mark}-reliability", entries, figures.reliability, _tell_reliability, task),
+        "options": _panels(f"{mark}-options", entries, figures.options, _tell_options, task),
+        "classwise": _panels(f"{mark}-classwise", entries, _classes, _tell_classes, task),
+    }
 
 
 def _panels(

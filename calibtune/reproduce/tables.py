@@ -7,12 +7,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 
 from calibtune.files import write_json, write_text
 from calibtune.reading import read_json
 from calibtune.reporting.formats import markdown_table
+from calibtune.reporting.html import rendered
+from calibtune.reporting.page import REGIME, panels
+from calibtune.reporting.style import SHADE_TEXTS, styled
 from calibtune.reporting.tables import Cell, Table
 from calibtune.reproduce.plan import IN, LAMBDAS, OUT, Options
 from harness_ext.registry import METRICS
@@ -34,8 +36,8 @@ FIGURES = {
 }
 #: Titles of the tables of letters: methods, and number of bins.
 LETTERS: dict[int, tuple[str, tuple[str, ...], int]] = {
-    2: ("Table 2: calibration in and out of domain", tuple(NAMES)[:5], 10),
-    4: ("Table 4: the weight of L_ECE", ("base", "rcft", *LAMBDAS), 10),
+    2: ("Table 2: calibration in and out of domain, 10 bins", tuple(NAMES)[:5], 10),
+    4: ("Table 4: the weight of L_ECE, 10 bins", ("base", "rcft", *LAMBDAS), 10),
     5: ("Table 5: the same with 14 bins", tuple(NAMES)[:5], 14),
 }
 NOTE = (
@@ -67,22 +69,39 @@ def write_tables(options: Options) -> list[Path]:
     head = f"{options.model}: the tables of arXiv 2505.01997, recipe: {options.config}"
     text = [f"# {head}", NOTE, *(part for title, table in found for part in (f"## {title}", markdown_table(table)))]
     files = [options.output / f"reproduction.{ending}" for ending in ("html", "md", "json")]
-    template = jinja2.Environment(
-        loader=jinja2.PackageLoader("calibtune.reproduce", package_path=""),
-        autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined,
-    ).get_template("page.html")  # fmt: skip
-    figures = [
-        (title, f"report/figures/{task}_{kind}.svg", task)
-        for kind, title in FIGURES.items()
-        for task in (IN, OUT)
-        if (options.output / "report" / "figures" / f"{task}_{kind}.svg").is_file()
-    ]
-    write_text(files[0], template.render(head=head, note=NOTE, tables=found, figures=figures, notes=results["notes"]))
+    page = rendered(
+        "page.html",
+        head,
+        package="calibtune.reproduce",
+        note=NOTE,
+        tables=found,
+        figures=_figures(results),
+        notes=results["notes"],
+        shade_texts=SHADE_TEXTS,
+        regime=(options.output / "report" / REGIME).is_file(),
+    )
+    write_text(files[0], page)
     write_text(files[1], "\n\n".join(text) + "\n")
     write_json(
         files[2], {"model": options.model, "config": options.config, "rows": rows, "win_rates": results["win_rates"]}
     )
     return files
+
+
+def _figures(results: Mapping[str, Any]) -> list[tuple[str, str, list[dict[str, Any]]]]:
+    """Return kind, title and panels of the paper's figures: for the methods of table 2, of the first seed of each."""
+    made: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for task in (IN, OUT):
+        entries = results["tasks"].get(task, {"methods": {}})["methods"]
+        shown = {}
+        for method in tuple(NAMES)[:5]:
+            if labels := [label for label in entries if _seed(label, method) is not None]:
+                scaled = f"{labels[0]} + scaled"
+                shown[NAMES[method]] = entries[scaled if scaled in entries else labels[0]]
+        if shown and all("bins" in entry for entry in shown.values()):
+            with styled():
+                made[task] = panels(task, task, shown)
+    return [(kind, f"{FIGURES[kind]}; {task}", made[task][kind]) for kind in FIGURES for task in made]
 
 
 def collect(results: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -133,7 +152,7 @@ def _letters(
     """Return a table of calibration in and out of domain: our methods, then the paper's rows."""
     metrics = (f"conf_ece_{bins}", f"cw_ece_{bins}", "acc", "nll")
     columns = [(metric, task) for metric in metrics for task in ("in", "out")]
-    table = Table(["method", "seeds", *(f"{METRICS[metric].title}, {task}" for metric, task in columns)])
+    table = Table(["method", "seeds", *(f"{METRICS[metric].title.split(',')[0]}, {task}" for metric, task in columns)])
     found = {(row["method"], row["task"]): row for row in rows}
     for method in methods:
         if (method, "in") in found:
@@ -142,7 +161,7 @@ def _letters(
             table.rows.append([Cell(NAMES[method]), Cell(seeds), *cells])
     for model, method, *values in theirs["table2"] if theirs else ():
         shown = [Cell("–" if value is None else f"{value:.4f}") for value in (*values, None, None)]
-        table.rows.append([Cell(f"{method}, {model} (paper)"), Cell("–"), *shown])
+        table.rows.append([Cell(f"{method}, {model} (paper)", kind="paper"), Cell("–"), *shown])
     return table
 
 
@@ -164,5 +183,5 @@ def _wins(rates: Sequence[Mapping[str, Any]], theirs: Sequence[Any]) -> Table:
         table.rows.append([Cell(NAMES.get(name, name) + (f",{seed}" if seed else "")), *cells])
     for model, method, value in theirs:
         cells = [Cell("UltraFeedback, summed log-probability", kind="text"), Cell(f"{value:.4f}"), Cell("–")]
-        table.rows.append([Cell(f"{method}, {model} (paper)"), *cells])
+        table.rows.append([Cell(f"{method}, {model} (paper)", kind="paper"), *cells])
     return table

@@ -65,7 +65,7 @@ def test_tables_of_a_tiny_model_stand_beside_the_papers_and_a_second_run_repeats
     assert {row["method"] for row in rows} == {"base", "temperature", "label-smoothing", "cft", "rcft"}
     assert all(0 < row["conf_ece_14"]["floor"] < 1 for row in rows)
     page = (tmp_path / "out" / "reproduction.html").read_text()
-    assert "report/figures/mc_calib_indomain_reliability.svg" in page
+    assert "Figures 3 and 5 to 8: reliability of the confidence; mc_calib_indomain" in page
     capfd.readouterr()
     assert command("--tables", "3,5") == 0
     assert capfd.readouterr().out.count("done before") == 12

@@ -1,7 +1,7 @@
 import base64
 
 import pytest
-from browser import CHROMIUM, LOW_CONTRAST, browser
+from browser import BARE_DRAWINGS, CHROMIUM, CUT_TEXT, LOW_CONTRAST, browser
 from lm_eval_files import answers, win_lines, write_run
 
 from calibtune.reporting.build import build
@@ -11,19 +11,6 @@ pytestmark = [
     pytest.mark.browser,
     pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed: apt-get install chromium"),
 ]
-
-#: Text that overflows its drawing, and drawings without a size or a description.
-CUT_TEXT = """[...document.querySelectorAll("figure svg")].flatMap((svg) => {
-  const box = svg.getBoundingClientRect();
-  return [...svg.querySelectorAll("text")].filter((text) => {
-    const own = text.getBoundingClientRect();
-    return own.left < box.left - 2 || own.right > box.right + 2 || own.top < box.top - 2 || own.bottom > box.bottom + 2;
-  }).map((text) => svg.parentNode.id + ": " + text.textContent);
-})"""
-BARE_DRAWINGS = """[...document.querySelectorAll("figure svg")].filter((svg) => {
-  const box = svg.getBoundingClientRect();
-  return box.width < 100 || box.height < 60 || svg.getAttribute("role") !== "img" || svg.ariaLabel.length < 30;
-}).map((svg) => svg.parentNode.id)"""
 
 
 @pytest.fixture(scope="module")

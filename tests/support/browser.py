@@ -14,6 +14,18 @@ FLAGS = (
     "--headless=new --no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-dev-shm-usage"
 )
 
+#: Text that overflows its drawing, and drawings without a size or a description.
+CUT_TEXT = """[...document.querySelectorAll("figure svg")].flatMap((svg) => {
+  const box = svg.getBoundingClientRect();
+  return [...svg.querySelectorAll("text")].filter((text) => {
+    const own = text.getBoundingClientRect();
+    return own.left < box.left - 2 || own.right > box.right + 2 || own.top < box.top - 2 || own.bottom > box.bottom + 2;
+  }).map((text) => svg.parentNode.id + ": " + text.textContent);
+})"""
+BARE_DRAWINGS = """[...document.querySelectorAll("figure svg")].filter((svg) => {
+  const box = svg.getBoundingClientRect();
+  return box.width < 100 || box.height < 60 || svg.getAttribute("role") !== "img" || svg.ariaLabel.length < 30;
+}).map((svg) => svg.parentNode.id)"""
 #: Text with low contrast: WCAG requires 4.5.
 LOW_CONTRAST = """(() => {
   const parts = (text) => text.match(/[\\d.]+/g).map(Number);

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from calibtune import metrics
-    from calibtune.api import evaluate, fit, leaderboard, load, load_samples, report
+    from calibtune.api import evaluate, fit, leaderboard, load, load_samples, regime, report
     from calibtune.artifacts.manifest import Artifact
     from calibtune.errors import UserError, WorkFailed
     from calibtune.evaluation.evaluate import Evaluation
@@ -45,6 +45,7 @@ __all__ = [
     "load",
     "load_samples",
     "metrics",
+    "regime",
     "report",
 ]
 
@@ -63,6 +64,7 @@ _HOMES = {
     "leaderboard": "calibtune.api",
     "load": "calibtune.api",
     "load_samples": "calibtune.api",
+    "regime": "calibtune.api",
     "report": "calibtune.api",
 }
 

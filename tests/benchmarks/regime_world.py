@@ -7,19 +7,23 @@ stopped.
   python tests/benchmarks/regime_world.py world
   python -m calibtune regime world --output pages/test
   python -m calibtune regime world/learned --output pages/learned
+  python tests/benchmarks/regime_world.py pages/test     # rows for docs/data/results.json
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import lm_eval.tasks
 
 from calibtune.demo import ALIGNED, IN_DOMAIN, OUT_DOMAIN, PRETRAINED
 from calibtune.demo.story import TRAINING
+from calibtune.reading import read_json
 
 #: The task of few questions, and the same questions asked again.
 FEW, LEARNED = "mc_calib_world_few", "mc_calib_world_learned"
@@ -102,7 +106,34 @@ def call(*words: str) -> None:
     subprocess.run([sys.executable, *words], check=True)
 
 
+def rows(page: Path) -> list[dict[str, Any]]:
+    """Return the rows of docs/data/results.json from the numbers of a page."""
+    found = []
+    for task, each in read_json(page / "regime.json")["tasks"].items():
+        for label, model in each["models"].items():
+            theory, numbers = model["theory"], model["numbers"]
+            values = {
+                "accuracy": numbers["acc"],
+                "conf_ece": numbers["conf_ece_10"],
+                "tce": theory["tce"]["estimate"],
+                "above": theory["above"]["estimate"],
+                **{name: theory[name] for name in ("c", "lower", "upper", "cw_ece")},
+                "conf_ece_expected": theory["conf_ece"],
+                "lacks": theory["acc_star"] - theory["acc"],
+                "expected": theory["acc"],
+                "tce_by_letter": theory["tce"]["estimate"] / theory["letters"],
+                "sure": model["spread"]["sure"],
+            }
+            rounded = {name: None if value is None else round(value, 4) for name, value in values.items()}
+            found.append({"model": label, "task": task, "regime": model["regime"], **rounded})
+    return found
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("output", type=Path)
-    run(parser.parse_args().output)
+    parser.add_argument("output", type=Path, help="folder of all that is made; or a page's, whose rows are printed")
+    output = parser.parse_args().output
+    if (output / "regime.json").is_file():
+        print(json.dumps(rows(output), indent=1))
+    else:
+        run(output)

@@ -13,7 +13,7 @@ build_tables = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(build_tables)
 
 TABLES = build_tables.read("tables")
-FILES = ("models", "reproduce", "results", "speed")
+FILES = ("models", "reproduce", "results", "speed", "theory")
 PAGES = {str(page.relative_to(ROOT)): page for page in build_tables.pages()}
 
 

@@ -31,7 +31,7 @@ def test_report_command_writes_page_figures_tables_and_json(tmp_path, capsys):
         for kind in ("reliability", "classwise", "options", "coverage", "plane")
         for ending in ("png", "svg")
     }
-    assert names == {"report.html", "tables.md", "tables.tex", "results.json", *figures}
+    assert names == {"report.html", "regime.html", "tables.md", "tables.tex", "results.json", *figures}
     told = capsys.readouterr().out
     assert "2 methods on 1 task, base base-7b" in told
     assert f"open {output / 'report.html'}" in told

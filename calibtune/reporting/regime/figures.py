@@ -57,7 +57,7 @@ def drawn_bounds(entries: Entries, families: Mapping[str, str]) -> Figure:
     x = np.array([left, best, right])
     axes.plot(x, 2 * abs(x - best), color=LIGHT["gap"], linewidth=1.2, label="2 |acc − acc*|: some model is below")
     if measured:
-        text = f"c |acc − acc*|, c = {min(measured):.3f}: no model is below"
+        text = f"c |acc − acc*|, c = {min(measured):.3f}: none of these is below"
         axes.plot(x, min(measured) * abs(x - best), color=LIGHT["ink"], linewidth=1.2, linestyle="--", label=text)
     axes.axvline(best, color=LIGHT["faint"], linewidth=1.1, label=f"acc* = {best:.3f}")
     axes.axvspan(best, right, color=LIGHT["grid"], alpha=0.4, linewidth=0, label="not calibratable")

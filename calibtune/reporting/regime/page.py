@@ -148,8 +148,8 @@ def _verdict_known(entries: Mapping[str, Any]) -> str:
         return f"{text}On these answers too, no model has clearly more."
     verb = "has" if len(above) == 1 else "have"
     return (
-        f"{text}On these answers {', '.join(above)} clearly {verb} more, which can only be answers learned by heart: "
-        "not calibratable, since calibrated probabilities would give this accuracy up."
+        f"{text}On these answers {', '.join(above)} {verb} more, beyond the 95 % interval: answers learned by heart, "
+        "or luck. On new answers no model, calibrated or not, keeps an accuracy above acc*."
     )
 
 

@@ -291,10 +291,14 @@ def read_reply(text: str) -> dict[str, Any]:
             own = tuple((shown.get(name) or [None])[0] for name in ("tokens", "token_logprobs"))
         if own[0] is not None and own[0] not in dict(listed):
             listed.append(own)
-        # Very unlikely tokens have -9999 or nothing in place of a number.
-        top = [(str(token), float(value)) for token, value in listed if value is not None and value > SENTINEL]
+        # Very unlikely tokens have -9999 or nothing in place of a number; no logarithm of a probability is above 0.
+        shown = [(str(token), float(value)) for token, value in listed if value is not None]
         count = (reply.get("usage") or {}).get("prompt_tokens")
-        return {"top": top, "token": own[0], "prompt_tokens": count}
+        return {
+            "top": [(token, value) for token, value in shown if SENTINEL < value < ALIKE],
+            "token": None if own[0] is None else str(own[0]),
+            "prompt_tokens": count if isinstance(count, int) else None,
+        }
     except (ValueError, KeyError, IndexError, TypeError, AttributeError):
         raise Malformed from None
 

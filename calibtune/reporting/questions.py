@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,9 +14,12 @@ from calibtune.errors import UserError
 from calibtune.reading import Record, parse_json, read_lines
 from calibtune.reporting.runs import WIN_TASK, Run
 from calibtune.results.pairs import Key, matching_rows, question_keys
+from calibtune.results.ranges import range_warning, unseen_ranges
 from calibtune.results.samples import Response, read_samples
 from harness_ext.binning import FloatArray, IntArray
 from harness_ext.ragged import ragged
+
+logger = logging.getLogger(__name__)
 
 #: A group with more tasks than this is pooled into one task (MMLU has 57).
 MANY = 6
@@ -106,6 +110,8 @@ def unsuitable(path: Path, kind: str | None, win_rate: bool = False) -> str | No
 
 def _read(paths: tuple[Path, ...]) -> Questions:
     rows = read_samples(*paths)
+    if said := range_warning(rows, unseen_ranges(rows)):
+        logger.warning("%s", said)
     return Questions(
         rows.log_probs,
         rows.labels,

@@ -42,7 +42,7 @@ def test_a_sampled_token_beside_the_top_ones_does_not_lower_the_bound():
 
 
 def test_tokens_that_read_alike_count_together_and_those_without_a_probability_not_at_all():
-    pairs = (" A", math.log(0.3)), (" A", math.log(0.1)), (" B", -9999.0), (" C", None)
+    pairs = (" A", math.log(0.3)), (" A", math.log(0.1)), (" B", -9999.0), (" C", None), (" D", math.inf)
     first, second = letters(chat(*pairs))
     assert first.probability == pytest.approx(0.4)
     assert not second.shown

@@ -4,10 +4,10 @@
 
 The whole command runs in each process on a Llama with random float32 weights: loaded, scored, trained, written. Its
 memory is what it has more than before the model is loaded, less the same of a process with a tiny model: the peak of
-RssAnon of /proc, read every 5 ms, and the pages of the model's file that it has mapped, up to its share of the model,
-since the kernel maps more pages than are read. On GPUs, the peak of what torch has allocated comes beside it. glibc is
-told to return freed memory at once. ``--whole`` loads as before shares could be read. On CPUs the processes talk
-through gloo. FSDP itself holds two or three copies of a layer in a pass, so "scored" and "ended" have them.
+RssAnon of /proc, read every 5 ms, and the pages of the model's file that it has mapped, up to what it reads of it,
+since the kernel maps more. On GPUs, the peak of what torch has allocated comes beside it. glibc is told to return freed
+memory at once. ``--whole`` loads as before shares could be read. On CPUs the processes talk through gloo. FSDP itself
+holds several copies of a layer in a pass, so "scored" and "ended" have them.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def measure(folder: Path, model: Path, processes: int, args: argparse.Namespace)
     hidden = {} if args.device == "cuda" else {"CUDA_VISIBLE_DEVICES": ""}
     whole = {"WHOLE": "1"} if args.whole else {}
     environment = {**os.environ, **FSDP2, **hidden, **whole, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    environment |= {"PEAKS": str(folder), "SHARE": str(sizes(model)[0] / processes)}
+    environment |= {"PEAKS": str(folder), "SHARE": str(sizes(model)[0] / (1 if args.whole else processes))}
     environment |= {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
     command = launched(__file__, fit, processes)
     done = subprocess.run(
@@ -132,7 +132,8 @@ def work(folder: Path) -> None:
         return begun
 
     def note() -> None:
-        peaks["host"].append(anonymous - start + min(mapped(), float(os.environ["SHARE"])))
+        now = anonymous - start + min(mapped(), float(os.environ["SHARE"]))
+        peaks["host"].append(max([*peaks["host"], now]))
         if gpu:
             peaks["gpu"].append(torch.cuda.max_memory_allocated() / 1e6)
 

@@ -34,13 +34,13 @@ def test_every_architecture_read_in_shares_is_the_whole_model_split(tmp_path):
 
 @pytest.mark.slow
 def test_no_process_holds_more_than_its_share_and_what_fsdp_gathers(tmp_path):
-    tiny, large = save_tiny(tmp_path / "tiny"), save_tiny(tmp_path / "large", hidden=512, layers=24)
+    tiny, large = save_tiny(tmp_path / "tiny"), save_tiny(tmp_path / "large", hidden=1024, layers=12)
     args = SimpleNamespace(device="cpu", tuning="lora", whole=False)
     write_arc_mirror(tmp_path / "hub")
     row = shares_memory.compare(tmp_path, tiny, large, 2, args)
     assert max(row["host"]["loaded"]) <= row["bound"]
-    # FSDP holds up to four copies of a layer: gathered, within gloo, as weights, and the one before; then activations.
-    assert max(row["host"]["ended"]) <= row["model"] / 2 + 6 * row["largest_layer"] < row["model"]
+    # FSDP holds up to four copies of a layer in a pass; the rest is activations.
+    assert max(row["host"]["ended"]) <= row["model"] / 2 + 5 * row["largest_layer"] < row["model"]
 
 
 two_gpus = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")

@@ -35,10 +35,10 @@ def both(args):
     return {"vllm": ours, "lm_eval vllm": stock}
 
 
-def measured(backends, args, shots):
+def measured(backends, args, shots, repeats):
     """Return seconds and log-likelihoods of each backend, by name, each run with an empty cache."""
     found = {name: [] for name in backends}
-    for _ in range(args.repeats):
+    for _ in range(repeats):
         for name, lm in backends.items():
             if isinstance(lm, VLLM):
                 lm.model.reset_prefix_cache()
@@ -54,6 +54,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--limit", type=int, default=100)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--hf-repeats", type=int, default=1, help="of hf and hf-prefix")
     parser.add_argument("--device", default="cpu", help="of hf and hf-prefix")
     parser.add_argument("--batch-size", type=int, default=16, help="of hf and hf-prefix")
     parser.add_argument("--engine", type=key_values, default={}, help="arguments of vLLM")
@@ -66,7 +67,7 @@ def main() -> None:
     hf = {"hf": LetterLM(**options, softmax_dtype="float32"), "hf-prefix": PrefixLM(**options, softmax_dtype="float32")}
     rows = []
     for shots in (0, 5):
-        found = measured(engines | hf, args, shots)
+        found = measured(engines, args, shots, args.repeats) | measured(hf, args, shots, args.hf_repeats)
         exact = found["hf"][0][1]
         apart = {name: float(np.abs(runs[0][1] - exact).max()) for name, runs in found.items()}
         seconds = {name: [round(seconds, 3) for seconds, _ in runs] for name, runs in found.items()}

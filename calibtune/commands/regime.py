@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
 
         page = regime(args.folders, args.output, base=args.base, labels=args.label, overwrite=args.overwrite, step=step)
     for name, task in read_json(args.output / "regime.json", most=MOST_LISTED)["tasks"].items():
-        print(f"{name}, on the frontier: {', '.join(task['frontier'])}")
+        print(f"{name}, on the frontier: {'; '.join(task['frontier'])}")
         for label, model in task["models"].items():
             values = model["numbers"]
             tce = f", TCE {model['theory']['tce']['estimate']:.3f}" if "theory" in model else ""

@@ -182,6 +182,6 @@ def _reach(axes: Axes, best: float) -> tuple[float, float]:
 
 def _key(figure: Figure, axes: Axes) -> None:
     handles, labels = axes.get_legend_handles_labels()
-    columns = 2 if max(map(len, labels)) < 32 else 1
+    columns = 2 if max(map(len, labels)) < 36 else 1
     figure.set_figheight(figure.get_figheight() + 0.17 * math.ceil(len(labels) / columns))
     figure.legend(handles, labels, loc="outside lower left", ncols=columns, handlelength=2.4)

@@ -86,7 +86,11 @@ def most_accurate_calibrated(entries: Mapping[str, Mapping[str, Any]]) -> str | 
         for label, entry in entries.items()
         if entry["numbers"]["conf_ece_10"] <= entry["numbers"]["conf_ece_10_floor_high"]
     ]
-    return max(labels, key=lambda label: entries[label]["numbers"]["acc"], default=None)
+
+    def rank(label: str) -> tuple[float, float]:
+        return entries[label]["numbers"]["acc"], -entries[label]["numbers"]["conf_ece_10"]
+
+    return max(labels, key=rank, default=None)
 
 
 def verdicts(entries: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:

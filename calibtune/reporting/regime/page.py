@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from markupsafe import Markup
@@ -15,6 +15,8 @@ from calibtune.reporting.regime import figures, numbers
 from calibtune.reporting.style import inline_svg, styled
 from calibtune.reporting.tables import Cell, Table, number_cell, signed
 
+#: Up to this many models are named at the top.
+MOST_NAMED = 6
 #: What each figure shows.
 TOLD = {
     "plane": "Accuracy against conf-ECE, with the frontier,",
@@ -47,12 +49,18 @@ def render(results: Mapping[str, Any], step: Callable[[str], None] = lambda _: N
         "page.html",
         "Accuracy against calibration" if models > 1 else f"Regime of {results['base']}",
         package="calibtune.reporting.regime",
-        summary=f"{models} model{'s' * (models > 1)}: {', '.join(method['label'] for method in results['methods'])}.",
+        summary=_summary([method["label"] for method in results["methods"]]),
         notes=results["notes"],
         tasks=tasks,
         sure=numbers.SURE,
         file=file,
     )
+
+
+def _summary(labels: Sequence[str]) -> str:
+    """Return how many models there are, and which unless they are so many that only a table can list them."""
+    named = f": {'; '.join(labels)}" if len(labels) <= MOST_NAMED else f", {labels[0]} first"
+    return f"{len(labels)} model{'s' * (len(labels) > 1)}{named}."
 
 
 def drawings(results: Mapping[str, Any], task: str) -> dict[str, Callable[[], Figure]]:
@@ -94,7 +102,7 @@ def _task(mark: str, name: str, results: Mapping[str, Any]) -> dict[str, Any]:
         }
         return {
             "name": name,
-            "frontier": f"On the frontier, with less conf-ECE than all models of more accuracy: {', '.join(best)}.",
+            "frontier": f"On the frontier, with less conf-ECE than all models of more accuracy: {'; '.join(best)}.",
             "verdict": _verdict_known(entries) if known else _verdict_unknown(entries),
             "plane": [made.pop("plane")],
             "table": _models(entries, families, best),
@@ -148,7 +156,7 @@ def _verdict_known(entries: Mapping[str, Any]) -> str:
         return f"{text}On these answers too, no model has clearly more."
     verb = "has" if len(above) == 1 else "have"
     return (
-        f"{text}On these answers {', '.join(above)} {verb} more, beyond the 95 % interval: answers learned by heart, "
+        f"{text}On these answers {'; '.join(above)} {verb} more, beyond the 95 % interval: answers learned by heart, "
         "or luck. On new answers no model, calibrated or not, keeps an accuracy above acc*."
     )
 
@@ -184,7 +192,7 @@ def _models(entries: Mapping[str, Any], families: Mapping[str, str], frontier: l
                 number_cell(values, "acc"),
                 number_cell(values, "conf_ece_10"),
                 Cell(f"{values['conf_ece_10_floor']:.4f}", f"up to {values['conf_ece_10_floor_high']:.4f}"),
-                Cell("●" if label in frontier else "", kind="text"),
+                Cell("●" if label in frontier else ""),
                 Cell(found[label], kind="text"),
                 Cell(families[label], kind="text"),
             ]

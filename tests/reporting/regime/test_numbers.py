@@ -39,6 +39,10 @@ def test_without_a_calibrated_model_nothing_is_known():
     assert set(verdicts(entries).values()) == {"cannot be known"}
 
 
+def test_of_equally_accurate_models_the_better_calibrated_one_is_named():
+    assert most_accurate_calibrated({"a": entry(0.6, 0.02), "b": entry(0.6, 0.01)}) == "b"
+
+
 @pytest.mark.parametrize(
     ("low", "high", "regime"),
     [(0.01, 0.2, "not calibratable"), (-0.2, -0.01, "calibratable"), (-0.1, 0.1, "calibratable, at acc*")],

@@ -195,6 +195,8 @@ def _choose(
 
 def _evaluate_served(options: EvaluationOptions) -> Evaluation | None:
     """Evaluate a model behind an OpenAI-compatible server, as :func:`evaluate` does one whose weights are at hand."""
+    if not is_first_process():
+        return None  # each question is paid for once
     artifact = read_artifact(options.artifact) if options.artifact else None
     if artifact is not None and artifact.temperature is None:
         raise UserError(

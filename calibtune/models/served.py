@@ -200,7 +200,7 @@ class LetterServer:
         one, two = self._replies([self._probe("A"), self._probe("A A")], self.top)
         if isinstance(one, Rejected) or isinstance(two, Rejected) or not one.prompt_tokens or not two.prompt_tokens:
             return None
-        return 2 * one.prompt_tokens - two.prompt_tokens
+        return max(2 * one.prompt_tokens - two.prompt_tokens, 0)
 
     def apply_chat_template(self, messages: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """Return messages as the text that :meth:`ask` takes.

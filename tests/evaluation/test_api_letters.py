@@ -75,8 +75,7 @@ def test_tokens_shown_without_their_blank_are_found(model, mirror, tmp_path, who
     assert not samples(tmp_path / "api").unseen.all()
 
 
-@pytest.mark.parametrize("chat", [False, True])
-@pytest.mark.parametrize("most", [20, 100])
+@pytest.mark.parametrize(("most", "chat"), [(20, True), (100, False)])
 def test_letters_beyond_the_top_tokens_are_bounded_and_ranges_hold_the_weights_numbers(
     server, model, mirror, tmp_path, most, chat, caplog, monkeypatch
 ):

@@ -48,7 +48,7 @@ def admissible(rng, letters, unseen, count):
         yield found
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("top", [1, 3, 6, 10])
 def test_no_admissible_probabilities_leave_a_range(seed, top):
     rng = np.random.default_rng([seed, top])

@@ -20,10 +20,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from calibtune import metrics
-    from calibtune.api import evaluate, fit, leaderboard, load, load_samples, regime, report
+    from calibtune.api import evaluate, fit, leaderboard, load, load_samples, mend, regime, report
     from calibtune.artifacts.manifest import Artifact
     from calibtune.errors import UserError, WorkFailed
     from calibtune.evaluation.evaluate import Evaluation
+    from calibtune.mending.run import Mended
     from calibtune.recipe import Recipe
     from calibtune.results.samples import Samples
     from calibtune.tuning.temperature import Temperature, fit_temperature
@@ -33,6 +34,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Artifact",
     "Evaluation",
+    "Mended",
     "Recipe",
     "Samples",
     "Temperature",
@@ -44,6 +46,7 @@ __all__ = [
     "leaderboard",
     "load",
     "load_samples",
+    "mend",
     "metrics",
     "regime",
     "report",
@@ -53,6 +56,7 @@ __all__ = [
 _HOMES = {
     "Artifact": "calibtune.artifacts.manifest",
     "Evaluation": "calibtune.evaluation.evaluate",
+    "Mended": "calibtune.mending.run",
     "Recipe": "calibtune.recipe",
     "Samples": "calibtune.results.samples",
     "Temperature": "calibtune.tuning.temperature",
@@ -64,6 +68,7 @@ _HOMES = {
     "leaderboard": "calibtune.api",
     "load": "calibtune.api",
     "load_samples": "calibtune.api",
+    "mend": "calibtune.api",
     "regime": "calibtune.api",
     "report": "calibtune.api",
 }

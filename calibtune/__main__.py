@@ -26,6 +26,7 @@ COMMANDS = {
     "merge": "put an adapter into its base model's weights",
     "bake": "put a temperature into a model's weights",
     "fit": "mend calibration: temperature, label smoothing, CFT or RCFT",
+    "mend": "measure, fit, choose and report in one go",
     "demo": "the whole story on a small world whose truth is known: no download, no GPU",
     "doctor": "check the installation, a model's letters and a task",
     "regime": "accuracy against calibration: frontier, bounds, preference collapse",

@@ -19,6 +19,7 @@ from calibtune.errors import UserError
 if TYPE_CHECKING:
     from calibtune.artifacts.manifest import Artifact
     from calibtune.evaluation.evaluate import Evaluation
+    from calibtune.mending.run import Mended
     from calibtune.recipe import Recipe
     from calibtune.results.samples import Samples
     from calibtune.spec import Precision, Quantization
@@ -174,6 +175,90 @@ def evaluate(
     )
     with held(options.output):
         return run(options) or Evaluation(options.output, {}, {}, options)
+
+
+def mend(
+    model: PathLike,
+    output: PathLike,
+    *,
+    tasks: str | Sequence[str] = (),
+    data: PathLike | None = None,
+    columns: str = "",
+    skip_bad_rows: bool = False,
+    as_letters: bool = False,
+    include_path: PathLike | None = None,
+    out_tasks: str | Sequence[str] | None = None,
+    revision: str | None = None,
+    apply_chat_template: bool | None = None,
+    chat_template_args: dict[str, Any] | None = None,
+    add_bos_token: bool | None = None,
+    quantization: Quantization = "none",
+    device: str | None = None,
+    trust_remote_code: bool = False,
+    limit: int | None = None,
+    budget: float = 60.0,
+) -> Mended:
+    """Measure a model, fit what may mend it, choose by held-out NLL, measure again, and recommend.
+
+    It runs ordinary commands in processes of their own. Called again, it goes on after the last one that is done.
+
+    Args:
+        model: Hub id or folder.
+        output: Folder of all that is made.
+        tasks: Harness tasks to fit on and to measure; mc_calib_indomain where neither tasks nor data are given.
+        data: As in :func:`evaluate`; so are columns, skip_bad_rows, as_letters and include_path.
+        columns: See data.
+        skip_bad_rows: See data.
+        as_letters: See data.
+        include_path: See data.
+        out_tasks: Tasks to measure that are never fitted on; None: mc_calib_arc_merged, where the questions are ours.
+        revision: As in :func:`evaluate`; so are the arguments up to trust_remote_code.
+        apply_chat_template: None: if the tokenizer has a chat template.
+        chat_template_args: See revision.
+        add_bos_token: See revision.
+        quantization: See revision.
+        device: See revision.
+        trust_remote_code: See revision.
+        limit: Measure on the first so many questions of each task.
+        budget: Minutes that training an adapter and measuring it may take, as estimated; else it is left out.
+
+    Returns:
+        The recommendation, the artifact, and the numbers before and after.
+
+    Raises:
+        UserError: Options out of range, or an output folder of another model.
+        WorkFailed: A command failed; it has said why.
+    """
+    from calibtune.locks import held
+    from calibtune.mending.plan import IN, OUT, Options, check
+    from calibtune.mending.run import mend as run
+    from calibtune.models.loading import load_tokenizer
+    from calibtune.spec import ModelSpec, QuestionSpec
+
+    spec = ModelSpec(
+        os.fspath(model),
+        revision=revision,
+        quantization=quantization,
+        device=device,
+        chat_template_args=chat_template_args or {},
+        add_bos_token=add_bos_token,
+        trust_remote_code=trust_remote_code,
+    )
+    questions = QuestionSpec(
+        _names(tasks) or (() if data else (IN,)),
+        include_path=None if include_path is None else os.fspath(include_path),
+        data=None if data is None else os.fspath(data),
+        columns=columns,
+        skip_bad_rows=skip_bad_rows,
+        as_letters=as_letters,
+    )
+    out = (OUT,) if out_tasks is None and questions.names == (IN,) else _names(out_tasks or ())
+    check(Options(spec, Path(output), questions, out, limit, budget))
+    if apply_chat_template is None:
+        apply_chat_template = bool(load_tokenizer(spec).chat_template)
+    spec = dataclasses.replace(spec, apply_chat_template=apply_chat_template)
+    with held(Path(output)):
+        return run(Options(spec, Path(output), questions, out, limit, budget))
 
 
 def report(

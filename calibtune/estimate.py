@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from calibtune.recipe import Recipe, load_recipe, make_recipe
+from calibtune.spec import ModelSpec
 from calibtune.steps import Step
 
 #: Tokens of a prompt, and of a pair of responses with its instruction, on average.
@@ -37,7 +38,7 @@ class Model:
     rate: float
 
 
-def inspect(name: str) -> Model:
+def inspect(spec: ModelSpec) -> Model:
     """Read a model's configuration, count its parameters without its weights, and time the device.
 
     Raises:
@@ -47,12 +48,11 @@ def inspect(name: str) -> Model:
     from transformers import AutoModelForCausalLM
 
     from calibtune.models.loading import load_config, resolved_precision
-    from calibtune.spec import ModelSpec
 
-    spec = ModelSpec(name)
     config = load_config(spec)
     with torch.device("meta"):
-        parameters = sum(weight.numel() for weight in AutoModelForCausalLM.from_config(config).parameters())
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=spec.trust_remote_code)
+        parameters = sum(weight.numel() for weight in model.parameters())
     text = config.get_text_config()
     dtype = torch.bfloat16 if resolved_precision(spec) == "bf16" else torch.float32
     return Model(parameters, text.num_hidden_layers, text.hidden_size, text.vocab_size, _rate(dtype))

@@ -123,8 +123,9 @@ def _options(args: argparse.Namespace) -> Options:
 
 def _print_estimates(steps: list[Step], options: Options) -> None:
     from calibtune.estimate import PROMPT, estimate, inspect
+    from calibtune.spec import ModelSpec
 
-    model, total, most = inspect(options.model), 0.0, 0.0
+    model, total, most = inspect(ModelSpec(options.model)), 0.0, 0.0
     for number, step in enumerate(steps, 1):
         seconds, gib = estimate(step, model)
         done = step.done()

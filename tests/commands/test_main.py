@@ -125,7 +125,8 @@ def test_ctrl_c_says_how_to_go_on_where_a_command_can(command, capsys, monkeypat
     from calibtune.commands import demo, eval
 
     assert "goes on" in demo.go_on(None)
-    assert "again" in eval.go_on(None)
+    assert "begins anew" in eval.go_on(argparse.Namespace(backend="hf"))
+    assert "replies are kept" in eval.go_on(argparse.Namespace(backend="api"))
 
 
 def test_with_json_only_json_goes_to_stdout(command, capsys, monkeypatch):

@@ -89,7 +89,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def go_on(args: argparse.Namespace) -> str:
     """Return what is said after Ctrl-C."""
-    if args.backend == "api":
+    if getattr(args, "backend", "hf") == "api":
         return "run the same command again: replies are kept, and the others asked for"
     return "run the same command again: an evaluation begins anew"
 

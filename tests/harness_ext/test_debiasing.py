@@ -12,6 +12,7 @@ from harness_ext.debiasing import (
     draw_noise,
     largest_difference,
     resampling_covariance,
+    side_by_side,
     standardize,
     unseen_variance,
 )
@@ -110,3 +111,14 @@ def test_the_largest_difference_is_the_sum_of_differences_with_its_noise():
     assert largest_difference(sums, together, weight, 0.95, 100, 0) == pytest.approx(still)
     moved = largest_difference(sums, np.eye(4), np.array([1.0, 0.0]), 0.95, 100_000, 0)
     assert moved == pytest.approx(3 + 1.96 * np.sqrt(2), rel=0.01)
+
+
+def test_each_of_three_models_has_cells_of_its_own_side_by_side():
+    gaps = BinGaps(np.zeros((2, 1), int), np.zeros((2, 1)), np.ones(2), np.array([2, 0]), np.array([1, 0]))
+    assert side_by_side([gaps] * 3).cell.tolist() == [[0, 2, 4]] * 2
+
+
+def test_a_cell_that_weighs_in_one_of_two_sums_is_kept():
+    cells = standardize(np.ones(3), np.eye(3), np.array([[1.0, 0.0], [0.0, 0.0], [0.5, 2.0]]), 10, 0)
+    assert cells.x.tolist() == [1, 1]
+    assert cells.scale.tolist() == [[1.0, 0.0], [0.5, 2.0]]

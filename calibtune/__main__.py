@@ -30,6 +30,7 @@ COMMANDS = {
     "demo": "the whole story on a small world whose truth is known: no download, no GPU",
     "doctor": "check the installation, a model's letters and a task",
     "regime": "accuracy against calibration: frontier, bounds, preference collapse",
+    "push": "put an artifact onto the Hugging Face hub, with its card",
     "report": "one page, figures and tables from lm_eval's result and sample files",
     "leaderboard": "rank many models on many tasks, with intervals of the ranks",
     "reproduce": "the paper's tables for a model, as a plan of ordinary commands",

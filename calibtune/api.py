@@ -405,7 +405,7 @@ def load(folder: PathLike) -> Artifact:
     """Read a finished artifact. A temperature's ``probs(log_probs)`` applies it to arrays.
 
     Args:
-        folder: What :func:`fit` wrote.
+        folder: What :func:`fit` wrote, or the id of a repository that ``calibtune push`` made of it.
 
     Returns:
         The artifact, which :func:`evaluate` takes.
@@ -414,8 +414,9 @@ def load(folder: PathLike) -> Artifact:
         UserError: The folder holds no whole artifact.
     """
     from calibtune.artifacts.manifest import read_artifact
+    from calibtune.artifacts.named import artifact_folder
 
-    return read_artifact(Path(folder))
+    return read_artifact(artifact_folder(Path(folder)))
 
 
 def load_samples(path: PathLike | Sequence[PathLike]) -> list[Samples]:

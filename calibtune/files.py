@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -16,6 +17,8 @@ from calibtune.errors import UserError, WorkFailed
 
 #: File of the lock in an output folder; see :mod:`calibtune.locks`.
 LOCK = ".calibtune.lock"
+#: File written last into a folder, with the hashes of the others; without it, the folder is incomplete.
+WHOLE = "whole.json"
 #: Names of files that are being written begin so.
 TEMPORARY = ".calibtune-"
 
@@ -61,6 +64,15 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file with indents and sorted keys atomically; see :func:`replacing`."""
     write_text(path, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def keep_inputs(output: Path, *inputs: Path | str | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shlex
 from collections.abc import Mapping
@@ -19,10 +20,15 @@ from harness_ext.registry import METRICS
 SHOWN = {name: METRICS[name].title for name in ("acc", "conf_ece_10", "cw_ece_10", "nll")}
 
 
-def model_card(artifact: Artifact) -> str:
+def model_card(artifact: Artifact, repo: str | None = None, figure: str | None = None) -> str:
     """Return a model card with the held-out metrics before and after the fit.
 
     The card's model-index has the metrics after the fit.
+
+    Args:
+        artifact: The artifact.
+        repo: Its id on the hub, which then stands in the commands; None: it lies in a folder.
+        figure: Path of a figure in the repository.
     """
     from huggingface_hub import EvalResult, ModelCardData
 
@@ -41,8 +47,11 @@ def model_card(artifact: Artifact) -> str:
         if name in artifact.after
     ]
     data = ModelCardData(
-        model_name=f"{Path(artifact.model).name} {artifact.method}",
-        base_model=artifact.model,
+        model_name=f"{Path(artifact.model).name} {artifact.method}"
+        if artifact.model
+        else f"{artifact.method} of {task}",
+        # The hub takes no base that is not on it.
+        base_model=None if repo and is_local(artifact.model) else artifact.model or None,
         library_name="peft" if artifact.kind == "adapter" else "transformers",
         tags=["calibration", "calibtune", artifact.method],
         eval_results=results,
@@ -52,15 +61,51 @@ def model_card(artifact: Artifact) -> str:
         for name, shown in SHOWN.items()
         if name in artifact.after
     ]
+    base = _base(artifact, repo)
+    picture = f"![Reliability diagrams of the held-out questions, before and after]({figure})\n\n" if figure else ""
     return (
         f"---\n{data.to_yaml()}\n---\n\n# {_text(data.model_name)}\n\n"
-        f"Made by `calibtune fit --method {artifact.method}` from {_text(artifact.model)} on {_text(task)}, seed "
-        f"{artifact.seed}.\n"
-        f"`{MANIFEST}` holds the recipe, the document hashes and the versions.\n\n"
-        f"{_numbers(artifact, rows)}"
-        f"Evaluate it again; THIS_FOLDER is the one that holds this card:\n\n{usage(artifact)}\n\n"
-        f"{_python(artifact)}"
+        f"Made by `calibtune fit --method {artifact.method}` from {base} on {_text(task)}, seed {artifact.seed}.\n"
+        f"{_questions(artifact)}\n\n"
+        f"{_numbers(artifact, rows)}{picture}"
+        f"Evaluate it again{_placeholders(artifact, repo)}:\n\n{usage(artifact, repo)}\n\n"
+        f"{_python(artifact, repo)}"
     )
+
+
+def is_local(name: str) -> bool:
+    """Return whether a model's name is a folder's rather than an id of the hub."""
+    return Path(name).is_absolute() or name.startswith((".", "~")) or name.count("/") > 1 or Path(name).exists()
+
+
+def _base(artifact: Artifact, repo: str | None) -> str:
+    """Return what the artifact was made from; who reads it on the hub has no use for a path."""
+    if not artifact.model:
+        return "a samples file, which does not name its model,"
+    return _text(Path(artifact.model).name if repo and is_local(artifact.model) else artifact.model)
+
+
+def _questions(artifact: Artifact) -> str:
+    """Say which questions the artifact knows, and the hash of those that it was fitted on."""
+    role = "held_out" if artifact.temperature else "train"
+    keys = artifact.documents[role]
+    digest = hashlib.sha256("\n".join(sorted(keys)).encode()).hexdigest()
+    return (
+        f"Fitted on {len(keys)} questions. `{MANIFEST}` holds their hashes (SHA-256 of all: `{digest[:16]}`), the "
+        "recipe and the versions."
+    )
+
+
+def _placeholders(artifact: Artifact, repo: str | None) -> str:
+    """Say what stands for what in the command."""
+    words = usage(artifact, repo)
+    told = {
+        "THIS_FOLDER": "THIS_FOLDER is the one that holds this card",
+        "THE_MODEL": "THE_MODEL is the one that the samples are from",
+        "THE_BASE": "THE_BASE is the base model, which is not named here since it was a local folder",
+    }
+    found = [text for name, text in told.items() if name in words]
+    return f"; {', '.join(found)}" if found else ""
 
 
 def _measured_on(artifact: Artifact) -> str:
@@ -79,16 +124,26 @@ def _numbers(artifact: Artifact, rows: list[str]) -> str:
     )
 
 
-def usage(artifact: Artifact) -> str:
-    """Return the command that evaluates the artifact, as Markdown: lm_eval's where it can."""
-    if _only_here(artifact):
-        words = ["--artifact", "THIS_FOLDER", *_question_words(artifact), "--output", "out"]
+def usage(artifact: Artifact, repo: str | None = None) -> str:
+    """Return the command that evaluates the artifact, as Markdown: lm_eval's where it can.
+
+    Args:
+        artifact: The artifact.
+        repo: Its id on the hub; None: it lies in a folder.
+    """
+    place = repo or "THIS_FOLDER"
+    if _only_here(artifact) or (repo and artifact.kind == "temperature"):
+        words = ["--model", "THE_MODEL"] * (not artifact.model) + ["--artifact", place]
+        words += ["--model", "THE_BASE"] * bool(artifact.model and repo and is_local(artifact.model))
+        words += [*_question_words(artifact), "--output", "out"]
         return f"    python -m calibtune eval {visible(shlex.join(words))}"
-    given: dict[str, Any] = {"pretrained": "THIS_FOLDER" if artifact.kind == "model" else artifact.model}
-    if adapter := "THIS_FOLDER" if artifact.kind == "adapter" else artifact.adapter:
+    base = artifact.model or "THE_MODEL"
+    base = "THE_BASE" if repo and is_local(base) else base
+    given: dict[str, Any] = {"pretrained": place if artifact.kind == "model" else base}
+    if adapter := place if artifact.kind == "adapter" else artifact.adapter:
         given["peft"] = adapter
     if (folder := tokenizer_folder(artifact)) and artifact.kind != "model":
-        given["tokenizer"] = "THIS_FOLDER" if folder == artifact.folder else folder
+        given["tokenizer"] = place if folder == artifact.folder else folder
     # What neither is in the artifact's files nor lm_eval's default.
     given |= {
         name: artifact.recipe[name] for name in ("add_bos_token", "chat_template_args") if artifact.recipe.get(name)
@@ -96,31 +151,34 @@ def usage(artifact: Artifact) -> str:
     scaled = artifact.kind == "temperature"
     names = ",".join(f"{task}{SUFFIX}" if scaled else task for task in artifact.tasks)
     words = ["lm_eval", "--model", "hf", "--model_args", _model_args(given)]
-    words += ["--include_path", "THIS_FOLDER"] * scaled + ["--tasks", names]
+    words += ["--include_path", place] * scaled + ["--tasks", names]
     words += ["--apply_chat_template"] * bool(artifact.recipe.get("apply_chat_template"))
     # Indented: a name with backticks would end a fenced block.
     return f"    {visible(shlex.join(words))}"
 
 
-def _python(artifact: Artifact) -> str:
-    """Return the lines of Python that ask the artifact one question, for use in its folder."""
+def _python(artifact: Artifact, repo: str | None) -> str:
+    """Return the lines of Python that ask the artifact one question, for use in its folder or with its id."""
+    place = repo or "."
+    where = "In Python" if repo else "In Python, in this folder"
     if not artifact.model or _served(artifact):  # a temperature of answers alone
         return (
-            "In Python, in this folder, with log-probabilities of letters, shape (N, K):\n\n"
+            f"{where}, with log-probabilities of letters, shape (N, K):\n\n"
             "    import calibtune as ct\n"
-            '    print(ct.load(".").probs([[-0.1, -2.5, -4.0]]))\n'
+            f"    print(ct.load({place!r}).probs([[-0.1, -2.5, -4.0]]))\n"
         )
-    model = artifact.adapter if artifact.kind == "temperature" and artifact.adapter else artifact.model
-    model = model if artifact.kind == "temperature" else "."
+    base = "THE_BASE" if repo and is_local(artifact.model) else artifact.model
+    model = artifact.adapter if artifact.kind == "temperature" and artifact.adapter else base
+    model = model if artifact.kind == "temperature" else place
     revision = f", revision={artifact.revision!r}" if model == artifact.model and artifact.revision else ""
-    tokenizer = "." if artifact.kind == "model" or tokenizer_folder(artifact) == artifact.folder else artifact.model
+    tokenizer = place if artifact.kind == "model" or tokenizer_folder(artifact) == artifact.folder else base
     return (
-        "In Python, in this folder:\n\n"
+        f"{where}:\n\n"
         "    import calibtune as ct\n"
         "    from transformers import AutoModelForCausalLM, AutoTokenizer\n"
         f"    model = AutoModelForCausalLM.from_pretrained({model!r}{revision})\n"
         f"    tokenizer = AutoTokenizer.from_pretrained({tokenizer!r})\n"
-        '    print(ct.load(".").score(model, tokenizer, "Which is hot?", ["ice", "fire", "snow"]))\n'
+        f'    print(ct.load({place!r}).score(model, tokenizer, "Which is hot?", ["ice", "fire", "snow"]))\n'
     )
 
 

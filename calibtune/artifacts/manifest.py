@@ -95,6 +95,8 @@ class Artifact:
     fingerprint: str | None = None
     #: Sketches of the questions by role, which tell near copies; artifacts of version 0.1.0 have none.
     sketches: dict[str, str] = field(default_factory=dict, repr=False)
+    #: Bins of the held-out questions "before" and "after": count, accuracy and mean confidence of each, 0 where empty.
+    reliability: dict[str, list[list[float]]] = field(default_factory=dict, repr=False)
     #: How the base model's own files hold its weights, such as "nf4" or "gptq"; None: they are not quantized.
     base_quantization: str | None = None
     #: Where it lies; artifacts move, so that the manifest does not say it.

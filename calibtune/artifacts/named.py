@@ -6,7 +6,7 @@ import logging
 import shlex
 from pathlib import Path
 
-from calibtune.artifacts.manifest import ADAPTER, read_artifact
+from calibtune.artifacts.manifest import ADAPTER, MANIFEST, read_artifact
 from calibtune.errors import UserError
 from calibtune.processes import is_first_process
 
@@ -14,6 +14,8 @@ logger = logging.getLogger(__name__)
 
 #: What is read of an adapter on the hub.
 FILES = ["adapter_*", "*token*", "*.jinja", "*.json", "*.model"]
+#: What is read of an artifact on the hub beside it.
+MORE = ["*.yaml", "model*.safetensors"]
 
 
 def named(
@@ -32,7 +34,7 @@ def named(
     Raises:
         UserError: The adapter is not the one that the artifact was fitted on, or stands on another adapter.
     """
-    folder = artifact if artifact is None or artifact.exists() else adapter_folder(str(artifact)) or artifact
+    folder = None if artifact is None else artifact_folder(artifact)
     if adapter := adapter_folder(model, revision) if model else None:
         fitted = adapter if folder is None else read_artifact(folder).adapter
         if fitted is None or Path(fitted).resolve() != adapter.resolve():
@@ -44,6 +46,21 @@ def named(
     if folder is not None and (folder / ADAPTER).is_file():
         _check_base(folder, model)
     return model, folder, revision
+
+
+def artifact_folder(artifact: Path) -> Path:
+    """Return the local folder of an artifact, which is downloaded where the name is that of one on the hub."""
+    name = str(artifact)
+    if artifact.exists() or artifact.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
+        return artifact
+    from huggingface_hub import hf_hub_download, snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        hf_hub_download(name, MANIFEST)
+        return Path(snapshot_download(name, allow_patterns=[*FILES, *MORE]))
+    except (OSError, HFValidationError):
+        return adapter_folder(name) or artifact  # what is wrong with it is told where it is read
 
 
 def _check_base(folder: Path, model: str | None) -> None:

@@ -112,8 +112,13 @@ def save(figure: Figure, stem: Path) -> None:
     # Compute the layout only once, for both formats.
     figure.set_layout_engine("none")
     with replacing(stem.with_name(f"{stem.name}.png")) as temporary, temporary.open("wb") as file:
-        figure.set_dpi(200)
-        FigureCanvasAgg(figure).print_png(file)
+        png(figure, file)
+
+
+def png(figure: Figure, file: Any) -> None:
+    """Write a figure as PNG (200 dots per inch) to an open file."""
+    figure.set_dpi(200)
+    FigureCanvasAgg(figure).print_png(file)
 
 
 def _draw_svg(figure: Figure, file: Any) -> None:

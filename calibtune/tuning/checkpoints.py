@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 
 from calibtune.errors import UserError
-from calibtune.files import remove, write_text
+from calibtune.files import WHOLE, remove, sha256, write_text
 from calibtune.reading import Count, Record, read_json
 
 #: Folder of an unfinished fit's checkpoints.
 CHECKPOINTS = "checkpoints"
-#: File written last into a checkpoint, with the hashes of the others; without it, it is incomplete.
-WHOLE = "whole.json"
 
 
 class Whole(Record):
@@ -64,12 +61,5 @@ def _is_whole(folder: Path) -> bool:
 
 def _hashes(folder: Path) -> dict[str, str]:
     """Return the hash of each file; a disk that lost power can hold a file of the right size and nothing in it."""
-    found = {}
-    for path in sorted(folder.rglob("*")):
-        if path.is_file() and not path.is_symlink() and path.name != WHOLE:
-            digest = hashlib.sha256()
-            with path.open("rb") as file:
-                while block := file.read(2**20):
-                    digest.update(block)
-            found[str(path.relative_to(folder))] = digest.hexdigest()
-    return found
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and not path.is_symlink()]
+    return {str(path.relative_to(folder)): sha256(path) for path in files if path.name != WHOLE}

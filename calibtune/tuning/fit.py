@@ -10,7 +10,7 @@ import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -47,6 +47,7 @@ from calibtune.spec import ModelSpec
 from calibtune.text import visible
 from calibtune.tuning.checkpoints import CHECKPOINTS, last_checkpoint, remove_unfinished
 from calibtune.tuning.checks import check_shared, idle_gpus
+from calibtune.tuning.estep import score_bins
 from calibtune.tuning.inputs import Inputs, read_inputs
 from calibtune.tuning.progress import overtrained
 from calibtune.tuning.trainable import add_adapter
@@ -244,14 +245,27 @@ def _write_temperature(
     return found
 
 
-def _temperature_measures(recipe: Recipe, scores: FloatArray, gold: IntArray) -> tuple[dict[str, float], ...]:
+class Measured(NamedTuple):
+    """Hold the held-out questions' metrics, and count, accuracy and confidence of each bin; empty without questions."""
+
+    numbers: dict[str, float]
+    bins: list[list[float]]
+
+
+def _measured(scores: FloatArray, gold: IntArray) -> Measured:
+    table = score_bins(scores, gold, 10)
+    bins = np.nan_to_num(np.stack([table.count, table.accuracy, table.confidence], axis=1))
+    return Measured(harness_measures(scores, gold), bins.tolist())
+
+
+def _temperature_measures(recipe: Recipe, scores: FloatArray, gold: IntArray) -> tuple[Measured, Measured]:
     """Measure before and after, each question at a T that was fitted on others."""
     from calibtune.tuning.temperature import cross_fitted
 
-    before = harness_measures(scores, gold)
-    after = harness_measures(cross_fitted(scores, gold, recipe.objective, recipe.bins, recipe.seed), gold)
+    before = _measured(scores, gold)
+    after = _measured(cross_fitted(scores, gold, recipe.objective, recipe.bins, recipe.seed), gold)
     # The mass of the letters among all tokens does not depend on T.
-    return before, after | {"letter_mass": before["letter_mass"]}
+    return before, Measured(after.numbers | {"letter_mass": before.numbers["letter_mass"]}, after.bins)
 
 
 def fit_samples(recipe: Recipe, output: Path, resume: bool, overwrite: bool) -> Artifact:
@@ -347,7 +361,7 @@ def _train(inputs: Inputs, model: Any, output: Path, resume: bool, started: floa
     trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     model = trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
     after = _measures(model, inputs)
-    if after and is_first_process() and (advice := overtrained(trainer.nll_before, after["nll"])):
+    if after.bins and is_first_process() and (advice := overtrained(trainer.nll_before, after.numbers["nll"])):
         logger.warning("%s", advice)
     asked = (inputs.held_out or questions.train.rows)[: ASKED if recipe.tuning == "full" else 0]
     scores = score(model, asked, questions.pad_id, recipe.batch_size) if asked else None
@@ -367,18 +381,17 @@ def _train(inputs: Inputs, model: Any, output: Path, resume: bool, started: floa
     return artifact
 
 
-def _measures(model: Any, inputs: Inputs) -> dict[str, float]:
+def _measures(model: Any, inputs: Inputs) -> Measured:
     if not inputs.held_out:
-        return {}
-    scores = score(model, inputs.held_out, PAD, inputs.recipe.batch_size)
-    return harness_measures(scores, inputs.gold)
+        return Measured({}, [])
+    return _measured(score(model, inputs.held_out, PAD, inputs.recipe.batch_size), inputs.gold)
 
 
 def _finish(
     recipe: Recipe,
     output: Path,
     kind: Kind,
-    measures: tuple[dict[str, float], ...],
+    measures: tuple[Measured, Measured],
     started: float,
     marks: Mapping[str, Marks],
     revision: str | None = None,
@@ -395,8 +408,9 @@ def _finish(
         recipe=recipe_values(recipe),
         documents={role: part.keys for role, part in marks.items()},
         sketches={role: part.sketches for role, part in marks.items()},
-        before=measures[0],
-        after=measures[1],
+        before=measures[0].numbers,
+        after=measures[1].numbers,
+        reliability={role: part.bins for role, part in zip(("before", "after"), measures, strict=True) if part.bins},
         versions=versions(),
         seconds=round(time.perf_counter() - started, 1),
         peak_memory_gib=round(torch.cuda.max_memory_allocated() / 2**30, 2) if torch.cuda.is_available() else None,

@@ -88,7 +88,7 @@ def test_flags_in_the_prose_exist(page):
         return
     known = {
         flag
-        for command in ("fit", "eval", "rescore", "report", "leaderboard", "mend", "merge", "doctor", "demo")
+        for command in ("fit", "eval", "rescore", "report", "leaderboard", "mend", "push", "merge", "doctor", "demo")
         for flag in flags(command)
     }
     prose = prose_of(page)

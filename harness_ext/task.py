@@ -13,6 +13,8 @@ import yaml
 from jinja2 import TemplateError
 from lm_eval.api.metrics import mean
 
+# Imported because lm_eval 0.5 warns of each metric that it does not know.
+import harness_ext.plugins  # noqa: F401
 from harness_ext.documents import mirror_cache
 from harness_ext.encoding import Watch, letter_tokens
 from harness_ext.errors import UserError

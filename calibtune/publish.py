@@ -165,7 +165,7 @@ def figure(artifact: Artifact) -> bytes | None:
     """Draw reliability diagrams of the held-out questions before and after the fit, as PNG; None without bins."""
     # A manifest's keys are sorted; before comes first.
     bins = {role: artifact.reliability[role] for role in ("before", "after") if role in artifact.reliability}
-    entries = {role: _entry(each, getattr(artifact, role)) for role, each in bins.items()}
+    entries: dict[str, Any] = {role: _entry(each, getattr(artifact, role)) for role, each in bins.items()}
     if not entries:
         return None
     buffer = io.BytesIO()

@@ -39,6 +39,7 @@ from calibtune.models.fingerprint import fingerprint
 from calibtune.models.loading import check_spec, load_base, load_config, read_template, resolved_precision
 from calibtune.models.quantized import held_as
 from calibtune.models.scores import score
+from calibtune.models.sharding import launched_with
 from calibtune.processes import is_first_process
 from calibtune.reading import read_json
 from calibtune.recipe import Recipe, recipe_values, recorded
@@ -204,9 +205,11 @@ def _announce(inputs: Inputs) -> None:
 
 def _memory_advice(recipe: Recipe) -> str:
     half = max(recipe.batch_size // 2, 1)
+    # Where the model is split, a process that runs out of memory alone leaves the others waiting.
+    auto = "" if launched_with("FSDP") else "with --auto-batch, "
     return (
         f"out of memory with --batch-size {recipe.batch_size}; run again with --batch-size {half} "
-        f"--gradient-accumulation {recipe.gradient_accumulation * 2} (the same training), with --auto-batch, with "
+        f"--gradient-accumulation {recipe.gradient_accumulation * 2} (the same training), {auto}with "
         "--gradient-checkpointing or with --quantization nf4"
     )
 

@@ -65,6 +65,13 @@ def test_out_of_memory_suggests_a_smaller_batch(model, tmp_path, monkeypatch, er
         small_fit(model, tmp_path / "out", "cft")
 
 
+def test_out_of_memory_under_fsdp_suggests_nothing_that_fsdp_refuses(monkeypatch):
+    from calibtune.tuning.fit import _memory_advice
+
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    assert "--auto-batch" not in _memory_advice(small_recipe("M", "cft"))
+
+
 @pytest.mark.parametrize("save_every", [0, 1])
 def test_full_disk_leaves_no_manifest_and_no_finished_checkpoint(model, tmp_path, monkeypatch, save_every):
     from safetensors import SafetensorError

@@ -24,11 +24,13 @@ from scoring import scored
 from calibtune.commands.models import key_values
 from calibtune.evaluation.hf_letters import LetterLM
 from calibtune.evaluation.hf_prefix import PrefixLM
-from calibtune.evaluation.vllm_letters import VLLM, VllmLM
 
 
 def both(args):
     """Return our backend and lm_eval's, on one engine."""
+    # Tests collect this file where there is no vLLM.
+    from calibtune.evaluation.vllm_letters import VLLM, VllmLM
+
     ours = VllmLM(args.model, dtype=args.dtype, seed=0, **args.engine)
     stock = copy.copy(ours)
     stock.__class__ = VLLM

@@ -42,7 +42,7 @@ def measured(backends, args, shots, repeats):
     found = {name: [] for name in backends}
     for _ in range(repeats):
         for name, lm in backends.items():
-            if isinstance(lm, VLLM):
+            if hasattr(lm.model, "reset_prefix_cache"):
                 lm.model.reset_prefix_cache()
             found[name].append(scored(lm, args, shots))
     return found

@@ -93,6 +93,7 @@ def evaluate(
     limit: int | None = None,
     shard: str | None = None,
     num_fewshot: int | None = None,
+    orders: int | str | None = None,
     device: str | None = None,
     include_path: PathLike | None = None,
     backend: str = "hf",
@@ -123,6 +124,8 @@ def evaluate(
         shard: Evaluate a part of these, such as "3/8" for the third eighth by the documents' hashes; :func:`report` and
             :func:`load_samples` put all shards of a run together.
         num_fewshot: Examples in the prompt; None: as the task says.
+        orders: Ask each question in so many cyclic orders of its options and average the probabilities; "all": in as
+            many as it has options.
         device: "cuda", "cpu", "mps"; None: found by itself.
         include_path: Folder of further task YAMLs.
         backend: "hf"; "hf-prefix", which computes once what prompts share; "vllm"; or "api", an OpenAI-compatible
@@ -145,6 +148,7 @@ def evaluate(
     from calibtune.evaluation.evaluate import Evaluation, EvaluationOptions
     from calibtune.evaluation.evaluate import evaluate as run
     from calibtune.locks import held
+    from harness_ext.orders import read_orders
 
     options = EvaluationOptions(
         tasks=_names(tasks),
@@ -161,6 +165,7 @@ def evaluate(
         limit=limit,
         shard=shard,
         num_fewshot=num_fewshot,
+        orders=None if orders is None else read_orders(orders, "--orders"),
         device=device,
         include_path=None if include_path is None else os.fspath(include_path),
         data=None if data is None else os.fspath(data),

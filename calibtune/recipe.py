@@ -22,13 +22,14 @@ from calibtune.reading import read_yaml
 from calibtune.spec import ModelSpec, Precision, Quantization, QuestionSpec
 from harness_ext.binning import MOST_BINS
 
-METHODS = ("temperature", "label-smoothing", "cft", "rcft")
+METHODS = ("temperature", "label-smoothing", "cft", "rcft", "strength")
 #: The methods that train.
 TRAINED = "label-smoothing cft rcft"
 #: Options of a model that is loaded here, or of answers that are at hand.
 NOT_SERVED = (
     "artifact",
     "samples",
+    "orders",
     "revision",
     "chat_template",
     "add_bos_token",
@@ -77,7 +78,7 @@ class Recipe:
         2.0
     """
 
-    method: Literal["temperature", "label-smoothing", "cft", "rcft"] = _option("", "what to fit")
+    method: Literal["temperature", "label-smoothing", "cft", "rcft", "strength"] = _option("", "what to fit")
     model: str = _option("", "base model, or an adapter below a temperature: hub id or folder")
     tasks: Names = _option((), "harness tasks to fit on, separated by commas")
     apply_chat_template: bool = _option(False, "render prompts with the tokenizer's chat template")
@@ -92,7 +93,9 @@ class Recipe:
     learning_rate: float = _option(1e-4, "peak learning rate of AdamW, cosine schedule", only=TRAINED, gt=0)
     batch_size: int = _option(16, "questions in a forward pass, per process", ge=1)
     report_to: Literal["none", "tensorboard", "wandb"] = _option("none", "where curves go", only=TRAINED)
-    artifact: str | None = _option(None, "fit the temperature on top of this PEFT adapter", only="temperature")
+    artifact: str | None = _option(
+        None, "fit the temperature on top of this PEFT adapter, or its strength", only="temperature strength"
+    )
     samples: str | None = _option(None, "fit from this samples file of lm_eval, without a model", only="temperature")
     backend: Literal["hf", "api"] = _option(
         "hf", "api: ask an OpenAI-compatible server for the letters, without weights", only="temperature"
@@ -116,6 +119,15 @@ class Recipe:
     trust_remote_code: bool = _option(False, "run code that comes with the model")
 
     objective: Literal["nll", "ece"] = _option("nll", "what T minimizes", "method", "temperature")
+    orders: Annotated[int, Ge(1)] | Literal["all"] = _option(
+        1,
+        "ask each held-out question in N cyclic orders of its options, or in all, and fit T on the mean probabilities",
+        "method",
+        "temperature",
+    )
+    with_temperature: bool = _option(
+        False, "choose the strength for an adapter that gets a temperature afterwards", "method", "strength"
+    )
     smoothing: float = _option(
         0.1, "epsilon: probability shared by the wrong letters", "method", "label-smoothing", ge=0, lt=1
     )
@@ -191,6 +203,11 @@ class Recipe:
             raise UserError(_listed([text for _, text in problems]))
         for name, value in values.items():
             object.__setattr__(self, name, value)
+
+    @property
+    def trains(self) -> bool:
+        """Return whether the method trains weights."""
+        return self.method in TRAINED.split()
 
     @property
     def spec(self) -> ModelSpec:
@@ -287,13 +304,15 @@ def make_recipe(
 
 
 def missing(values: Mapping[str, Any], wrong: Collection[str] = ()) -> list[str]:
-    """Say what a fit still needs: a method, and a model and tasks or a samples file.
+    """Say what a fit still needs: a method, and a model and tasks, or a samples file, or an adapter.
 
     Args:
         values: Options by name.
         wrong: Those that were given and cannot be used.
     """
     needed = ["method"] if values.get("samples") else ["method", "model", "tasks"]
+    if values.get("method") == "strength":
+        needed = ["artifact"]  # which names its model and tasks
     if values.get("artifact") and "model" in needed:
         needed.remove("model")  # the adapter names its base
     if values.get("data") and "tasks" in needed:
@@ -369,10 +388,10 @@ def _wanted(name: str) -> str:
         "array": "names separated by commas",
         "object": "a JSON object",
     }
-    wanted = []
+    wanted: list[str] = []
     for part in schema.get("anyOf", [schema]):
-        if "enum" in part:
-            wanted += part["enum"]
+        if "enum" in part or "const" in part:
+            wanted += part.get("enum") or [part["const"]]
         elif part["type"] != "null":
             wanted.append(words[part["type"]] + _range(part))
     return " or ".join(wanted)

@@ -11,6 +11,7 @@ from lm_eval.api.registry import register_filter
 
 from harness_ext.calibration import letter_log_softmax
 from harness_ext.errors import UserError
+from harness_ext.orders import averaged
 from harness_ext.ragged import ragged
 from harness_ext.sanity import check_scored, check_told_apart, is_unseen, warn_of_ties
 
@@ -22,7 +23,7 @@ class Letter(NamedTuple):
     probability: float
     #: Its natural logarithm.
     log_probability: float
-    #: The backend's own, over its whole vocabulary; no temperature.
+    #: The backend's own, over its whole vocabulary; no temperature. Of several orders their average.
     loglikelihood: float
 
 
@@ -49,7 +50,8 @@ class LetterSoftmax(Filter):
         """Score all questions of a task.
 
         Args:
-            resps: One entry a letter, ``(loglikelihood, is_greedy)`` first in it; a question's entries in a row.
+            resps: One entry a letter, ``(loglikelihood, is_greedy)`` first in it; a question's entries in a row. Of a
+                question asked in several orders one entry an option, with a response for each order.
             docs: The question of each entry, the same object for all of its letters.
 
         Returns:
@@ -59,13 +61,17 @@ class LetterSoftmax(Filter):
             UserError: The backend gave no finite log-likelihood, or ones that tell no letters apart.
         """
         sizes = [len(list(group)) for _, group in itertools.groupby(docs, key=id)]
-        values = (loglikelihood_of(resp, str(doc.get("question"))) for resp, doc in zip(resps, docs, strict=True))
-        rows = ragged(list(itertools.islice(values, size)) for size in sizes)
+        answers = zip(resps, docs, strict=True)
+        asked = [_by_order(list(itertools.islice(answers, size))) for size in sizes]
+        rows = ragged([averaged(question).tolist() for question in asked])
         present = ~np.isnan(rows)
         unseen = np.zeros(rows.shape, dtype=bool)
-        unseen[present] = [is_unseen(resp[0]) for resp in resps]
+        unseen[present] = [any(map(is_unseen, resp)) for resp in resps]
         check_scored(rows)
-        check_told_apart(rows, unseen)
+        # Letters that the model cannot tell apart are different options in each order.
+        own = np.zeros(rows.shape, dtype=bool)
+        own[present] = [is_unseen(resp[0]) for resp in resps]
+        check_told_apart(ragged([question[0] for question in asked]), own)
         if self.temperature == 1.0:
             # A scaled pipeline has the ties of the raw one beside it.
             warn_of_ties(rows[~unseen.any(axis=1)], "letter_softmax")
@@ -74,13 +80,22 @@ class LetterSoftmax(Filter):
         return [Letter(*values) for values in zip(*(column.tolist() for column in columns), strict=True)]
 
 
-def loglikelihood_of(resp: Any, question: str) -> float:
-    """Return the log-likelihood in a backend's response to a request of ``question``.
+def _by_order(answers: Sequence[tuple[Any, dict[str, Any]]]) -> list[list[float]]:
+    """Return a question's log-likelihoods, a row for each order in which it was asked.
+
+    Where several processes evaluate, the harness repeats the last letter of some; such repetitions are no orders.
+    """
+    orders = range(max(1, min(len(resp) if isinstance(resp, (list, tuple)) else 1 for resp, _ in answers)))
+    return [[loglikelihood_of(resp, str(doc.get("question")), order) for resp, doc in answers] for order in orders]
+
+
+def loglikelihood_of(resp: Any, question: str, order: int = 0) -> float:
+    """Return the log-likelihood in a backend's response to a request of ``question``, in one of its orders.
 
     Raises:
         UserError: There is none, or it is NaN or infinite; the message quotes the question.
     """
-    answer = resp[0] if isinstance(resp, (list, tuple)) and resp else None
+    answer = resp[order] if isinstance(resp, (list, tuple)) and len(resp) > order else None
     value = answer[0] if isinstance(answer, (list, tuple)) and answer else None
     if isinstance(value, (int, float)) and math.isfinite(value):
         return float(value)

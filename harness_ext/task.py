@@ -1,6 +1,7 @@
 """The harness's own task class with what YAML cannot say: checks before the first forward pass, and system prompts."""
 
 import functools
+import itertools
 import logging
 import pkgutil
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from harness_ext.documents import mirror_cache
 from harness_ext.encoding import Watch, letter_tokens
 from harness_ext.errors import UserError
 from harness_ext.letters import Letter
+from harness_ext.orders import by_option, check_shown, cyclic, read_orders, reordered
 
 logger = logging.getLogger(__name__)
 
@@ -202,6 +204,100 @@ class LetterTask(WatchedTask):
                 "--metadata '{\"allow_cut_prompts\": true}'"
             )
         logger.warning("%s; scored all the same, as allow_cut_prompts says", message)
+
+
+class OrderedTask(LetterTask):
+    """Run a letter task that asks each question in several cyclic orders of its options, and averages.
+
+    Its requests are those of all orders; elsewhere its prompts are those of the options' own order. Of each option the
+    samples hold the responses of all orders, which ``letter_softmax`` averages. Metrics, documents and right answers
+    are those of the options' own order.
+
+    Args:
+        config: The task's configuration; ``orders`` in its metadata is their number, "all" where it is not given.
+
+    Raises:
+        UserError: That number cannot be used, or a filter's option.
+    """
+
+    sampler: Any
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        metadata = dict(config.get("metadata") or {})
+        self.orders = read_orders(metadata.get("orders", "all"), f"task {config.get('task')}: metadata's orders")
+        super().__init__({**config, "metadata": {**metadata, "orders": self.orders}})
+        self._asking = False
+
+    def build_all_requests(self, **kwargs: Any) -> None:
+        """Build the requests of all orders."""
+        self._asking = True
+        try:
+            super().build_all_requests(**kwargs)
+        finally:
+            self._asking = False
+
+    def fewshot_context(self, doc: dict[str, Any], num_fewshot: int, **kwargs: Any) -> Any:
+        """Build the prompts of all orders while requests are built, with the same examples; else the own order's.
+
+        Raises:
+            UserError: The document's options cannot be turned, or the prompt does not show it.
+        """
+        render = super().fewshot_context
+        if not self._asking:
+            return render(doc, num_fewshot, **kwargs)
+        own, self.sampler = self.sampler, _Drawn(self.sampler)
+        try:
+            contexts = [render(shown, num_fewshot, **kwargs) for shown in self._shown(doc)]
+        finally:
+            self.sampler = own
+        check_shown(contexts, self.task_name)
+        return contexts
+
+    def _orders(self, doc: dict[str, Any]) -> list[list[int]]:
+        return cyclic(len(self.doc_to_choice(doc)), self.orders)
+
+    def _shown(self, doc: dict[str, Any]) -> list[dict[str, Any]]:
+        what, cure = f"task {self.task_name}: asking in other orders of the options", "use --as-letters, or one order"
+        gold = self.doc_to_target(doc)
+        return [reordered(doc, gold, order, what, cure) for order in self._orders(doc)]
+
+    def construct_requests(self, doc: dict[str, Any], ctx: Any, **kwargs: Any) -> Any:
+        """Make a request for each letter of each order."""
+        make = super().construct_requests
+        if not self._asking:
+            return make(doc, ctx, **kwargs)
+        requests = [each for context in ctx for each in make(doc, context, **kwargs)]
+        for number, request in enumerate(requests):
+            request.idx = number
+        return requests
+
+    def apply_filters(self) -> Any:
+        """Gather the responses to each option in its request of the own order, then apply the filters."""
+        instances, gathered = list(self.instances), []
+        for _, group in itertools.groupby(instances, key=lambda instance: instance.doc_id):
+            requests = list(group)
+            orders = self._orders(requests[0].doc)
+            answers = iter(request.resps[0] for request in requests)
+            rows = by_option([list(itertools.islice(answers, len(order))) for order in orders], orders)
+            for option, responses in enumerate(zip(*rows, strict=True)):
+                requests[option].resps = list(responses)
+                gathered.append(requests[option])
+        self._instances = gathered
+        return super().apply_filters()
+
+
+class _Drawn:
+    """Give the examples that a sampler draws first, again and again."""
+
+    def __init__(self, sampler: Any) -> None:
+        self._sampler = sampler
+        self._examples: Any = None
+
+    def sample(self, **options: Any) -> Any:
+        """Draw at the first call."""
+        if self._examples is None:
+            self._examples = self._sampler.sample(**options)
+        return self._examples
 
 
 def render_chat(template: Callable[..., str], messages: list[dict[str, str]], **kwargs: Any) -> str:

@@ -20,6 +20,7 @@ from calibtune.models.adapters import load_adapter
 from calibtune.models.fingerprint import check_fingerprint
 from calibtune.models.loading import load_config
 from calibtune.models.quantized import check_plain
+from harness_ext.orders import count_of
 
 #: Largest allowed difference of log-probabilities between baked and scaled original model, in float32.
 TOLERANCE = 1e-3
@@ -48,6 +49,11 @@ def bake(folder: Path, output: Path, overwrite: bool, trust_remote_code: bool = 
         raise UserError(
             f"{folder} is not a temperature that was fitted on a model; give the output folder of "
             "`calibtune fit --method temperature --model`"
+        )
+    if artifact.orders != 1:
+        raise UserError(
+            f"{folder} was fitted on {count_of(artifact.orders)}, averaged before the temperature, which no weights "
+            "hold; fit a temperature without --orders"
         )
     check_model_output(output, overwrite, folder, artifact)
     # T belongs to the weights that it was fitted on, so 4-bit ones stay what they are, in plain form.

@@ -14,6 +14,8 @@ from calibtune.data.letter_tasks import SUFFIX
 from calibtune.data.tasks import installed_tasks
 from calibtune.recipe import flag
 from calibtune.text import markdown, visible
+from harness_ext.orders import SUFFIX as ORDERS
+from harness_ext.orders import count_of
 from harness_ext.registry import METRICS
 
 #: Metrics in card and summary, with their titles.
@@ -109,7 +111,7 @@ def _placeholders(artifact: Artifact, repo: str | None) -> str:
 
 
 def _measured_on(artifact: Artifact) -> str:
-    return "cross-fitted" if artifact.temperature else "held out from training"
+    return "cross-fitted" if artifact.temperature or artifact.strength is not None else "held out from training"
 
 
 def _numbers(artifact: Artifact, rows: list[str]) -> str:
@@ -118,8 +120,13 @@ def _numbers(artifact: Artifact, rows: list[str]) -> str:
         return "No question was held out, so nothing was measured; evaluate it on other questions.\n\n"
     count = len(artifact.documents["held_out"])
     cross = "Each question is scaled by a T that was fitted on others. " if artifact.temperature else ""
+    if artifact.strength is not None:
+        cross = (
+            f"The adapter acts at {artifact.strength:g} of its strength, and each question at one chosen on others. "
+        )
+    asked = f"Each is asked in {count_of(artifact.orders)}. " if artifact.orders != 1 else ""
     return (
-        f"{cross}Numbers of {count} held-out questions, with 95 % intervals of the ECEs:\n\n"
+        f"{cross}{asked}Numbers of {count} held-out questions, with 95 % intervals of the ECEs:\n\n"
         "| | before | after |\n|---|---|---|\n" + "\n".join(rows) + "\n\n"
     )
 
@@ -149,7 +156,9 @@ def usage(artifact: Artifact, repo: str | None = None) -> str:
         name: artifact.recipe[name] for name in ("add_bos_token", "chat_template_args") if artifact.recipe.get(name)
     }
     scaled = artifact.kind == "temperature"
-    names = ",".join(f"{task}{SUFFIX}" if scaled else task for task in artifact.tasks)
+    orders = ORDERS if artifact.orders != 1 else ""
+    tasks = [task.removesuffix(orders) + orders for task in artifact.tasks]
+    names = ",".join(f"{task}{SUFFIX}" if scaled else task for task in tasks)
     words = ["lm_eval", "--model", "hf", "--model_args", _model_args(given)]
     words += ["--include_path", place] * scaled + ["--tasks", names]
     words += ["--apply_chat_template"] * bool(artifact.recipe.get("apply_chat_template"))
@@ -226,6 +235,8 @@ def summary(artifact: Artifact, output: Path) -> str:
         found = artifact.temperature
         lines.append(f"  T = {found['temperature']:.4f}  [{found['low']:.4f}, {found['high']:.4f}]")
         lines += [f"  warning: {text}" for text in found["warnings"]]
+    if artifact.strength is not None:
+        lines.append(f"  strength = {artifact.strength:g}")
     lines.append(f"written to {output}")
     if artifact.model:
         words = ["eval", "--model", artifact.model, "--artifact", str(output), *_question_words(artifact)]

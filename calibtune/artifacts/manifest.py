@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from calibtune.data.seen import Seen
     from harness_ext.binning import FloatArray
+    from harness_ext.orders import Orders
 
 logger = logging.getLogger(__name__)
 
@@ -91,6 +92,8 @@ class Artifact:
     peak_memory_gib: float | None
     #: The fitted temperature; None for other methods.
     temperature: FittedTemperature | None = None
+    #: What the weights of another fit's adapter were scaled by; None for other methods.
+    strength: float | None = None
     #: Of the base model's weights; see :mod:`calibtune.models.fingerprint`. None where they were not at hand.
     fingerprint: str | None = None
     #: Sketches of the questions by role, which tell near copies; artifacts of version 0.1.0 have none.
@@ -117,7 +120,8 @@ class Artifact:
         """Apply the fitted temperature to what its model says of the letters.
 
         Args:
-            log_probs: Log-probabilities of the letters, shape (N, K), NaN where a question has fewer letters.
+            log_probs: Log-probabilities of the letters, shape (N, K), NaN where a question has fewer letters. Where the
+                temperature was fitted in several orders of the options: of the options, averaged.
 
         Returns:
             Probabilities, shape (N, K), rows summing to 1, NaN kept.
@@ -150,7 +154,8 @@ class Artifact:
             choices: Texts of its 2 to 26 options.
 
         Returns:
-            Probabilities, shape (K,), summing to 1; scaled by T where the artifact is a temperature.
+            Probabilities, shape (K,), summing to 1; scaled by T where the artifact is a temperature, and averaged over
+            the orders of the options that it was fitted on.
 
         Raises:
             UserError: The question cannot be asked by letter, or the prompt does not fit the model's context.
@@ -158,18 +163,20 @@ class Artifact:
         import numpy as np
 
         from calibtune.data.encoder import Encoder
-        from calibtune.data.examples import Prompts
+        from calibtune.data.examples import Prompts, in_orders
         from calibtune.data.letter_tasks import one_question
         from calibtune.data.tokens import PAD, tokenize
         from calibtune.models.loading import context_length
         from calibtune.models.scores import score
         from harness_ext.calibration import letter_log_softmax
+        from harness_ext.orders import averages
 
         task, encoder = one_question(question, choices), Encoder(tokenizer, self.spec)
         example = Prompts(task, encoder, self.spec.apply_chat_template).example(task.eval_docs[0])
-        rows = tokenize([example], encoder, context_length(model.config, tokenizer))
+        rows = tokenize(in_orders(example, self.orders), encoder, context_length(model.config, tokenizer))
+        found = averages(score(model, rows, PAD, 1), [len(choices)], self.orders)
         temperature = self.temperature["temperature"] if self.temperature else 1.0
-        probabilities: FloatArray = np.exp(letter_log_softmax(score(model, rows, PAD, 1), temperature))[0]
+        probabilities: FloatArray = np.exp(letter_log_softmax(found, temperature))[0]
         return probabilities
 
     @property
@@ -195,6 +202,12 @@ class Artifact:
         return Seen.of([self.documents[role] for role in chosen], sketches, self.folder)
 
     @property
+    def orders(self) -> Orders:
+        """Return in how many orders of its options a question is asked where the temperature applies."""
+        orders: Orders = self.recipe.get("orders", 1) if self.temperature else 1
+        return orders
+
+    @property
     def foreign(self) -> bool:
         """Return whether another program trained it, so that nothing is known of its questions and prompts."""
         return not self.recipe
@@ -202,7 +215,7 @@ class Artifact:
     @property
     def adapter(self) -> str | None:
         """Return the folder of the adapter that a temperature was fitted on, or None."""
-        return self.recipe.get("artifact")
+        return self.recipe.get("artifact") if self.kind == "temperature" else None
 
 
 def read_artifact(folder: Path) -> Artifact:

@@ -3,6 +3,7 @@ r"""Evaluate a base model or an artifact of `calibtune fit` through lm_eval, int
   python -m calibtune eval --model M --tasks mc_calib_indomain,mc_calib_arc --output out/base
   python -m calibtune eval --artifact runs/rcft --tasks mc_calib_indomain,mc_calib_arc --output out/rcft
   python -m calibtune eval --artifact runs/t --tasks mc_calib_arc --output out/t    # raw and scaled in one pass
+  python -m calibtune eval --model M --tasks mc_calib_arc --orders all --output out/orders    # all orders of options
   python -m calibtune eval --model M --data quiz.csv --output out/quiz        # questions of one's own
   python -m calibtune eval --model M --tasks mc_calib_arc --shard 3/8 --output out/3    # one of eight parts
   python -m calibtune eval --model M --tasks arc_easy --as-letters --output out/easy    # the harness's task, by letters
@@ -59,6 +60,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "put all N output folders together",
     )
     parser.add_argument("--num-fewshot", type=int, metavar="N", help="examples in the prompt")
+    parser.add_argument(
+        "--orders",
+        metavar="N|all",
+        help="ask each question in N cyclic orders of its options, or in as many as it has options, and average the "
+        "probabilities: N times the work (default: as the temperature was fitted, else 1)",
+    )
     parser.add_argument(
         "--backend",
         choices=("hf", "hf-prefix", "vllm", "api"),

@@ -1,6 +1,6 @@
 """Mend a model's calibration: fit a temperature, or train an adapter.
 
-The four methods, with an example each:
+The five methods, with an example each:
 
   temperature      one number T that divides the letters' log-likelihoods; seconds; keeps accuracy as it is
       python -m calibtune fit --method temperature --model M --tasks mc_calib_indomain --output runs/t
@@ -12,6 +12,8 @@ The four methods, with an example each:
       python -m calibtune fit --method cft --model M --tasks mc_calib_indomain --output runs/cft
   rcft             its regularized form: question tokens too, and lambda times the calibration error, by EM
       python -m calibtune fit --method rcft --model M --tasks mc_calib_indomain --output runs/rcft
+  strength         one number in [0, 1] that scales what a trained adapter adds to its base, by held-out NLL
+      python -m calibtune fit --method strength --artifact runs/cft --output runs/weaker
 
 Chat models: add --apply-chat-template. What is made is evaluated with `python -m calibtune eval --artifact DIR`, or
 with lm_eval alone: --model_args pretrained=M,peft=runs/rcft. A temperature goes on top of an adapter with --artifact.

@@ -12,6 +12,7 @@ import numpy as np
 from calibtune.data.seen import Question, Seen, is_redrawn, task_question
 from calibtune.data.tasks import document_hash, explained, question_text, training_documents
 from calibtune.errors import UserError
+from harness_ext.orders import Orders, check_shown, cyclic, reordered
 
 logger = logging.getLogger(__name__)
 
@@ -98,13 +99,20 @@ def _prefix(task: Any, doc: dict[str, Any]) -> str | None:
     return task.doc_to_text(doc, task.config.gen_prefix) if task.config.gen_prefix else None
 
 
-def reorder(example: LetterExample, permutation: Sequence[int]) -> LetterExample:
+def reorder(
+    example: LetterExample,
+    permutation: Sequence[int],
+    option: str = "--shuffle-options",
+    cure: str = "--no-shuffle-options",
+) -> LetterExample:
     """Return the same question with its options in another order.
 
     Args:
         example: Any example whose document has a list ``choices`` and the index of the right one in ``gold`` or
             ``answer``.
         permutation: ``permutation[i]`` is the old place of the option shown in place i.
+        option: The flag that asks for it, and
+        cure: the one to use where it cannot be done.
 
     Returns:
         The new example, with the old one's hash.
@@ -112,17 +120,21 @@ def reorder(example: LetterExample, permutation: Sequence[int]) -> LetterExample
     Raises:
         UserError: The document has no such fields.
     """
-    doc = example.doc
-    key = next((key for key in ("gold", "answer") if doc.get(key) == example.gold), None)
-    if key is None or not isinstance(doc.get("choices"), list) or len(doc["choices"]) != len(example.letters):
-        raise UserError(
-            f"task {example.prompts.task.task_name}: --shuffle-options needs documents with a list `choices` and the "
-            f"right one's index in `gold` or `answer`, found {sorted(doc)}; use --no-shuffle-options"
-        )
-    choices = [doc["choices"][old] for old in permutation]
-    return example.prompts.example(
-        {**doc, "choices": choices, key: list(permutation).index(example.gold)}, example.doc_hash
-    )
+    task = f"task {example.prompts.task.task_name}"
+    doc = reordered(example.doc, example.gold, permutation, f"{task}: {option}", f"use {cure}")
+    return example if doc is example.doc else example.prompts.example(doc, example.doc_hash)
+
+
+def in_orders(example: LetterExample, orders: Orders) -> list[LetterExample]:
+    """Return a question in several cyclic orders of its options, its own first.
+
+    Raises:
+        UserError: Its document has no such fields as :func:`reorder` needs, or its prompt does not show the order.
+    """
+    permutations = cyclic(len(example.letters), orders)
+    shown = [reorder(example, permutation, "--orders", "one order") for permutation in permutations]
+    check_shown([each.context for each in shown], example.prompts.task.task_name)
+    return shown
 
 
 def load_examples(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import datasets
 
@@ -13,11 +13,14 @@ from calibtune.data.rows import Columns, answer_index
 from calibtune.data.tasks import explained
 from calibtune.errors import UserError
 from harness_ext.documents import SHOTS, document, split_of
+from harness_ext.orders import SUFFIX as ORDERS
+from harness_ext.orders import Orders
 from harness_ext.prompts import LETTERS
-from harness_ext.task import LetterTask, letter_template
+from harness_ext.task import LetterTask, OrderedTask, letter_template
 
 logger = logging.getLogger(__name__)
 
+Kind = TypeVar("Kind", bound=LetterTask)
 #: Suffix of the name of a task with a temperature, as in the YAMLs that a fit writes.
 SUFFIX = "_scaled"
 #: Suffix of the name of a task that is asked with our prompt and letters.
@@ -57,17 +60,38 @@ def scaled(task: Any, temperature: float) -> LetterTask:
     Raises:
         UserError: It does not score letters.
     """
+    kind = type(task) if isinstance(task, LetterTask) else LetterTask
+    changes = {"task": task.task_name + SUFFIX, "filter_list": pipelines(temperature)}
+    return _changed(task, kind, changes, "a temperature applies")
+
+
+def ordered(task: Any, orders: Orders) -> LetterTask:
+    """Return a task that asks the same questions in so many orders of their options; one as it is where it does so.
+
+    Args:
+        task: Any loaded task that scores letters.
+        orders: The number of orders.
+
+    Raises:
+        UserError: It does not score letters.
+    """
+    if orders == (task.orders if isinstance(task, OrderedTask) else 1):
+        return task
+    metadata = {**(task.config.metadata or {}), "orders": orders}
+    name = task.task_name if isinstance(task, OrderedTask) else task.task_name + ORDERS
+    return _changed(task, OrderedTask, {"task": name, "metadata": metadata}, "--orders applies")
+
+
+def _changed(task: Any, kind: type[Kind], changes: dict[str, Any], what: str) -> Kind:
     if not scores_letters(task):
         raise UserError(
-            f"--tasks {task.task_name} does not score the letters A, B, ..., to which a temperature applies; give "
-            "--as-letters"
+            f"--tasks {task.task_name} does not score the letters A, B, ..., to which {what}; give --as-letters"
         )
     config = task.config.to_dict(keep_callable=True)
     if not isinstance(task, LetterTask):
         config |= {name: letter_template()[name] for name in SCORING}
-    config |= {"task": task.task_name + SUFFIX, "filter_list": pipelines(temperature)}
     with explained(task.task_name):
-        return LetterTask(config)
+        return kind({**config, **changes})
 
 
 def as_letters(task: Any) -> LetterTask:

@@ -55,12 +55,15 @@ class Index(TaskManager):
         """Add a task that no YAML describes."""
         self._added[task.task_name] = task
 
-    def change(self, names: Sequence[str], change: Callable[[Any], Any]) -> None:
+    def change(self, names: Sequence[str], change: Callable[[Any], Any]) -> dict[str, str]:
         """Have :meth:`load` return changed tasks for these names, in their groups too.
 
         Args:
             names: As they are given to :meth:`load`.
             change: Called with each task; returns the one to take its place.
+
+        Returns:
+            The new name of each task.
         """
         loaded = self.load(list(names))
         changed = {name: change(task) for name, task in loaded["tasks"].items()}
@@ -71,6 +74,7 @@ class Index(TaskManager):
                 group.add(changed.get(name, child))
         loaded["tasks"] = {task.task_name: task for task in changed.values()}
         loaded["group_map"] = {group.name: group.child_names for group in loaded["groups"].values()}
+        return {name: task.task_name for name, task in changed.items()}
 
 
 def task_manager(names: Sequence[str], include_path: str | None = None) -> Index:

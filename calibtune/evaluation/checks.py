@@ -17,7 +17,8 @@ from calibtune.errors import UserError
 from calibtune.evaluation.doctor import MASS, check_letters, check_mass
 from calibtune.models.loading import context_length, load_config, load_tokenizer
 from calibtune.spec import ModelSpec
-from harness_ext.task import LetterTask
+from harness_ext.orders import count_of
+from harness_ext.task import LetterTask, OrderedTask
 
 logger = logging.getLogger(__name__)
 
@@ -84,6 +85,22 @@ def check_prompts(tasks: Sequence[Any], spec: ModelSpec, tokenizer: Any, artifac
             without if fitted else with_,
             "no-" if fitted else "",
         )
+
+
+def check_orders(tasks: Sequence[Any], artifact: Artifact | None) -> None:
+    """Warn of a temperature that is applied to answers in another number of orders than it was fitted on."""
+    if artifact is None or artifact.temperature is None:
+        return
+    for task in tasks:
+        orders = task.orders if isinstance(task, OrderedTask) else 1
+        if orders != artifact.orders:
+            logger.warning(
+                "task %s: the temperature was fitted on %s and is applied to answers in %s, where another is best; "
+                "leave out --orders and name the task that asks in one order, to evaluate it as it was fitted",
+                task.task_name,
+                count_of(artifact.orders),
+                count_of(orders),
+            )
 
 
 def warn_of_low_mass(results: Mapping[str, Mapping[str, float]], questions: Mapping[str, int], other: str) -> None:

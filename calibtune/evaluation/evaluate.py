@@ -13,13 +13,14 @@ from lm_eval.loggers import EvaluationTracker
 
 from calibtune.artifacts.manifest import Artifact, base_model, read_artifact, show_base, tokenizer_folder
 from calibtune.artifacts.named import named
-from calibtune.data.letter_tasks import SUFFIX, scaled
+from calibtune.data.letter_tasks import ordered, scaled
 from calibtune.data.source import load_questions
 from calibtune.data.tasks import Index
 from calibtune.errors import UserError, WorkFailed, is_out_of_memory, reason
 from calibtune.evaluation.api_letters import ApiLM, add_ranges, check_letter_tasks
 from calibtune.evaluation.checks import (
     check_model,
+    check_orders,
     check_output,
     check_prompts,
     check_shots,
@@ -42,6 +43,7 @@ from calibtune.processes import is_first_process
 from calibtune.recipe import flag
 from calibtune.results.shards import Shard
 from calibtune.spec import ModelSpec, Precision, Quantization, QuestionSpec
+from harness_ext.orders import Orders
 
 #: lm_eval's hf backend with prompts encoded whole and letters read in float32, and one that computes shared beginnings
 #: once.
@@ -72,6 +74,8 @@ class EvaluationOptions:
     #: Such as "3/8", the third eighth of each task's questions.
     shard: str | None = None
     num_fewshot: int | None = None
+    #: In how many orders of its options each question is asked; "all": in as many as it has options.
+    orders: Orders | None = None
     device: str | None = None
     include_path: str | None = None
     data: str | None = None
@@ -184,13 +188,25 @@ def _questions(
 def _choose(
     options: EvaluationOptions, artifact: Artifact | None, index: Index, asked: dict[str, list[int]] | None
 ) -> dict[str, Chosen] | None:
-    """Return the questions to ask; have the tasks score raw and with the artifact's temperature, if it is one."""
+    """Return the questions to ask; have the tasks ask in their orders and apply the artifact's temperature."""
+    for change in _changes(options, artifact):
+        names = index.change(options.questions.names, change)
+        asked = asked and {names[name]: numbers for name, numbers in asked.items()}
+    loaded = index.load(list(options.questions.names))["tasks"]
+    check_orders(list(loaded.values()), artifact)
+    return choose(loaded, asked, options.limit, Shard.parse(options.shard) if options.shard else None)
+
+
+def _changes(options: EvaluationOptions, artifact: Artifact | None) -> list[Callable[[Any], Any]]:
+    """Return what is made of each task: one that asks in several orders, one that applies a temperature."""
+    orders = options.orders or (artifact.orders if artifact is not None and artifact.orders != 1 else None)
+    changes: list[Callable[[Any], Any]] = []
+    if orders is not None:
+        changes.append(lambda task: ordered(task, orders))
     if artifact is not None and artifact.temperature is not None:
         temperature = artifact.temperature["temperature"]
-        index.change(options.questions.names, lambda task: scaled(task, temperature))
-        asked = asked and {name + SUFFIX: numbers for name, numbers in asked.items()}
-    loaded = index.load(list(options.questions.names))["tasks"]
-    return choose(loaded, asked, options.limit, Shard.parse(options.shard) if options.shard else None)
+        changes.append(lambda task: scaled(task, temperature))
+    return changes
 
 
 def _evaluate_served(options: EvaluationOptions) -> Evaluation | None:
@@ -321,6 +337,8 @@ def setup_of(
         "limit": options.limit,
         "shard": options.shard,
         "num_fewshot": options.num_fewshot,
+        # None as in files of versions that knew no orders.
+        "orders": options.orders if options.orders != 1 else None,
         "drop_seen": options.drop_seen,
         "data": options.data,
     }

@@ -177,8 +177,8 @@ def _other_prompts(runs: Sequence[Run], base: Run) -> list[str]:
     notes = []
     for run in runs:
         if run.model_args and base.model_args and run.settings != base.settings and run.files:
-            words = [", ".join(each.settings) or "neither chat template nor system instruction" for each in (run, base)]
-            notes.append(f"{run.label} was evaluated with {words[0]}, {base.label} with {words[1]}")
+            words = [f"with {', '.join(each.settings)}" if each.settings else "without" for each in (run, base)]
+            notes.append(f"{run.label} was evaluated {words[0]}, {base.label} {words[1]}")
         for task in sorted(run.shots.keys() & base.shots.keys() & run.files.keys()):
             if run.shots[task] != base.shots[task]:
                 notes.append(

@@ -12,7 +12,7 @@ import numpy as np
 
 from calibtune.errors import UserError
 from calibtune.reading import Record, parse_json, read_lines
-from calibtune.reporting.runs import WIN_TASK, Run
+from calibtune.reporting.runs import SCALED, WIN_TASK, Run
 from calibtune.results.pairs import Key, matching_rows, question_keys
 from calibtune.results.ranges import range_warning, unseen_ranges
 from calibtune.results.samples import Response, read_samples
@@ -23,8 +23,6 @@ logger = logging.getLogger(__name__)
 
 #: A group with more tasks than this is pooled into one task (MMLU has 57).
 MANY = 6
-#: Suffix of the task that evaluates a fitted temperature.
-SCALED = "_scaled"
 #: If all log-likelihoods of two runs differ by less (in nats), model and prompts are the same.
 SAME_ANSWERS = 0.05
 

@@ -6,7 +6,7 @@ import json
 import os
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,11 +19,15 @@ from calibtune.reading import MOST_LISTED, Record, Share, checked, read_json
 from calibtune.results.records import FILE_NAME, is_dated, model_args, model_of
 from calibtune.results.schema import AGAIN, Results
 from calibtune.results.shards import shard_of, together, whole_of
+from harness_ext.orders import SUFFIX as ORDERS
+from harness_ext.orders import count_of
 
 #: Name of a results file: ``results`` or the stem of an ``--output_path`` that ends in .json, then
 #: the time of the run.
 RESULTS_NAME = re.compile(r".+_(?P<date>\d{4}-\d{2}-\d{2}T[\d.\-:]+)\.json")
 WIN_TASK = "ultrafeedback_winrate"
+#: Suffix of the task that evaluates a fitted temperature.
+SCALED = "_scaled"
 
 
 class Made(Record):
@@ -135,8 +139,8 @@ def find_runs(folder: Path) -> list[Run]:
     """Return all runs in a folder and its subfolders, in the order of their first evaluation.
 
     Files are of the same run if they are in the same folder and have the same model_args, chat
-    template, system instruction and number of few-shot examples. If a task was evaluated twice, the
-    newer files are used.
+    template, system instruction, orders of the options and number of few-shot examples. If a task was
+    evaluated twice, the newer files are used.
 
     Args:
         folder: The ``--output_path`` of lm_eval, a subfolder or a parent folder.
@@ -155,9 +159,9 @@ def find_runs(folder: Path) -> list[Run]:
     results = _results_files(folder)
     samples = _samples_files(folder)
     for place, date in sorted({*results, *samples}, key=lambda item: (item[1], item[0])):
-        record = results.get((place, date), {})
-        run = _run_of(runs, folder, place, date, record)
-        _add(run, record, samples.get((place, date), {}))
+        record, files = results.get((place, date), {}), samples.get((place, date), {})
+        for words, part, its_files in _by_orders(record, files):
+            _add(_run_of(runs, folder, place, date, part, words), part, its_files)
     for path in sorted(folder.rglob("winrate_*.json")):
         _add_win_record(runs, folder, path)
     found = [run for run in runs.values() if run.files or run.win_records or WIN_TASK in run.results]
@@ -241,9 +245,43 @@ def _samples_files(folder: Path) -> dict[tuple[Path, str], dict[str, Path]]:
     return found
 
 
-def _run_of(runs: dict[tuple[Path, str], Run], source: Path, place: Path, date: str, record: Mapping[str, Any]) -> Run:
+def _by_orders(
+    record: Mapping[str, Any], files: Mapping[str, Path]
+) -> Iterator[tuple[str, dict[str, Any], dict[str, Path]]]:
+    """Split what was evaluated at one time by the orders of the options that its tasks ask in.
+
+    A task ``X_orders`` asks the questions of X, so it gets that name, and its orders are a setting of the run.
+    """
+    configs, groups = record.get("configs") or {}, record.get("group_subtasks") or {}
+
+    def words(name: str) -> str:
+        if name in configs:
+            metadata = configs[name].get("metadata")
+            orders = metadata.get("orders", 1) if isinstance(metadata, dict) else 1
+            return count_of(orders) if orders == "all" or (isinstance(orders, int) and orders > 1) else ""
+        if name in groups:
+            return next((words(member) for member in groups[name] or () if member in configs), "")
+        return "several orders of the options" if name.removesuffix(SCALED).endswith(ORDERS) else ""
+
+    def plain(name: str) -> str:
+        return re.sub(f"{ORDERS}(?={SCALED}$|$)", "", name) if words(name) else name
+
+    said = {name: words(name) for name in (*configs, *groups, *record.get("results", {}), *files)}
+    for setting in sorted(set(said.values())) or [""]:
+        part = dict(record)
+        for key in ("results", "configs", "n-shot", "group_subtasks"):
+            part[key] = {
+                plain(name): each for name, each in (record.get(key) or {}).items() if said.get(name, "") == setting
+            }
+        part["group_subtasks"] = {name: list(map(plain, each or ())) for name, each in part["group_subtasks"].items()}
+        yield setting, part, {plain(name): path for name, path in files.items() if said[name] == setting}
+
+
+def _run_of(
+    runs: dict[tuple[Path, str], Run], source: Path, place: Path, date: str, record: Mapping[str, Any], orders: str
+) -> Run:
     args = model_args(record)
-    settings = _settings(record)
+    settings = (*_settings(record), *([orders] if orders else []))
     shots = record.get("n-shot") or {}
     shard = shard_of(record)
     key = place, json.dumps([args, settings, str(shard)], sort_keys=True, default=str)

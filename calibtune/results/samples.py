@@ -24,6 +24,7 @@ from calibtune.results.records import FILE_NAME, record_beside
 from calibtune.results.shards import Shard, shard_of
 from harness_ext.binning import FloatArray, IntArray
 from harness_ext.calibration import validate_rows
+from harness_ext.orders import Orders, averaged
 from harness_ext.ranges import BoolArray
 from harness_ext.sanity import check_scored, check_told_apart, is_unseen, warn_of_ties
 
@@ -104,7 +105,8 @@ class Samples:
     filter: str
     path: Path
     #: Raw log-probabilities of the letters (lm_eval's log-likelihoods), shape (N, K), NaN where the letter is absent.
-    #: They do not sum to 1 over the letters.
+    #: They do not sum to 1 over the letters. Of questions asked in several orders of their options: of the options in
+    #: their own order, averaged (:func:`harness_ext.orders.averaged`).
     log_probs: FloatArray
     #: Index of the right letter, shape (N,).
     labels: IntArray
@@ -114,12 +116,14 @@ class Samples:
     prompt_hashes: tuple[str | None, ...] = field(repr=False)
     #: Temperature of each filter whose temperature can be inferred.
     temperatures: dict[str, float]
-    #: Whether a log-probability is the bound of a letter that a server did not show, shape (N, K).
+    #: Whether a log-probability is the bound of a letter that a server did not show, shape (N, K); in any order.
     unseen: BoolArray = field(repr=False)
     #: True probabilities p* of the letters, shaped as the log-probabilities, where the documents of the task hold them.
     p_star: FloatArray | None = None
     #: Files of the run's other shards (``eval --shard``).
     more: tuple[Path, ...] = ()
+    #: In how many orders of its options each question was asked; "all": in as many as it has options.
+    orders: Orders = 1
 
     @property
     def where(self) -> str:
@@ -173,6 +177,11 @@ class _Columns:
         self.letters = array.array("q")
         self.values = array.array("d")
         self.unseen = array.array("b")
+        #: Of the options' own order alone.
+        self.own = array.array("d")
+        self.own_unseen = array.array("b")
+        self.orders: set[int] = set()
+        self.all_orders = True
         self.doc_hashes: list[str] = []
         self.prompt_hashes: list[str | None] = []
         #: p* of the letters of all rows so far; None from the first row without one.
@@ -206,11 +215,17 @@ class _Columns:
 
     def _add(self, row: Row) -> None:
         answers = [response[0] for response in row.resps]
+        # Where several processes evaluate, the harness repeats the last letter of some: no order of its own.
+        orders = min(map(len, row.resps), default=1)
+        self.orders.add(orders)
+        self.all_orders = self.all_orders and orders == len(answers)
         self.doc_ids.append(row.doc_id)
         self.labels.append(row.target)
         self.letters.append(len(answers))
-        self.values.extend(answer[0] for answer in answers)
-        self.unseen.extend(is_unseen(answer) for answer in answers)
+        self.own.extend(answer[0] for answer in answers)
+        self.own_unseen.extend(is_unseen(answer) for answer in answers)
+        self.values.extend(averaged([[response[i][0] for response in row.resps] for i in range(orders)]))
+        self.unseen.extend(any(map(is_unseen, response[:orders])) for response in row.resps)
         self.of_letters = self.of_letters and all(len(answer) <= 2 for answer in answers)
         self.doc_hashes.append(str(row.doc_hash))
         self.prompt_hashes.append(row.prompt_hash)
@@ -219,6 +234,10 @@ class _Columns:
             self.p_star.extend(truth)
         else:
             self.p_star = None
+
+    def asked(self) -> Orders:
+        """Return in how many orders the questions were asked."""
+        return "all" if self.all_orders and max(self.orders) > 1 else max(self.orders)
 
     def by_letter(self, values: array.array[Any]) -> FloatArray:
         """Return a value of each letter of all questions in shape (N, K), NaN where a question lacks the letter."""
@@ -266,7 +285,8 @@ def read_samples(path: Path, *more: Path) -> Samples:
         unseen = columns.by_letter(columns.unseen)[order] == 1
         if columns.of_letters:
             check_scored(log_probs)
-        check_told_apart(log_probs, unseen)
+        # Letters that the model cannot tell apart are different options in each order.
+        check_told_apart(columns.by_letter(columns.own)[order], columns.by_letter(columns.own_unseen)[order] == 1)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     if columns.of_letters:
@@ -284,6 +304,7 @@ def read_samples(path: Path, *more: Path) -> Samples:
         unseen=unseen,
         more=more,
         p_star=None if columns.p_star is None else columns.by_letter(columns.p_star)[order],
+        orders=columns.asked(),
     )
 
 

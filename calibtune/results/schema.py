@@ -38,6 +38,7 @@ class TaskConfig(TypedDict, total=False):
     __pydantic_config__ = ConfigDict(strict=True)  # type: ignore[misc]
 
     output_type: str | None
+    metadata: Any
 
 
 #: lm_eval's results file, as far as it is read.

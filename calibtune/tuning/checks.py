@@ -37,7 +37,7 @@ def check_machine(recipe: Recipe) -> None:
             "--auto-batch tries sizes in each process by itself, and FSDP needs all processes in every pass; leave it "
             f"out and give --batch-size (now {recipe.batch_size}), which counts per process"
         )
-    if recipe.method != "temperature":
+    if recipe.trains:
         needed = {"peft", "accelerate", recipe.report_to} - {"none"}
         check_packages(needed | ({"liger_kernel"} if recipe.liger_kernel else set()))
 

@@ -53,6 +53,7 @@ from calibtune.tuning.inputs import Inputs, read_inputs
 from calibtune.tuning.progress import overtrained
 from calibtune.tuning.trainable import add_adapter
 from harness_ext.binning import FloatArray, IntArray
+from harness_ext.orders import averages, count_of
 from harness_ext.ranges import BoolArray
 
 logger = logging.getLogger(__name__)
@@ -103,7 +104,7 @@ def fit(recipe: Recipe, output: Path, resume: bool = False, overwrite: bool = Fa
         return fit_samples(recipe, output, resume, overwrite)
     if recipe.backend == "api":
         return fit_served(recipe, output, resume, overwrite)
-    if recipe.method != "temperature":
+    if recipe.trains:
         from calibtune.tuning.trainer import training_arguments
 
         training_arguments(recipe, output / CHECKPOINTS)  # refuses what Trainer does not take
@@ -114,6 +115,8 @@ def fit(recipe: Recipe, output: Path, resume: bool = False, overwrite: bool = Fa
         # No name here holds the loaded model: one that FSDP splits makes way for another with the same weights.
         if recipe.method == "temperature":
             return _temperature(inputs, _begun(recipe, output, resume, overwrite), output, started)
+        if recipe.method == "strength":
+            return _strength(inputs, _begun(recipe, output, resume, overwrite), output, started)
         return _train(inputs, _begun(recipe, output, resume, overwrite), output, resume, started)
     except Exception as error:
         if is_out_of_memory(error):
@@ -130,9 +133,13 @@ def _on_base(recipe: Recipe) -> Recipe:
     """Return the recipe with its base model and the local folder of the adapter on it, if there is one.
 
     Raises:
-        UserError: An adapter is to be trained on.
+        UserError: An adapter is to be trained on; or see :func:`calibtune.tuning.strength.as_fitted`.
     """
-    if recipe.method != "temperature":
+    if recipe.method == "strength":
+        from calibtune.tuning.strength import as_fitted
+
+        return as_fitted(recipe)
+    if recipe.trains:
         if folder := adapter_folder(recipe.model, recipe.revision):
             raise UserError(
                 f"--model {recipe.model} is an adapter; train on the model that it makes: python -m calibtune merge "
@@ -165,7 +172,8 @@ def _refuse_other(recipe: Recipe, before: Mapping[str, Any], output: Path) -> No
     """Refuse to resume a fit with another recipe."""
     values = recipe_values(recipe)
     # What a finished fit has filled in by itself.
-    own = {"batch_size", "gradient_accumulation"} if recipe.auto_batch else {"tasks"} if recipe.samples else set()
+    own = {"batch_size", "gradient_accumulation"} if recipe.auto_batch else set[str]()
+    own |= {"tasks", "orders"} if recipe.samples else set()
     # A local server has another port each time, and its replies are known by what was asked.
     own |= {"base_url"}
     other = sorted(key for key in values if before[key] != values[key] and key not in own)
@@ -187,7 +195,7 @@ def _claim(recipe: Recipe, output: Path, resume: bool, overwrite: bool) -> None:
 
 def _begun(recipe: Recipe, output: Path, resume: bool, overwrite: bool) -> Any:
     """Load the model, take the output folder, and return the model."""
-    full = recipe.tuning == "full" and recipe.method != "temperature"
+    full = recipe.tuning == "full" and recipe.trains
     # bfloat16 weights lose small updates, so a model that is trained in full is held in float32.
     model = load_base(recipe.spec, torch.float32 if full else None, in_shares=recipe.artifact is None)
     if recipe.artifact is not None:
@@ -198,7 +206,7 @@ def _begun(recipe: Recipe, output: Path, resume: bool, overwrite: bool) -> Any:
 
 def _announce(inputs: Inputs) -> None:
     recipe = inputs.recipe
-    counts = f"{len(inputs.examples.train)} training and {len(inputs.held_out)} held-out questions; loading"
+    counts = f"{len(inputs.examples.train)} training and {len(inputs.examples.held_out)} held-out questions; loading"
     names, model = ", ".join(recipe.questions.names), visible(recipe.model)
     logger.info("%s: %s, %s %s%s", recipe.method, names, counts, model, idle_gpus(recipe))
 
@@ -215,8 +223,8 @@ def _memory_advice(recipe: Recipe) -> str:
 
 
 def _temperature(inputs: Inputs, model: Any, output: Path, started: float) -> Artifact:
-    recipe = inputs.recipe
-    scores = score(model, inputs.held_out, PAD, recipe.batch_size)
+    recipe, options = inputs.recipe, [len(example.letters) for example in inputs.examples.held_out]
+    scores = averages(score(model, inputs.held_out, PAD, recipe.batch_size), options, recipe.orders)
     found = _write_temperature(recipe, output, scores, inputs.gold, np.zeros(scores.shape, dtype=bool))
     if recipe.chat_template is not None and is_first_process():
         inputs.tokenizer.save_pretrained(output)  # the base's own has no template to evaluate with
@@ -225,6 +233,20 @@ def _temperature(inputs: Inputs, model: Any, output: Path, started: float) -> Ar
     trained = Marks.of([]) if adapter is None else Marks(adapter.documents["train"], adapter.sketches.get("train", ""))
     marks = {"train": trained, "held_out": _marks(inputs.examples.held_out)}
     return _finish(recipe, output, "temperature", measures, started, marks, inputs.revision, found)
+
+
+def _strength(inputs: Inputs, model: Any, output: Path, started: float) -> Artifact:
+    from calibtune.tuning.strength import find_strength, write_scaled
+
+    recipe, adapter = inputs.recipe, cast(Artifact, inputs.adapter)
+    found = find_strength(model, inputs.held_out, inputs.gold, recipe)
+    if is_first_process():
+        write_scaled(adapter, found.value, output)
+        inputs.tokenizer.save_pretrained(output)
+    measures = _measured(found.before, inputs.gold), _measured(found.after, inputs.gold)
+    marks = {role: Marks(adapter.documents[role], adapter.sketches.get(role, "")) for role in ("train", "held_out")}
+    recipe = dataclasses.replace(recipe, chat_template=adapter.recipe["chat_template"])
+    return _finish(recipe, output, "adapter", measures, started, marks, inputs.revision, strength=found.value)
 
 
 def _write_temperature(
@@ -244,7 +266,7 @@ def _write_temperature(
     found = cast(FittedTemperature, fitted.record())
     if is_first_process():
         write_json(output / "temperature.json", found)
-        write_scaled_tasks(output, found["temperature"])
+        write_scaled_tasks(output, found["temperature"], recipe.orders)
     return found
 
 
@@ -281,8 +303,13 @@ def fit_samples(recipe: Recipe, output: Path, resume: bool, overwrite: bool) -> 
 
     started, path = time.perf_counter(), Path(str(recipe.samples))
     rows, prompts = read_samples(path), read_prompts(path)
+    if recipe.orders not in (1, rows.orders):
+        raise UserError(
+            f"--orders is {recipe.orders}, but the questions of {path} were asked in {count_of(rows.orders)}; "
+            "leave it out"
+        )
     _claim(recipe, output, resume, overwrite)
-    recipe = dataclasses.replace(recipe, tasks=recipe.tasks or (rows.task,))
+    recipe = dataclasses.replace(recipe, tasks=recipe.tasks or (rows.task,), orders=rows.orders)
     asked = Marks.of(question_of(doc, *prompt) for doc, prompt in zip(rows.documents, prompts, strict=True))
     found = _write_temperature(recipe, output, rows.log_probs, rows.labels, rows.unseen)
     measures = _temperature_measures(recipe, rows.log_probs, rows.labels)
@@ -399,6 +426,7 @@ def _finish(
     marks: Mapping[str, Marks],
     revision: str | None = None,
     temperature: FittedTemperature | None = None,
+    strength: float | None = None,
 ) -> Artifact:
     asked = bool(recipe.model) and recipe.backend == "hf" and is_first_process()
     artifact = Artifact(
@@ -418,6 +446,7 @@ def _finish(
         seconds=round(time.perf_counter() - started, 1),
         peak_memory_gib=round(torch.cuda.max_memory_allocated() / 2**30, 2) if torch.cuda.is_available() else None,
         temperature=temperature,
+        strength=strength,
         fingerprint=fingerprint(recipe.spec) if asked else None,
         base_quantization=held_as(load_config(recipe.spec)) if asked else None,
         folder=output,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ import numpy as np
 
 from calibtune.artifacts.manifest import Artifact, base_model, read_artifact, tokenizer_folder
 from calibtune.data.encoder import Encoder
-from calibtune.data.examples import Examples, load_examples
+from calibtune.data.examples import Examples, in_orders, load_examples
 from calibtune.data.source import load_questions
 from calibtune.data.tokens import PAD, TokenExample, tokenize
 from calibtune.data.training_set import Questions, TrainingSet
@@ -24,6 +25,10 @@ from calibtune.models.fingerprint import check_fingerprint
 from calibtune.models.loading import context_length, load_config, load_tokenizer
 from calibtune.recipe import Recipe
 from calibtune.tuning.checks import check_kernels, check_machine, check_trainable
+from harness_ext.orders import count_of
+from harness_ext.task import OrderedTask
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,7 @@ class Inputs:
     tokenizer: Any
     encoder: Encoder
     examples: Examples
+    #: Where a temperature is fitted in several orders of the options, the orders of each question in a row.
     held_out: tuple[TokenExample, ...]
     max_length: int
     revision: str | None
@@ -43,7 +49,7 @@ class Inputs:
     @property
     def gold(self) -> np.ndarray:
         """Return the index of the right letter of each held-out question, shape (N,)."""
-        return np.array([example.gold for example in self.held_out], dtype=np.int64)
+        return np.array([example.gold for example in self.examples.held_out], dtype=np.int64)
 
     @cached_property
     def questions(self) -> Questions:
@@ -69,6 +75,7 @@ def read_inputs(recipe: Recipe) -> Inputs:
     tokenizer = load_tokenizer(spec)
     encoder = Encoder(tokenizer, recipe.spec)
     _, tasks = load_questions(recipe.questions)
+    check_one_order(tasks)
     examples = load_examples(
         tasks,
         encoder,
@@ -79,15 +86,32 @@ def read_inputs(recipe: Recipe) -> Inputs:
         None if adapter is None else adapter.seen("train"),
         1.0 if recipe.method == "temperature" else 0.25,
     )
+    if recipe.method == "strength" and adapter is not None:
+        examples = held_out_again(examples, adapter)
     length = context_length(config, tokenizer)
-    held_out = tuple(tokenize(examples.held_out, encoder, length))
+    asked = [shown for example in examples.held_out for shown in in_orders(example, recipe.orders)]
+    held_out = tuple(tokenize(asked, encoder, length))
     revision = getattr(config, "_commit_hash", None)
     inputs = Inputs(recipe, tokenizer, encoder, examples, held_out, length, revision, adapter)
     check_counts(inputs)
-    rows = held_out if recipe.method == "temperature" else (*held_out, *inputs.questions.train.rows)
+    rows = (*held_out, *inputs.questions.train.rows) if recipe.trains else held_out
     added = embedding_rows(Path(adapter)) if adapter is not None and adapter.foreign else None
     check_vocabulary(rows, added or config.get_text_config().vocab_size, recipe.model)
     return inputs
+
+
+def check_one_order(tasks: Sequence[Any]) -> None:
+    """Refuse to fit on tasks that ask in several orders, which --orders says.
+
+    Raises:
+        UserError: With the task.
+    """
+    for task in tasks:
+        if isinstance(task, OrderedTask):
+            raise UserError(
+                f"--tasks {task.task_name} asks in {count_of(task.orders)}; give the task that asks in one, and for a "
+                f"temperature --orders {task.orders}"
+            )
 
 
 def fitted_adapter(recipe: Recipe) -> Artifact | None:
@@ -107,6 +131,24 @@ def fitted_adapter(recipe: Recipe) -> Artifact | None:
     return artifact
 
 
+def held_out_again(examples: Examples, adapter: Artifact) -> Examples:
+    """Return the questions that an adapter's fit held out, and no others.
+
+    Raises:
+        UserError: None of them is found.
+    """
+    seen, known = adapter.seen("held_out"), len(adapter.documents["held_out"])
+    held_out = tuple(each for each in examples.held_out if seen.same(each.prompts.task, each.doc, each.question))
+    if not held_out:
+        raise UserError(
+            f"none of the {known} questions that {adapter.folder} held out is found in its tasks; have the data as "
+            "they were for that fit"
+        )
+    if len(held_out) < known:
+        logger.warning("%d of the %d questions that %s held out are found", len(held_out), known, adapter.folder)
+    return dataclasses.replace(examples, held_out=held_out)
+
+
 def check_counts(inputs: Inputs) -> None:
     """Check that a fit has enough questions.
 
@@ -122,7 +164,7 @@ def check_counts(inputs: Inputs) -> None:
             f"no question of {tasks} is left for the E-step; raise --limit, use a task with more rows, or give "
             "--e-step-rows train"
         )
-    if recipe.method == "temperature" or recipe.auto_batch:
+    if not recipe.trains or recipe.auto_batch:
         return
     step = recipe.batch_size * recipe.gradient_accumulation * int(os.environ.get("WORLD_SIZE", "1"))
     if (count := len(inputs.examples.train)) < step:

@@ -34,8 +34,8 @@ def test_task_manager_finds_every_yaml_file():
     groups = {config["group"] for config in names if "group" in config}
     found = manager()
     assert set(found.all_subtasks) == tasks
-    assert set(found.all_groups) == groups == {"mc_calib", "mc_calib_mmlu_subjects"}
-    assert len([name for name in tasks if name.startswith("mc_calib_mmlu_")]) == 57
+    assert set(found.all_groups) == groups == {"mc_calib", "mc_calib_orders", "mc_calib_mmlu_subjects"}
+    assert len([name for name in tasks if name.startswith("mc_calib_mmlu_")]) == 58
     members = {name for config in names if "group" in config for name in config["task"]}
     assert members <= tasks
 
@@ -117,7 +117,7 @@ def test_every_task_loads_from_the_mirror_and_renders_a_prompt(monkeypatch):
     monkeypatch.chdir(Path(TASKS).parents[1] / "shared/data/hub")
     names = [name for name in manager().all_subtasks if name != "ultrafeedback_winrate"]
     loaded = manager().load(names)["tasks"]
-    assert len(loaded) == 65
+    assert len(loaded) == 73
     for task in loaded.values():
         shot = 0 if task.config.task == "mc_calib_arc" else 1
         task.set_fewshot_seed(0)

@@ -112,7 +112,7 @@ def test_note_names_runs_with_other_prompts_than_the_base(tmp_path):
     tuned = {"arc": answers(30, sharpness=1.1)}
     write_run(tmp_path / "cft", tuned, CFT, chat_template_sha="abc", **{"n-shot": {"arc": 5}})
     assert build([tmp_path / "base", tmp_path / "cft"])["notes"] == [
-        "cft was evaluated with chat template, base-7b with neither chat template nor system instruction",
+        "cft was evaluated with chat template, base-7b without",
         "arc: cft was evaluated with 5 few-shot examples, base-7b with 0",
     ]
 

@@ -208,8 +208,8 @@ class _Columns:
         return _check_complete(path, np.sort(self.doc_ids[start:]), digest.hexdigest())
 
     def _infer_temperature(self, row: Row) -> None:
-        question, _ = self.temperatures.get(row.filter, (math.inf, 0.0))
-        temperature = _temperature(row.filtered_resps) if row.doc_id < question else None
+        told = self.temperatures.get(row.filter)
+        temperature = _temperature(row.filtered_resps) if told is None or row.doc_id < told[0] else None
         if temperature is not None:
             self.temperatures[row.filter] = row.doc_id, temperature
 
@@ -397,7 +397,7 @@ def _distribution(given: Any, letters: int) -> list[float] | None:
     """Return what a document holds as the probabilities of its options, or None where it is something else."""
     if not isinstance(given, list) or len(given) != letters:
         return None
-    if not all(isinstance(value, (int, float)) and 0 <= value <= 1 for value in given):
+    if not all(isinstance(value, (int, float)) and value >= 0 for value in given):
         return None
     return given if abs(math.fsum(given) - 1) < SUM else None
 

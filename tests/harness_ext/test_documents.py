@@ -32,6 +32,13 @@ def test_openbookqa_uses_the_question_stem():
     }
 
 
+def test_a_split_has_its_name_where_all_of_it_was_asked_for():
+    rows = arc_rows()
+    for asked in ("test", "test[:]"):
+        rows._split = datasets.NamedSplit(asked)
+        assert documents.split_of(rows) == "test"
+
+
 def test_unknown_answer_key_is_refused():
     with pytest.raises(UserError, match=r"row 0 \(id q1\) has no right answer: answerKey 'E'"):
         documents.arc(arc_rows(answerKey="E"))

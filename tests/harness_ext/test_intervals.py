@@ -14,7 +14,14 @@ from harness_ext.debiasing import (
     unseen_variance,
 )
 from harness_ext.errors import UserError
-from harness_ext.intervals import basic_interval, ece_difference_interval, ece_interval, paired_difference, wilson
+from harness_ext.intervals import (
+    basic_interval,
+    ece_difference_interval,
+    ece_interval,
+    paired_difference,
+    resampled_means,
+    wilson,
+)
 
 
 def draw(rows, seed=0, letters=4, sharpen=1.0):
@@ -296,3 +303,11 @@ def test_twenty_right_answers_of_two_models_do_not_prove_the_difference_of_their
     found = ece_difference_interval(sure, unsure)
     assert found.estimate == pytest.approx(0.3)
     assert found.low < 0.25
+
+
+@pytest.mark.parametrize("draws", [1, 16, 17, 35])
+def test_means_of_all_columns_are_of_the_same_resamples(draws):
+    values = np.random.default_rng(1).normal(size=(9, 3))
+    rng = np.random.default_rng(7)
+    one_by_one = [values[rng.integers(9, size=9)].mean(axis=0) for _ in range(draws)]
+    assert resampled_means(values, draws, seed=7) == pytest.approx(np.array(one_by_one))

@@ -42,6 +42,7 @@ def test_samples_do_not_change_and_show_no_hash_of_each_question(tmp_path):
     with pytest.raises(dataclasses.FrozenInstanceError):
         found.labels = found.labels + 1
     assert "mc_calib_arc" in repr(found)
+    assert "unseen" not in repr(found)
     assert not {*found.doc_hashes, *found.prompt_hashes} & set(repr(found).replace("'", " ").split())
 
 
@@ -302,3 +303,54 @@ def test_true_probabilities_are_in_the_questions_order(tmp_path):
 def test_what_is_no_distribution_over_the_options_is_no_p_star(tmp_path, bad):
     rows = [sample(number, doc={"p_star": given}) for number, given in enumerate([P_STAR, bad, P_STAR])]
     assert read_samples(write(tmp_path, rows)).p_star is None
+
+
+def shards(tmp_path, *parts, original=None):
+    """Write shards of a run, each into a folder of its own."""
+    files = []
+    for number, rows in enumerate(parts):
+        (folder := tmp_path / f"shard{number}").mkdir()
+        files.append(write(folder, rows))
+        if original:
+            counted = {"original": original[number], "effective": len(rows)}
+            (folder / f"results_{DATE}.json").write_text(json.dumps({"n-samples": {"mc_calib_arc": counted}}))
+    return files
+
+
+def test_shards_are_read_as_one_and_named_by_their_first_file(tmp_path):
+    one, two, three = shards(tmp_path, [sample(2)], [sample(0, (-3.0, -1.0))], [sample(1)], original=[3, 3, 3])
+    assert read_samples(one).where == str(one)
+    assert read_samples(one, two).where == f"{one} and 1 more shard"
+    found = read_samples(one, two, three)
+    assert found.where == f"{one} and 2 more shards"
+    assert found.doc_hashes == ("hash0", "hash1", "hash2")
+    assert found.log_probs[0, :2].tolist() == [-3.0, -1.0]
+
+
+def test_a_question_in_two_shards_is_refused(tmp_path):
+    one, two = shards(tmp_path, [sample(0), sample(1)], [sample(1), sample(2)], original=[3, 3])
+    with pytest.raises(UserError, match="question 1 occurs twice"):
+        read_samples(one, two)
+
+
+def test_shards_of_other_data_are_refused(tmp_path):
+    one, two = shards(tmp_path, [sample(0)], [sample(1)], original=[2, 3])
+    with pytest.raises(UserError, match=r"shards of 2 and 3 questions; evaluate all shards on the same data"):
+        read_samples(one, two)
+
+
+def test_letters_that_a_server_did_not_show_are_marked_and_their_ties_not_warned_of(tmp_path, caplog):
+    tied = [[["-1.0", "False"]], [["-1.0", "None"]]]
+    shown = [[["-1.0", "False"]], [["-2.0", "False"]]]
+    found = read_samples(write(tmp_path, [sample(0, resps=tied), sample(1, resps=shown)]))
+    assert found.unseen.tolist() == [[False, True], [False, False]]
+    assert "tie" not in caplog.text
+
+
+def test_a_temperature_of_question_0_is_told_by_it(tmp_path):
+    def row(number, temperature):
+        filtered = [["0.5", str(-1 / temperature), "-1"], ["0.5", str(-2 / temperature), "-2"]]
+        return sample(number, (-1.0, -2.0), filtered_resps=filtered)
+
+    for rows in ([row(0, 2.0), row(1, 4.0)], [row(1, 4.0), row(0, 2.0)]):
+        assert read_samples(write(tmp_path, rows)).temperatures == {"none": 2.0}

@@ -19,7 +19,7 @@ def test_report_shows_the_harness_results(tmp_path, monkeypatch):
         tracker.save_results_samples("mc_calib_arc", samples["mc_calib_arc"])
     results = build([tmp_path / "out"])
     (note,) = results["notes"]
-    assert "tiny (chat template) was evaluated with chat template, tiny with neither" in note
+    assert "tiny (chat template) was evaluated with chat template, tiny without" in note
     assert [method["label"] for method in results["methods"]] == ["tiny", "tiny (chat template)"]
     task = results["tasks"]["mc_calib_arc"]
     assert task["questions"] == 24

@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from calibtune.commands.progress import steps_of
 from calibtune.text import visible
 
 
@@ -37,16 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the board and print its first table."""
-    from tqdm import tqdm
-
     from calibtune.api import leaderboard
 
-    with tqdm(unit="step", delay=1, leave=False, desc="leaderboard") as bar:
-
-        def step(text: str) -> None:
-            bar.set_postfix_str(visible(text), refresh=False)
-            bar.update()
-
+    with steps_of("leaderboard") as step:
         leaderboard(args.folders, args.output, sort=args.sort, add=args.add, overwrite=args.overwrite, step=step)
     print(_summary(args.output))
     return 0

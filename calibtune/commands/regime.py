@@ -15,6 +15,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from calibtune.commands.progress import steps_of
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
@@ -29,18 +31,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the page and print what it says of each task."""
-    from tqdm import tqdm
-
     from calibtune.api import regime
     from calibtune.reading import MOST_LISTED, read_json
-    from calibtune.text import visible
 
-    with tqdm(unit="step", delay=1, leave=False, desc="regime") as bar:
-
-        def step(text: str) -> None:
-            bar.set_postfix_str(visible(text), refresh=False)
-            bar.update()
-
+    with steps_of("regime") as step:
         page = regime(args.folders, args.output, base=args.base, labels=args.label, overwrite=args.overwrite, step=step)
     for name, task in read_json(args.output / "regime.json", most=MOST_LISTED)["tasks"].items():
         print(f"{name}, on the frontier: {'; '.join(task['frontier'])}")

@@ -13,7 +13,7 @@ import argparse
 import shlex
 from pathlib import Path
 
-from calibtune.text import visible
+from calibtune.commands.progress import steps_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,16 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the report and print the paths of its files."""
-    from tqdm import tqdm
-
     from calibtune.api import report
 
-    with tqdm(unit="step", delay=1, leave=False, desc="report") as bar:
-
-        def step(text: str) -> None:
-            bar.set_postfix_str(visible(text), refresh=False)
-            bar.update()
-
+    with steps_of("report") as step:
         report(args.folders, args.output, base=args.base, labels=args.label, overwrite=args.overwrite, step=step)
     print(_summary(args.output))
     return 0

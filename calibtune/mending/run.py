@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from calibtune.artifacts.manifest import read_artifact
+from calibtune.artifacts.manifest import Artifact, read_artifact
 from calibtune.errors import WorkFailed
 from calibtune.estimate import estimate, inspect
 from calibtune.evaluation.guard import guard
@@ -64,13 +64,27 @@ def mend(options: Options) -> Mended:
         _check(options, remarks)
     _run(options, base)
     _run(options, plan.fit(options, "temperature", "--method", "temperature"))
-    if looks_calibrated(read_artifact(options.output / "temperature")):
-        chosen, found = None, candidates(options.output, "temperature", trained=False)
-    else:
-        trained = _train(options, remarks)
-        found = candidates(options.output, _compared(options, trained), trained)
-        chosen = _guarded(options, found, remarks)
-    return _finish(options, chosen, found, remarks)
+    if looks_calibrated(temperature := read_artifact(options.output / "temperature")):
+        found = candidates(options.output, "temperature", trained=False)
+        return _finish(options, found[0], found, [_calibrated(temperature), *remarks])
+    trained = _train(options, remarks)
+    found = candidates(options.output, _compared(options, trained), trained)
+    chosen = _guarded(options, found, remarks)
+    why = (
+        "Leave it: nothing that was fitted has a lower NLL on held-out questions."
+        if chosen.artifact is None
+        else f"Use {NAMES[chosen.name]}: of {len(found)} candidates it has the lowest NLL on held-out questions."
+    )
+    return _finish(options, chosen, found, [why, *remarks])
+
+
+def _calibrated(temperature: Artifact) -> str:
+    fitted = temperature.temperature
+    assert fitted is not None
+    return (
+        f"Leave it: on {fitted['questions']} held-out questions it cannot be told from calibrated (T "
+        f"{fitted['temperature']:.2f}, 95 % interval {fitted['low']:.2f} to {fitted['high']:.2f})."
+    )
 
 
 def _check(options: Options, remarks: list[str]) -> None:
@@ -147,33 +161,20 @@ def _guarded(options: Options, found: Sequence[Candidate], remarks: list[str]) -
     return best([candidate for candidate in found if not candidate.name.startswith("rcft")])
 
 
-def _finish(options: Options, chosen: Candidate | None, found: Sequence[Candidate], remarks: list[str]) -> Mended:
+def _finish(options: Options, chosen: Candidate, found: Sequence[Candidate], remarks: Sequence[str]) -> Mended:
     """Measure what was chosen, write the report and the recommendation."""
-    left = chosen is None or chosen.artifact is None
     runs = {"base": options.output / "base-eval"}
-    if chosen is not None and chosen.artifact is not None:
+    if chosen.artifact is not None:
         step = plan.evaluation(options, chosen.name, chosen.artifact)
         _run(options, step)
         runs[chosen.name] = step.output
     step = plan.report(options, runs)
     _run(options, step)
-    numbers = _numbers(read_json(step.output / "results.json"), "base" if chosen is None or left else chosen.name)
-    name = "leave it" if chosen is None or left else chosen.name
-    if chosen is None:
-        fitted = read_artifact(options.output / "temperature").temperature
-        assert fitted is not None
-        why = (
-            f"Leave it: on {fitted['questions']} held-out questions it cannot be told from calibrated (T "
-            f"{fitted['temperature']:.2f}, 95 % interval {fitted['low']:.2f} to {fitted['high']:.2f})."
-        )
-    elif left:
-        why = "Leave it: nothing that was fitted has a lower NLL on held-out questions."
-    else:
-        why = f"Use {NAMES[name]}: of {len(found)} candidates it has the lowest NLL on held-out questions."
+    numbers = _numbers(read_json(step.output / "results.json"), chosen.name)
     mended = Mended(
-        name,
-        [*_gains(options.model.name, name, numbers), why, *remarks],
-        None if chosen is None else chosen.artifact,
+        "leave it" if chosen.artifact is None else chosen.name,
+        [*_gains(options.model.name, chosen, numbers), *remarks],
+        chosen.artifact,
         {candidate.name: candidate.nll for candidate in found},
         numbers,
         step.output / "report.html",
@@ -193,13 +194,13 @@ def _numbers(results: dict[str, Any], label: str) -> dict[str, dict[str, dict[st
     return found
 
 
-def _gains(model: str, name: str, numbers: dict[str, dict[str, dict[str, float]]]) -> list[str]:
+def _gains(model: str, chosen: Candidate, numbers: dict[str, dict[str, dict[str, float]]]) -> list[str]:
     """Say for each task how sure the model is and how often it is right, before and after."""
     sentences = []
     for task, entry in numbers.items():
         sure, after = (f"{100 * n['mean_confidence']:.0f} % sure" for n in (entry["before"], entry["after"]))
         right, now = (f"{100 * n['acc']:.0f} % right" for n in (entry["before"], entry["after"]))
-        mended = "" if name == "leave it" else f"; with {NAMES[name]} {after} and {now}"
+        mended = "" if chosen.artifact is None else f"; with {NAMES[chosen.name]} {after} and {now}"
         sentences.append(f"{Path(model).name} is {sure} and {right} on {task}{mended}.")
     return sentences
 

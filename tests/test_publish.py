@@ -162,6 +162,7 @@ def test_without_a_token_nothing_is_asked_of_the_hub(made, hub, tmp_path):
     assert hub.requests == []
 
 
+@pytest.mark.slow
 def test_a_public_repository_is_not_taken_for_a_private_one(made, hub, tmp_path):
     push(made, hub, tmp_path, "t")
     hub.repos["us/t"].clear()

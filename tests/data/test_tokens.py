@@ -97,7 +97,9 @@ def test_a_batch_within_its_tokens_is_one_part():
     assert [part["row"].tolist() for part in parts(batch, 26)] == [[0], [2, 1]]
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "method", [pytest.param(each, marks=[pytest.mark.slow] * (each != "rcft")) for each in METHODS]
+)
 def test_a_step_in_parts_trains_as_in_one_piece(model, tmp_path, mirror, monkeypatch, method):
     sizes, losses = [], []
     step = trainer.CalibrationTrainer.training_step

@@ -34,7 +34,16 @@ def request_of(pair):
 MULTITURN = {"num_fewshot": 3, "apply_chat_template": True, "fewshot_as_multiturn": True}
 
 
-@pytest.mark.parametrize("options", [{}, {"apply_chat_template": True}, {"num_fewshot": 3}, MULTITURN])
+@pytest.mark.parametrize(
+    "options",
+    [
+        *(
+            pytest.param(each, marks=pytest.mark.slow)
+            for each in ({}, {"apply_chat_template": True}, {"num_fewshot": 3})
+        ),
+        MULTITURN,
+    ],
+)
 def test_log_likelihoods_equal_the_stock_backends(model, options):
     stock, *ours = (loglikelihoods(lm(pretrained=model, **OPTIONS), **options) for lm in (HFLM, LetterLM, PrefixLM))
     for found in ours:

@@ -110,6 +110,7 @@ def report(output, *folders):
     return found, (output / "tables.md").read_text().partition("## Runs")[0]
 
 
+@pytest.mark.slow
 def test_report_shows_shards_as_the_whole_run(runs, tmp_path):
     whole, parts = report(tmp_path / "a", runs[0]), report(tmp_path / "b", *runs[1].iterdir())
     assert whole == parts
@@ -131,6 +132,7 @@ def test_missing_and_doubled_shards_are_named(runs, tmp_path, capsys):
     assert "shard 2/3 of drawn is in both" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_shards_of_a_temperature_leave_out_what_the_whole_run_does(folder, model, tmp_path, monkeypatch, capsys):
     enter_mirror(folder, monkeypatch)
     fitted = [{**row, "split": "train" if number else "test"} for number, row in enumerate(QUESTIONS)]

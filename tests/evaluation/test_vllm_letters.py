@@ -52,7 +52,10 @@ def assert_equal(found, stock):
 MULTITURN = {"num_fewshot": 3, "apply_chat_template": True, "fewshot_as_multiturn": True}
 
 
-@pytest.mark.parametrize("options", [{}, {"apply_chat_template": True}, MULTITURN])
+@pytest.mark.parametrize(
+    "options",
+    [*(pytest.param(each, marks=pytest.mark.slow) for each in ({}, {"apply_chat_template": True})), MULTITURN],
+)
 def test_letters_equal_those_of_hf_with_one_request_a_question(start, engine, model, options):
     ours, hf = (evaluate(["mc_calib_arc"], lm, **options) for lm in (start(model), LetterLM(model, **OPTIONS)))
     assert_equal(answers(ours), answers(hf))

@@ -15,7 +15,7 @@ def test_report_of_one_model_has_no_differences(tmp_path, capsys):
     assert "Differences to" not in (tmp_path / "out" / "report.html").read_text()
 
 
-@pytest.mark.parametrize("rows", [1, 2])
+@pytest.mark.parametrize("rows", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_report_of_one_or_two_questions(tmp_path, rows):
     folder = write_run(tmp_path, {"arc": answers(rows)})
     write_run(tmp_path, {"arc": answers(rows)}, CFT)

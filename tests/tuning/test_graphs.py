@@ -124,7 +124,7 @@ def test_cuda_graph_with_wrong_gradients_is_not_used(model, factor, kept, caplog
 @pytest.mark.parametrize(
     ("method", "changes"),
     [
-        *((m, {}) for m in METHODS),
+        *(pytest.param(m, {}, marks=[pytest.mark.slow] * (m != "cft")) for m in METHODS),
         ("rcft", {"e_step": "epoch"}),
     ],
 )

@@ -12,7 +12,9 @@ from calibtune.tuning.trainer import CalibrationTrainer, training_arguments
 pytestmark = pytest.mark.usefixtures("mirror")
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "method", [pytest.param(each, marks=[pytest.mark.slow] * (each != "rcft")) for each in METHODS]
+)
 def test_gradient_accumulation_matches_one_batch(model, tmp_path, method, monkeypatch):
     norms = []
     norm = CalibrationTrainer._get_grad_norm

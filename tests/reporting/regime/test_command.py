@@ -63,6 +63,7 @@ def test_real_questions_get_no_bounds_but_what_cannot_be_known(tmp_path):
     assert {model["regime"] for model in models.values()} == {"calibratable"}
 
 
+@pytest.mark.slow
 def test_report_of_several_models_has_the_page_and_a_link_to_it(known):
     assert main(["report", str(known / "run"), "--output", str(known / "report")]) == 0
     assert 'href="regime.html"' in (known / "report" / "report.html").read_text()

@@ -88,6 +88,9 @@ def read_inputs(recipe: Recipe) -> Inputs:
     )
     if recipe.method == "strength" and adapter is not None:
         examples = held_out_again(examples, adapter)
+    if recipe.trains and recipe.max_steps > 0:
+        # What no step reaches needs no tokens and no score, and the artifact has not seen it.
+        examples = dataclasses.replace(examples, train=examples.train[: recipe.max_steps * step_size(recipe)])
     length = context_length(config, tokenizer)
     asked = [shown for example in examples.held_out for shown in in_orders(example, recipe.orders)]
     held_out = tuple(tokenize(asked, encoder, length))
@@ -166,12 +169,17 @@ def check_counts(inputs: Inputs) -> None:
         )
     if not recipe.trains or recipe.auto_batch:
         return
-    step = recipe.batch_size * recipe.gradient_accumulation * int(os.environ.get("WORLD_SIZE", "1"))
+    step = step_size(recipe)
     if (count := len(inputs.examples.train)) < step:
         raise UserError(
             f"a step takes {step} questions (batch size x accumulation x processes), but there are only {count} to "
             "train on; lower --batch-size or --gradient-accumulation"
         )
+
+
+def step_size(recipe: Recipe) -> int:
+    """Return the number of questions that a step takes in all processes."""
+    return recipe.batch_size * recipe.gradient_accumulation * int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def check_vocabulary(rows: Sequence[TokenExample], size: int, model: str) -> None:

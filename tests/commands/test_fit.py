@@ -13,6 +13,8 @@ from harness import TASKS
 from tiny import save_tiny
 
 from calibtune.__main__ import main
+from calibtune.artifacts.manifest import read_artifact
+from calibtune.models import scores
 from calibtune.recipe import FIELDS, RECIPES, flag, load_recipe, make_recipe
 
 pytestmark = pytest.mark.usefixtures("mirror")
@@ -88,6 +90,20 @@ def test_a_fit_and_its_evaluation_by_command(model, tmp_path, capsys):
     assert f"peft={tmp_path / 'rcft'}" in str(json.loads(results.read_text())["config"]["model_args"]).replace(
         "'peft': '", "peft="
     )
+
+
+def test_a_fit_of_few_steps_scores_no_question_that_no_step_takes(model, tmp_path, monkeypatch, capsys):
+    asked = []
+
+    def score(model, rows, *options):
+        asked.append(len(rows))
+        return scores.score(model, rows, *options)
+
+    monkeypatch.setattr("calibtune.tuning.trainer.score", score)
+    assert main(words(model, tmp_path / "rcft", "rcft", max_steps=2)) == 0
+    assert "rcft: mc_calib_arc, 8 training and 6 held-out questions" in capsys.readouterr().out
+    assert asked == [6, 8]
+    assert len(read_artifact(tmp_path / "rcft").documents["train"]) == 8
 
 
 def test_a_recipe_is_overridden_by_flags_and_all_mistakes_come_at_once(tmp_path, capsys):

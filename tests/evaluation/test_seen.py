@@ -41,11 +41,11 @@ OTHER = [
 
 @pytest.fixture(scope="module")
 def artifact(tmp_path_factory, model):
-    """A temperature that was fitted on all of `ROWS`, and the folder of its task."""
+    """An adapter that was fitted on all of `ROWS`, two of them held out, and the folder of its task."""
     folder = tmp_path_factory.mktemp("seen")
     write_task(folder, "own", OTHER)
     write(folder / "train.jsonl", ROWS)
-    small_fit(model, folder / "t", "cft", tasks="own", include_path=str(folder), held_out=2, max_steps=1)
+    small_fit(model, folder / "t", "cft", tasks="own", include_path=str(folder), held_out=2, batch_size=6)
     return folder
 
 
@@ -168,7 +168,7 @@ def test_the_same_question_about_another_passage_is_another_question(model, tmp_
     prompt = "{{passage}} {{question}}"
     write_task(tmp_path, "own", rows[8:], prompt)
     write(tmp_path / "train.jsonl", rows[:8])
-    small_fit(model, tmp_path / "t", "cft", tasks="own", include_path=str(tmp_path), max_steps=1)
+    small_fit(model, tmp_path / "t", "cft", tasks="own", include_path=str(tmp_path), batch_size=6)
     capsys.readouterr()
     assert evaluate(rows[8:], prompt=prompt, folder=tmp_path) == 0
     assert evaluate(rows[7:], prompt=prompt, folder=tmp_path) == 2
@@ -218,7 +218,7 @@ def test_the_pools_questions_are_found_in_the_harness_own_tasks(tmp_path, monkey
     monkeypatch.chdir(HUB)
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     base = save_tiny(tmp_path / "base", context=4096)
-    small_fit(base, tmp_path / "a", "cft", tasks="mc_calib_indomain", held_out=0, max_steps=1, batch_size=2)
+    small_fit(base, tmp_path / "a", "temperature", tasks="mc_calib_indomain", held_out=3000)
     output = ["--output", str(tmp_path / "out"), "--device", "cpu", "--limit", "2"]
     for task, same, other in (("openbookqa", "136 of its 500", "11 of its 500"), ("medmcqa", "81 of its 130", "")):
         assert main(["eval", "--artifact", str(tmp_path / "a"), "--tasks", task, *output]) == 2

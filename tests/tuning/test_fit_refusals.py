@@ -170,7 +170,7 @@ def test_adapter_of_another_base_is_refused(model, tmp_path):
 
 
 def test_a_temperature_is_not_fitted_on_what_its_adapter_was_trained_on(model, tmp_path, mirror):
-    small_fit(model, tmp_path / "adapter", "cft", held_out=0, max_steps=1)
+    small_fit(model, tmp_path / "adapter", "cft", held_out=0, batch_size=24)
     with pytest.raises(UserError, match="is left to fit T on; raise --limit"):
         small_fit(model, tmp_path / "t", "temperature", artifact=str(tmp_path / "adapter"))
 

@@ -65,13 +65,11 @@ class LetterSoftmax(Filter):
         asked = [_by_order(list(itertools.islice(answers, size))) for size in sizes]
         rows = ragged([averaged(question).tolist() for question in asked])
         present = ~np.isnan(rows)
-        unseen = np.zeros(rows.shape, dtype=bool)
-        unseen[present] = [any(map(is_unseen, resp)) for resp in resps]
         check_scored(rows)
         # Letters that the model cannot tell apart are different options in each order.
-        own = np.zeros(rows.shape, dtype=bool)
-        own[present] = [is_unseen(resp[0]) for resp in resps]
-        check_told_apart(ragged([question[0] for question in asked]), own)
+        unseen = np.zeros(rows.shape, dtype=bool)
+        unseen[present] = [is_unseen(resp[0]) for resp in resps]
+        check_told_apart(ragged([question[0] for question in asked]), unseen)
         if self.temperature == 1.0:
             # A scaled pipeline has the ties of the raw one beside it.
             warn_of_ties(rows[~unseen.any(axis=1)], "letter_softmax")
@@ -85,17 +83,17 @@ def _by_order(answers: Sequence[tuple[Any, dict[str, Any]]]) -> list[list[float]
 
     Where several processes evaluate, the harness repeats the last letter of some; such repetitions are no orders.
     """
-    orders = range(max(1, min(len(resp) if isinstance(resp, (list, tuple)) else 1 for resp, _ in answers)))
+    orders = range(max(1, min(len(resp) for resp, _ in answers)))
     return [[loglikelihood_of(resp, str(doc.get("question")), order) for resp, doc in answers] for order in orders]
 
 
-def loglikelihood_of(resp: Any, question: str, order: int = 0) -> float:
+def loglikelihood_of(resp: Sequence[Any], question: str, order: int) -> float:
     """Return the log-likelihood in a backend's response to a request of ``question``, in one of its orders.
 
     Raises:
         UserError: There is none, or it is NaN or infinite; the message quotes the question.
     """
-    answer = resp[order] if isinstance(resp, (list, tuple)) and len(resp) > order else None
+    answer = resp[order] if resp else None
     value = answer[0] if isinstance(answer, (list, tuple)) and answer else None
     if isinstance(value, (int, float)) and math.isfinite(value):
         return float(value)

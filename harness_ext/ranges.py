@@ -45,7 +45,8 @@ def log_prob_ranges(
     # A letter is least likely where the unseen ones are at their bounds, and likeliest where they are at 0.
     low = np.where(unseen, -np.inf, exact)
     with np.errstate(divide="ignore", invalid="ignore"):
-        seen = np.log(np.nansum(np.exp(low), axis=1, keepdims=True))
+        # Rounding must not lift a lower end above its upper one.
+        seen = np.minimum(np.log(np.nansum(np.exp(low), axis=1, keepdims=True)), 0.0)
         high = np.where(unseen, -np.logaddexp(0.0, seen - exact), np.minimum(exact - seen, 0.0))
     return np.where(cut, low, exact), np.where(cut, high, exact)
 
@@ -75,14 +76,12 @@ def metric_ranges(
     low, high = log_prob_ranges(loglikelihoods, unseen, temperature)
     probs = np.exp(low), np.exp(high)
     right = _right(loglikelihoods, unseen, gold)
+    shown = letter_mass(np.where(unseen, -np.inf, loglikelihoods))
     found = {
         "acc": (float(right[0].mean()), float(right[1].mean())),
         "nll": nll_range(loglikelihoods, unseen, gold, temperature),
         "brier": _brier_range(*probs, gold),
-        "letter_mass": (
-            letter_mass(np.where(unseen, -np.inf, loglikelihoods)),
-            min(1.0, letter_mass(loglikelihoods)) if unseen.any() else letter_mass(loglikelihoods),
-        ),
+        "letter_mass": (shown, max(shown, min(1.0, letter_mass(loglikelihoods)))),
     }
     for count in bins:
         found[f"conf_ece_{count}"] = _conf_ece_range(probs, right, count, edge)
@@ -159,9 +158,10 @@ def _ece_range(
     sure, gaps = first == last, (right[0] - probs[1], right[1] - probs[0])
     low, high = (np.bincount(first[sure], gap[sure], bins).astype(np.float64) for gap in gaps)
     loose = np.maximum(np.abs(gaps[0]), np.abs(gaps[1]))[~sure].sum()
-    least = max(_distance(low, high).sum() - loose, _distance(gaps[0].sum(), gaps[1].sum()), 0.0)
-    most = np.maximum(np.abs(low), np.abs(high)).sum() + loose
-    return float(least / len(first)), float(min(most / len(first), 1.0))
+    least = max(_distance(low, high).sum() - loose, _distance(gaps[0].sum(), gaps[1].sum()), 0.0) / len(first)
+    most = min((np.maximum(np.abs(low), np.abs(high)).sum() + loose) / len(first), 1.0)
+    # Sums in two orders differ in their last digit.
+    return float(min(least, most)), float(most)
 
 
 def _distance(low: FloatArray | float, high: FloatArray | float) -> FloatArray:

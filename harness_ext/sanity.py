@@ -82,12 +82,13 @@ def warn_of_ties(loglikelihoods: FloatArray, source: str) -> None:
         )
 
 
-def check_told_apart(loglikelihoods: FloatArray, unseen: NDArray[np.bool_] | None = None) -> None:
+def check_told_apart(loglikelihoods: FloatArray, unseen: NDArray[np.bool_]) -> None:
     """Refuse scores that cannot come from a model that tells the letters apart.
 
     Args:
         loglikelihoods: Shape (N, K), NaN where a question lacks the letter.
-        unseen: Which of them are bounds of letters that a server did not show, shape (N, K); such letters are alike.
+        unseen: Which of them are bounds of letters that a server did not show, shape (N, K). Two such letters of a
+            question tell nothing.
 
     Raises:
         UserError: All letters of all questions have one value, or two letters are alike in each of at least
@@ -98,21 +99,19 @@ def check_told_apart(loglikelihoods: FloatArray, unseen: NDArray[np.bool_] | Non
             f"the backend gave all letters of each of the {len(loglikelihoods)} questions the same log-likelihood "
             f"(question 0: {loglikelihoods[0, 0].item()!r}); it does not score them"
         )
+    shown = np.where(unseen, np.nan, loglikelihoods)
     for second in range(1, loglikelihoods.shape[1]):
         known = ~np.isnan(loglikelihoods[:, second])
-        both = loglikelihoods[known]
-        same = both[:, :second] == both[:, [second]]
-        # Two unseen letters have one bound.
-        counted = np.ones(same.shape, dtype=bool)
-        if unseen is not None:
-            counted = ~(unseen[known, :second] & unseen[known][:, [second]])
-        alike = np.flatnonzero((same | ~counted).all(axis=0) & (counted.sum(axis=0) >= TIES))
+        same = shown[known, :second] == shown[known][:, [second]]
+        neither = unseen[known, :second] & unseen[known][:, [second]]
+        alike = np.flatnonzero((same | neither).all(axis=0) & (same.sum(axis=0) >= TIES))
         if len(alike):
             raise UserError(
-                f"letters {chr(65 + alike[0])} and {chr(65 + second)} have the same log-likelihood in all {len(both)} "
-                "questions, so they share a token; run `python -m calibtune doctor --model M --tasks T`"
+                f"letters {chr(65 + alike[0])} and {chr(65 + second)} have the same log-likelihood in all "
+                f"{same[:, alike[0]].sum()} questions, so they share a token; run `python -m calibtune doctor "
+                "--model M --tasks T`"
             )
-    mass = np.nansum(np.exp(loglikelihoods if unseen is None else np.where(unseen, -np.inf, loglikelihoods)), axis=1)
+    mass = np.nansum(np.exp(shown), axis=1)
     if mass.max() > MASS_LIMIT:
         logger.warning(
             "question %d: its letters' probabilities sum to %.3f; the backend's values are no log-likelihoods",

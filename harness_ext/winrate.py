@@ -71,7 +71,7 @@ class PairTask(WatchedTask):
         Raises:
             UserError: All log-likelihoods are the same, or a token count is unknown.
         """
-        scores = [loglikelihood_of(instance.resps, instance.doc["instruction"]) for instance in self._instances]
+        scores = [loglikelihood_of(instance.resps, instance.doc["instruction"], 0) for instance in self._instances]
         if len(set(scores)) == 1:
             raise UserError(
                 f"{self.task_name}: the backend gave all {len(scores)} responses the same log-likelihood "

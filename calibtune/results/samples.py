@@ -118,12 +118,12 @@ class Samples:
     temperatures: dict[str, float]
     #: Whether a log-probability is the bound of a letter that a server did not show, shape (N, K); in any order.
     unseen: BoolArray = field(repr=False)
+    #: In how many orders of its options each question was asked; "all": in as many as it has options.
+    orders: Orders
     #: True probabilities p* of the letters, shaped as the log-probabilities, where the documents of the task hold them.
     p_star: FloatArray | None = None
     #: Files of the run's other shards (``eval --shard``).
     more: tuple[Path, ...] = ()
-    #: In how many orders of its options each question was asked; "all": in as many as it has options.
-    orders: Orders = 1
 
     @property
     def where(self) -> str:
@@ -180,8 +180,7 @@ class _Columns:
         #: Of the options' own order alone.
         self.own = array.array("d")
         self.own_unseen = array.array("b")
-        self.orders: set[int] = set()
-        self.all_orders = True
+        self.orders = array.array("q")
         self.doc_hashes: list[str] = []
         self.prompt_hashes: list[str | None] = []
         #: p* of the letters of all rows so far; None from the first row without one.
@@ -217,8 +216,7 @@ class _Columns:
         answers = [response[0] for response in row.resps]
         # Where several processes evaluate, the harness repeats the last letter of some: no order of its own.
         orders = min(map(len, row.resps), default=1)
-        self.orders.add(orders)
-        self.all_orders = self.all_orders and orders == len(answers)
+        self.orders.append(orders)
         self.doc_ids.append(row.doc_id)
         self.labels.append(row.target)
         self.letters.append(len(answers))
@@ -234,10 +232,6 @@ class _Columns:
             self.p_star.extend(truth)
         else:
             self.p_star = None
-
-    def asked(self) -> Orders:
-        """Return in how many orders the questions were asked."""
-        return "all" if self.all_orders and max(self.orders) > 1 else max(self.orders)
 
     def by_letter(self, values: array.array[Any]) -> FloatArray:
         """Return a value of each letter of all questions in shape (N, K), NaN where a question lacks the letter."""
@@ -304,7 +298,7 @@ def read_samples(path: Path, *more: Path) -> Samples:
         unseen=unseen,
         more=more,
         p_star=None if columns.p_star is None else columns.by_letter(columns.p_star)[order],
-        orders=columns.asked(),
+        orders="all" if columns.orders == columns.letters else max(columns.orders),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -22,8 +23,6 @@ Objective = Literal["nll", "ece"]
 LOW, HIGH = float(np.log(0.01)), float(np.log(100.0))
 #: Resamples for the interval of the T that minimizes ECE, and the grid that its steps are searched on.
 RESAMPLES, GRID = 200, 121
-#: Relative error of the ends of an interval.
-TOLERANCE = 1e-4
 #: Parts of the questions, each scaled by the T of the others.
 FOLDS = 5
 
@@ -106,12 +105,12 @@ def fit_temperature(
         best, low, high = _by_nll(values, answers)
     else:
         best, low, high = _by_ece(values, answers, bins, np.random.default_rng(seed))
-    value, low, high = (min(float(np.exp(x)), 100.0) for x in (best, low, high))
-    return Temperature(value, (low, high), objective, len(answers), tuple(_remarks(best, values, answers)))
+    remarks = tuple(_remarks(best, values, answers))
+    return Temperature(_exp(best), (_exp(low), _exp(high)), objective, len(answers), remarks)
 
 
 def check_unseen(
-    fitted: Temperature, log_probs: FloatArray, unseen: BoolArray, labels: IntArray, bins: int = 10
+    fitted: Temperature, log_probs: FloatArray, unseen: BoolArray, labels: IntArray, bins: int
 ) -> Temperature:
     """Check that letters which a server did not show leave T open by less than the number of questions does.
 
@@ -134,7 +133,7 @@ def check_unseen(
         f"in {rows} of {len(labels)} questions a letter lies beyond the server's top tokens, in {right} the right one"
     )
     between = f"T between {low:.4g} and {high:.4g}"
-    if low < fitted.interval[0] * (1 - TOLERANCE) or high > fitted.interval[1] * (1 + TOLERANCE):
+    if low < fitted.interval[0] or high > fitted.interval[1]:
         other = ", or give --objective ece" if right and fitted.objective == "nll" else ""
         raise UserError(
             f"{said}, which leaves {between}, more than its 95 % interval [{fitted.interval[0]:.4g}, "
@@ -144,36 +143,27 @@ def check_unseen(
 
 
 def unseen_interval(
-    fitted: Temperature, log_probs: FloatArray, unseen: BoolArray, labels: IntArray, bins: int = 10
+    fitted: Temperature, log_probs: FloatArray, unseen: BoolArray, labels: IntArray, bins: int
 ) -> tuple[float, float]:
     """Enclose the T's that are best for any probabilities which unseen letters can have.
 
     With such probabilities the loss of each T lies between two bounds, so that the best T's lower bound is at most the
-    least upper bound. Both bounds of the NLL are convex in 1/T, so that these T's are an interval, whose ends are
-    found; of conf-ECE they are looked for on a grid. Arguments as for :func:`check_unseen`.
+    least upper bound. For the NLL that one is at the fitted T, and the lower bound is convex in 1/T, so that the ends
+    are found to either side; for conf-ECE they are looked for on a grid. Arguments as for :func:`check_unseen`.
     """
-
-    def bounds(log_t: float) -> tuple[float, float]:
-        t = float(np.exp(log_t))
-        if fitted.objective == "nll":
-            return nll_range(log_probs, unseen, labels, t)
-        return conf_ece_range(log_probs, unseen, labels, t, bins)
-
-    grid = np.linspace(LOW, HIGH, GRID)
     best = float(np.log(fitted.value))
-    least, most = np.array([bounds(x) for x in [*grid, best]]).T
-    inside = np.array([*grid, best])[least <= most.min()]
-    low, high = float(inside.min()), float(inside.max())
-    if fitted.objective == "ece":
-        return float(np.exp(low)), float(np.exp(high))
-    step = float(grid[1] - grid[0])
+    if fitted.objective == "nll":
 
-    def end(within: float, beyond: float) -> float:
-        beyond = min(max(beyond, LOW), HIGH)
-        above = bounds(beyond)[0] - most.min()
-        return beyond if above <= 0 else float(brentq(lambda x: bounds(x)[0] - most.min(), within, beyond, xtol=1e-7))
+        def bounds(log_t: float) -> tuple[float, float]:
+            return nll_range(log_probs, unseen, labels, float(np.exp(log_t)))
 
-    return float(np.exp(end(low, low - step))), float(np.exp(end(high, high + step)))
+        low, high = _ends(lambda log_t: bounds(log_t)[0], bounds(best)[1], best)
+    else:
+        grid = np.array([*np.linspace(LOW, HIGH, GRID), best])
+        least, most = np.array([conf_ece_range(log_probs, unseen, labels, t, bins) for t in np.exp(grid)]).T
+        inside = grid[least <= most.min()]
+        low, high = float(inside.min()), float(inside.max())
+    return _exp(low), _exp(high)
 
 
 def cross_fitted(
@@ -216,12 +206,21 @@ def _by_nll(log_probs: FloatArray, labels: IntArray) -> tuple[float, float, floa
 
     best = _minimal_nll(log_probs, labels)
     # The 95 % profile likelihood interval: where N times the loss has risen by half the quantile of chi-squared.
-    level = loss(best) + chi2.ppf(0.95, 1) / (2 * len(labels))
+    return best, *_ends(loss, loss(best) + chi2.ppf(0.95, 1) / (2 * len(labels)), best)
+
+
+def _ends(loss: Callable[[float], float], level: float, best: float) -> tuple[float, float]:
+    """Return where a loss rises above a level below and above the best log T, or the bound that it does not reach."""
 
     def end(bound: float) -> float:
         return bound if loss(bound) <= level else float(brentq(lambda x: loss(x) - level, best, bound, xtol=1e-7))
 
-    return best, end(LOW), end(HIGH)
+    return end(LOW), end(HIGH)
+
+
+def _exp(log_t: float) -> float:
+    """Return T, which rounding must not lift above its bound."""
+    return min(float(np.exp(log_t)), 100.0)
 
 
 def _by_ece(log_probs: FloatArray, labels: IntArray, bins: int, rng: np.random.Generator) -> tuple[float, float, float]:

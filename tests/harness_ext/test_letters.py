@@ -47,7 +47,7 @@ def test_a_log_likelihood_that_is_no_finite_number_names_question_and_value(bad)
         apply([[-1.0, -2.0], [-1.0, bad]], DOCS)
 
 
-@pytest.mark.parametrize("resp", [None, [], ["text"], [None], [[]], [()]])
+@pytest.mark.parametrize("resp", [[], ["text"], [None], [[]], [()]])
 def test_a_backend_that_returns_no_log_likelihood_is_refused(resp):
     with pytest.raises(UserError, match="no finite log-likelihood"):
         LetterSoftmax().apply([[(-1.0, True)], resp], [DOCS[0]] * 2)
@@ -93,3 +93,23 @@ def test_without_a_temperature_there_is_none():
 def test_responses_and_questions_must_be_as_many():
     with pytest.raises(ValueError, match="zip"):
         LetterSoftmax().apply([[(-1.0, True)], [(-2.0, True)]], [DOCS[0]] * 3)
+
+
+def test_a_repeated_last_letter_is_no_order_of_its_own():
+    letters = LetterSoftmax().apply([[(-1.0, True)], [(-2.0, False), (-2.0, False)]], [DOCS[0]] * 2)
+    assert [x.loglikelihood for x in letters] == [-1.0, -2.0]
+
+
+def test_ties_are_warned_of_in_questions_with_fewer_letters_and_not_where_a_server_did_not_show_one(caplog):
+    docs = [DOCS[0]] * 2 + [DOCS[1]] * 3
+    flags = [False] * 5
+    for flags[1] in (False, None):
+        caplog.clear()
+        LetterSoftmax().apply(list(zip(zip([-1.0, -1.0, -1.0, -2.0, -3.0], flags, strict=True))), docs)
+        assert ("1 of 2 questions have letters tied for first place" in caplog.text) == (flags[1] is False)
+
+
+def test_letters_that_a_server_never_showed_are_no_shared_token():
+    docs = [doc for doc in ({"question": str(i)} for i in range(10)) for _ in range(3)]
+    letters = LetterSoftmax().apply([[(-0.1, True)], [(-4.0, None)], [(-4.0, None)]] * 10, docs)
+    assert len(letters) == 30

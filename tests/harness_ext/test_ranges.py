@@ -101,6 +101,20 @@ def test_a_faint_unseen_letter_hardly_widens_a_range():
     assert conf_ece_range(letters, unseen, gold) == ranges["conf_ece_10"]
 
 
+@pytest.mark.parametrize(
+    ("name", "shown", "gold"),
+    [
+        ("nll", [[0.9, 0.8, 0.8]], [0]),
+        ("conf_ece_10", [[0.7, 0.3]] * 11, [0] * 7 + [1] * 4),
+        ("letter_mass", [[0.7, 0.31]], [0]),
+    ],
+)
+def test_rounding_lifts_no_lower_end_above_the_upper_one(name, shown, gold):
+    letters = np.column_stack([np.log(shown), np.full(len(gold), -1e3)])
+    low, high = metric_ranges(letters, letters == -1e3, np.array(gold), bins=(10,))[name]
+    assert low <= high == pytest.approx(low)
+
+
 def test_the_nll_has_no_upper_end_where_a_right_letter_is_unseen():
     letters, unseen = np.log(np.array([[0.6, 0.2]])), np.array([[False, True]])
     low, high = metric_ranges(letters, unseen, np.array([1]))["nll"]

@@ -8,7 +8,7 @@ from sample_files import sample, write
 from calibtune.__main__ import main
 from harness_ext.errors import UserError
 from harness_ext.letters import LetterSoftmax
-from harness_ext.sanity import check_scored, check_told_apart, count_ties
+from harness_ext.sanity import check_scored, check_told_apart, count_ties, is_unseen
 
 
 @pytest.mark.parametrize("value", [-1e10, -9999.0])
@@ -73,29 +73,63 @@ def test_minus_a_thousand_is_the_lowest_score():
         check_scored(np.array([[-1000.5, -1.0]]))
 
 
+def check_shown(rows):
+    """Check letters that a server showed."""
+    check_told_apart(rows, np.zeros(np.shape(rows), dtype=bool))
+
+
 def test_letters_alike_in_every_question_are_refused_and_absent_ones_left_out():
     rows = np.array([[-1.0, -1.0, np.nan], [-2.0, -2.0, -2.0]])
     with pytest.raises(UserError, match=r"all letters of each of the 2 questions .*question 0: -1.0"):
-        check_told_apart(rows)
+        check_shown(rows)
     rows[0, 1] = -3.0
-    check_told_apart(rows)
+    check_shown(rows)
 
 
 def test_two_letters_alike_in_ten_questions_are_refused_and_in_nine_they_are_not():
     rows = np.column_stack([-np.arange(1.0, 11), np.full(10, -3.5), np.full(10, -3.5)])
-    check_told_apart(rows[:9])
+    check_shown(rows[:9])
     with pytest.raises(UserError, match="letters B and C have the same log-likelihood in all 10 questions"):
-        check_told_apart(rows)
+        check_shown(rows)
     with pytest.raises(UserError, match="letters A and B have the same log-likelihood in all 10 questions"):
-        check_told_apart(rows[:, [1, 2, 0]])
+        check_shown(rows[:, [1, 2, 0]])
     # Questions without the second letter do not count.
     with pytest.raises(UserError, match="letters B and C have the same log-likelihood in all 10 questions"):
-        check_told_apart(np.vstack([rows, [[-1.0, -2.0, np.nan]]]))
-    check_told_apart(np.vstack([rows[:9], [[-1.0, -2.0, np.nan]]]))
+        check_shown(np.vstack([rows, [[-1.0, -2.0, np.nan]]]))
+    check_shown(np.vstack([rows[:9], [[-1.0, -2.0, np.nan]]]))
 
 
 def test_letters_whose_probabilities_exceed_one_are_warned_of(caplog):
-    check_told_apart(np.log([[0.5, 0.55 - 1e-9], [0.3, 0.2]]))
+    check_shown(np.log([[0.5, 0.55 - 1e-9], [0.3, 0.2]]))
     assert caplog.text == ""
-    check_told_apart(np.log([[0.3, 0.2], [0.6, 0.5]]))
+    check_shown(np.log([[0.3, 0.2], [0.6, 0.5]]))
     assert "question 1: its letters' probabilities sum to 1.100" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        ((-1.0, None), True),
+        (["-1.0", "None"], True),
+        ((-1.0, False), False),
+        (["-1.0"], False),
+        ((-1.0, None, 8), False),
+    ],
+)
+def test_a_letter_is_unseen_where_it_is_open_whether_it_is_the_greedy_one(answer, expected):
+    assert is_unseen(answer) is expected
+
+
+def test_two_letters_tell_nothing_where_a_server_showed_neither_and_differ_where_it_showed_one():
+    shown, unseen = np.zeros((10, 3), dtype=bool), np.array([[False, True, True]] * 10)
+    rows = np.column_stack([-np.arange(1.0, 11), np.full(10, -3.5), np.full(10, -3.5)])
+    check_told_apart(rows, unseen)
+    with pytest.raises(UserError, match="letters B and C have the same log-likelihood in all 10 questions"):
+        check_told_apart(np.vstack([rows, rows]), np.vstack([shown, unseen]))
+    check_told_apart(np.vstack([rows[:9], rows]), np.vstack([shown[:9], unseen]))
+    check_told_apart(np.vstack([rows, rows[:1]]), np.vstack([shown, [[False, False, True]]]))
+
+
+def test_bounds_of_unseen_letters_are_no_part_of_the_sum_that_is_warned_of(caplog):
+    check_told_apart(np.log([[0.9, 0.3], [0.3, 0.2]]), np.array([[False, True], [False, False]]))
+    assert caplog.text == ""

@@ -6,7 +6,7 @@ from calibtune.results.samples import Samples
 
 def rows(hashes, gold):
     values = np.zeros((len(gold), 2))
-    return Samples("t", "none", "file", values, np.array(gold), tuple(hashes), (), {}, values > 0)
+    return Samples("t", "none", "file", values, np.array(gold), tuple(hashes), (), {}, values > 0, 1)
 
 
 def test_repeated_question_has_two_keys():

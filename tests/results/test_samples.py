@@ -90,6 +90,11 @@ def test_letters_that_always_tie_are_refused(tmp_path):
         read_samples(write(tmp_path, [sample(i, (-1.0 - i, -2.0, -2.0)) for i in range(12)]))
 
 
+def test_row_without_letters_is_refused(tmp_path):
+    with pytest.raises(UserError, match="question 1: the right answer is 0, not the index of one of its 0 options"):
+        read_samples(write(tmp_path, [sample(0), sample(1, resps=[])]))
+
+
 def test_row_with_one_letter_is_refused(tmp_path):
     path = write(tmp_path, [sample(0), sample(1, (-1.0,))])
     with pytest.raises(UserError, match=r"samples_mc_calib_arc_.*: row 1 has fewer than two letters: \[-1.0, nan"):
@@ -299,6 +304,10 @@ def test_true_probabilities_are_in_the_questions_order(tmp_path):
     assert read_samples(write(tmp_path, rows)).p_star.tolist() == [P_STAR, [0.1, 0.2, 0.7]]
 
 
+def test_a_true_probability_may_be_0(tmp_path):
+    assert read_samples(write(tmp_path, [sample(0, doc={"p_star": [0.5, 0.5, 0]})])).p_star.tolist() == [[0.5, 0.5, 0]]
+
+
 @pytest.mark.parametrize("bad", [[0.5, 0.5], "x", [0.5, 0.5, 0.5], [1.5, -0.5, 0], [True, "0", 0], None])
 def test_what_is_no_distribution_over_the_options_is_no_p_star(tmp_path, bad):
     rows = [sample(number, doc={"p_star": given}) for number, given in enumerate([P_STAR, bad, P_STAR])]
@@ -354,3 +363,40 @@ def test_a_temperature_of_question_0_is_told_by_it(tmp_path):
 
     for rows in ([row(0, 2.0), row(1, 4.0)], [row(1, 4.0), row(0, 2.0)]):
         assert read_samples(write(tmp_path, rows)).temperatures == {"none": 2.0}
+
+
+def asked(doc_id, options, orders, unseen=()):
+    """Return a question whose options have other log-likelihoods in each of its orders."""
+    flags = [["None" if (option, order) in unseen else "False" for order in range(orders)] for option in range(options)]
+    return sample(
+        doc_id, resps=[[[str(-1.0 - i - n), flag] for n, flag in enumerate(row)] for i, row in enumerate(flags)]
+    )
+
+
+@pytest.mark.parametrize(
+    ("sizes", "orders"),
+    [
+        ([(2, 1), (3, 1)], 1),
+        ([(3, 2), (2, 2)], 2),
+        ([(2, 2), (4, 3)], 3),
+        ([(2, 2), (4, 4)], "all"),
+    ],
+)
+def test_the_number_of_orders_is_the_largest_or_all(tmp_path, sizes, orders):
+    assert read_samples(write(tmp_path, [asked(i, *size) for i, size in enumerate(sizes)])).orders == orders
+
+
+def test_a_repeated_last_letter_is_no_order_of_its_own(tmp_path):
+    found = read_samples(write(tmp_path, [sample(0, resps=[[["-1.0", "False"]], [["-2.0", "False"]] * 2])]))
+    assert found.orders == 1
+    assert found.log_probs.tolist() == [[-1.0, -2.0]]
+
+
+def test_an_option_that_a_server_did_not_show_in_one_of_its_orders_is_marked(tmp_path):
+    found = read_samples(write(tmp_path, [asked(0, 3, 2, unseen=[(1, 1)])]))
+    assert found.unseen.tolist() == [[False, True, False]]
+
+
+def test_letters_that_a_server_never_showed_are_no_shared_token(tmp_path):
+    rows = [["-0.1", "False"]], [["-4.0", "None"]], [["-4.0", "None"]]
+    assert read_samples(write(tmp_path, [sample(i, resps=rows) for i in range(12)])).unseen.sum() == 24

@@ -290,7 +290,7 @@ def test_no_probabilities_of_unseen_letters_have_another_best_t(seed):
     unseen[np.arange(120), gold] = False
     bounds = np.where(unseen, np.minimum(logs, -3.0), logs)
     fitted = fit_temperature(bounds, gold)
-    low, high = unseen_interval(fitted, bounds, unseen, gold)
+    low, high = unseen_interval(fitted, bounds, unseen, gold, 10)
     assert low <= fitted.value <= high
     for share in (rng.random(bounds.shape), rng.integers(0, 2, bounds.shape), rng.random(bounds.shape) ** 9):
         with np.errstate(divide="ignore"):
@@ -303,10 +303,74 @@ def test_faint_unseen_letters_leave_t_as_it_is_and_unseen_right_ones_leave_it_op
     unseen = np.array([[False, False, True]] * 40)
     gold = np.array([0] * 26 + [1] * 14)
     fitted = fit_temperature(logs, gold)
-    low, high = unseen_interval(fitted, logs, unseen, gold)
+    low, high = unseen_interval(fitted, logs, unseen, gold, 10)
     assert (low, high) == pytest.approx((fitted.value, fitted.value), rel=0.01)
-    assert "in 40 of 40 questions a letter lies beyond" in check_unseen(fitted, logs, unseen, gold).warnings[-1]
+    assert "in 40 of 40 questions a letter lies beyond" in check_unseen(fitted, logs, unseen, gold, 10).warnings[-1]
     gold[0] = 2
     with pytest.raises(UserError, match=r"in 1 the right one, which leaves T between .* or give --objective ece"):
-        check_unseen(fit_temperature(logs, gold), logs, unseen, gold)
-    check_unseen(fit_temperature(logs, gold, "ece"), logs, unseen, gold)
+        check_unseen(fit_temperature(logs, gold), logs, unseen, gold, 10)
+    check_unseen(fit_temperature(logs, gold, "ece"), logs, unseen, gold, 10)
+
+
+def with_ties(ties):
+    """Questions of 70 % right answers, and ones whose wrong letter is unseen and at most as likely as the right one."""
+    log_probs, gold = halves(70, 30, 0.9)
+    log_probs = np.vstack([log_probs, np.log([[0.4, 0.4]] * ties)])
+    unseen = np.zeros(log_probs.shape, dtype=bool)
+    unseen[100:, 1] = True
+    return log_probs, unseen, np.append(gold, np.zeros(ties, dtype=int))
+
+
+def its_temperature(objective):
+    return Temperature(np.log(0.9 / 0.1) / np.log(0.7 / 0.3), (0.01, 100.0), objective, 100, ())
+
+
+@pytest.mark.parametrize("ties", [2, 3])
+def test_the_nll_leaves_open_where_its_rise_is_what_unseen_letters_can_add(ties):
+    log_probs, unseen, gold = with_ties(ties)
+    fitted = its_temperature("nll")
+    low, high = unseen_interval(fitted, log_probs, unseen, gold, 10)
+    assert low < fitted.value < high
+    losses = [100 * nll(letter_log_softmax(log_probs[:100], t), gold[:100]) for t in (fitted.value, low, high)]
+    # Each tie adds an NLL between 0 and log 2.
+    assert [loss - losses[0] for loss in losses[1:]] == pytest.approx([ties * np.log(2)] * 2, abs=1e-4)
+
+
+def test_the_ece_leaves_open_the_grids_ts_whose_gap_is_what_unseen_letters_can_make():
+    low, high = unseen_interval(its_temperature("ece"), *with_ties(4), 10)
+    # A tie's gap lies between 0 - 1 and 1 - 1/2. Of 104 ECE is at most 4 at the best T. Where the others' confidence
+    # is below their accuracy by a sum of s, it is at least s - 4, where it is above, at least s - 2.
+    bounds = [np.log(0.9 / 0.1) / np.log(c / (1 - c)) for c in (0.76, 0.62)]
+    grid = np.exp(np.linspace(np.log(0.01), np.log(100), 121))
+    inside = grid[(bounds[0] <= grid) & (grid <= bounds[1])]
+    assert (low, high) == pytest.approx((inside[0], inside[-1]), rel=1e-9)
+
+
+def test_a_letter_that_is_all_but_impossible_leaves_the_t_of_the_least_ece_as_it_is():
+    log_probs, gold = halves(70, 30, 0.9)
+    log_probs = np.column_stack([log_probs, np.full(100, -1e5)])
+    unseen = np.array([[False, False, True]] * 100)
+    fitted = its_temperature("ece")
+    assert unseen_interval(fitted, log_probs, unseen, gold, 10) == pytest.approx((fitted.value, fitted.value), rel=1e-9)
+
+
+def test_unseen_letters_that_reach_beyond_either_end_of_ts_interval_are_refused():
+    fitted, questions = its_temperature("nll"), with_ties(2)
+    low, high = unseen_interval(fitted, *questions, 10)
+    checked = check_unseen(dataclasses.replace(fitted, interval=(low, high)), *questions, 10)
+    assert "in 2 of 102 questions a letter lies beyond the server's top tokens, in 0 the right" in checked.warnings[0]
+    for interval in ((low * 1.001, high), (low, high * 0.999)):
+        with pytest.raises(UserError, match=r"ask a server that shows more tokens$"):
+            check_unseen(dataclasses.replace(fitted, interval=interval), *questions, 10)
+
+
+def test_unseen_letters_may_reach_the_bounds_of_t_where_its_interval_does():
+    right, unseen = np.log([[0.7, 0.2, 1e-14]] * 40), np.array([[False, False, True]] * 40)
+    fitted = fit_temperature(right, [0] * 40)
+    assert fitted.value > 0.011
+    assert unseen_interval(fitted, right, unseen, np.zeros(40, dtype=int), 10)[0] == pytest.approx(0.01, rel=1e-9)
+    even = np.column_stack([halves(20, 20)[0], np.full(40, -1e6)])
+    gold = np.array([0, 1] * 20)
+    fitted = fit_temperature(even, gold)
+    assert fitted.interval[1] == 100.0
+    check_unseen(fitted, even, unseen, gold, 10)

@@ -20,14 +20,14 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
-from calibtune.results.measures import further_measures, harness_measures
+from calibtune.results.measures import floor_measures, further_measures, harness_measures, refinement_measures
 from harness_ext import calibration
 from harness_ext.binning import Edge, FloatArray
 from harness_ext.errors import UserError
 from harness_ext.inputs import checked_log_probs, checked_probs
 from harness_ext.registry import BINS
 
-__all__ = ["accuracy", "brier", "conf_ece", "cw_ece", "letter_probs", "nll", "summary"]
+__all__ = ["accuracy", "brier", "conf_ece", "cw_ece", "floors", "letter_probs", "nll", "refinement", "summary"]
 
 
 def conf_ece(probs: ArrayLike, labels: ArrayLike, bins: int = 10, edge: Edge = "left") -> float:
@@ -170,8 +170,9 @@ def summary(
         bins: Numbers of equal-width bins.
         edge: Whether bins are closed on the "left", [a, b), or on the "right", (a, b].
         temperature: T > 0 that the log-probabilities are divided by first.
-        further: Add what the table has no room for: mean confidence, equal-mass, debiased and smooth ECE, maximum
-            calibration error, the Brier score's parts, AUROC, accuracy at coverage.
+        further: Add what tells an ECE's noise from its error (:func:`floors`), what calibration costs
+            (:func:`refinement`), mean confidence, equal-mass and smooth ECE, maximum calibration error, the Brier
+            score's parts, AUROC, accuracy at coverage.
 
     Returns:
         ``acc``, ``nll``, ``brier``, ``letter_mass``, and for each number of bins M ``conf_ece_M``, ``conf_ece_M_low``,
@@ -189,7 +190,66 @@ def summary(
     values, answers = checked_log_probs(log_probs, labels)
     counts = tuple(_count(count) for count in bins)
     numbers = harness_measures(values, answers, temperature, counts, edge)
-    return {**numbers, **further_measures(values, answers, temperature)} if further else numbers
+    return {**numbers, **further_measures(values, answers, temperature, counts, edge)} if further else numbers
+
+
+def floors(
+    log_probs: ArrayLike,
+    labels: ArrayLike,
+    bins: tuple[int, ...] = BINS,
+    edge: Edge = "left",
+    temperature: float = 1.0,
+) -> dict[str, float]:
+    """Compute what a perfectly calibrated model would show, and by how much and how surely this one shows more.
+
+    Args:
+        log_probs: As for :func:`summary`.
+        labels: As for :func:`summary`.
+        bins: As for :func:`summary`.
+        edge: As for :func:`summary`.
+        temperature: As for :func:`summary`.
+
+    Returns:
+        For each number of bins M ``conf_ece_M_floor``, the mean conf-ECE of a perfectly calibrated model with these
+        probabilities; ``conf_ece_M_floor_95``, below which 95 % of its draws lie; ``conf_ece_M_excess``, conf-ECE less
+        its floor; ``conf_ece_M_p``, the p-value of "calibrated" (consistency resampling); ``conf_ece_M_debiased``, a
+        debiased ECE (Kumar et al. 2019); and the same of ``cw_ece_M``.
+
+    Raises:
+        UserError: The arrays do not fit together, or hold probabilities; the row and the value are named.
+
+    Example:
+        >>> found = floors(np.log([[0.8, 0.2]]), [0], bins=(10,))
+        >>> round(found["conf_ece_10_floor"], 4), round(found["conf_ece_10_excess"], 4)
+        (0.32, -0.12)
+    """
+    values, answers = checked_log_probs(log_probs, labels)
+    return floor_measures(values, answers, temperature, tuple(_count(count) for count in bins), edge)
+
+
+def refinement(log_probs: ArrayLike, labels: ArrayLike, temperature: float = 1.0) -> dict[str, float]:
+    """Split NLL and Brier score into missing knowledge and what calibration costs.
+
+    Args:
+        log_probs: As for :func:`summary`.
+        labels: As for :func:`summary`.
+        temperature: As for :func:`summary`.
+
+    Returns:
+        ``nll_refined`` and ``brier_refined``, after each question was scaled by the T that is best for other
+        questions: missing knowledge. ``nll_calibration`` and ``brier_calibration``, by how much less that is. All are
+        NaN if the questions are so few or so easy that some have no best T.
+
+    Raises:
+        UserError: The arrays do not fit together, or hold probabilities; the row and the value are named.
+
+    Example:
+        >>> found = refinement(np.log([[0.99, 0.01]] * 100), [0, 0, 0, 1] * 25)  # sure, and 75 % right
+        >>> round(found["nll_refined"], 2), round(found["nll_calibration"], 2)
+        (0.57, 0.59)
+    """
+    values, answers = checked_log_probs(log_probs, labels)
+    return refinement_measures(values, answers, temperature)
 
 
 def _count(bins: int) -> int:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from harness_ext.binning import FloatArray, bin_index, bin_table, equal_mass_edges
+from harness_ext.binning import FloatArray, IntArray, bin_index, bin_table, equal_mass_edges
 from harness_ext.errors import UserError
 
 BoolArray = NDArray[np.bool_]
@@ -49,6 +49,22 @@ def debiased_ece(confidence: FloatArray, correct: BoolArray, n_bins: int = 10) -
     count, accuracy = table.count[used], table.accuracy[used]
     gap = (accuracy - table.confidence[used]) ** 2 - accuracy * (1 - accuracy) / (count - 1)
     return float(np.sqrt(max(0.0, (gap * count).sum() / len(confidence))))
+
+
+def debiased_cw_ece(probs: FloatArray, gold: IntArray, n_bins: int = 10) -> float:
+    """Compute the root mean square of the letters' debiased errors (Kumar et al. 2019, marginal calibration error).
+
+    Args:
+        probs: Shape (N, K), rows summing to 1 over the question's letters, NaN where the letter is absent.
+        gold: Index of the right letter, shape (N,).
+        n_bins: Number of equal-mass bins of each letter, over the questions that have it.
+
+    Returns:
+        A number in [0, 1], see :func:`debiased_ece`.
+    """
+    seen = [(letter, values[~np.isnan(values)], ~np.isnan(values)) for letter, values in enumerate(probs.T)]
+    errors = [debiased_ece(values, gold[has] == letter, n_bins) for letter, values, has in seen if len(values)]
+    return float(np.sqrt(np.mean(np.square(errors))))
 
 
 def maximum_calibration_error(confidence: FloatArray, correct: BoolArray, n_bins: int = 10) -> float:

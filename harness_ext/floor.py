@@ -1,61 +1,140 @@
-"""Compute the floor of an ECE: what a perfectly calibrated model of the same probabilities would show."""
+"""Compute the floor of an ECE, what a perfectly calibrated model of the same probabilities would show."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from harness_ext.binning import FloatArray
-from harness_ext.calibration import top
-from harness_ext.registry import ECES
+from harness_ext.binning import FloatArray, IntArray
+from harness_ext.calibration import BinGaps, top
 
 SEED = 0
-DRAWS = 200
+#: Draws of all right answers; fewer where these are more than ``MOST`` answers, but at least ``FEWEST`` draws.
+DRAWS, FEWEST, MOST = 1000, 200, 2 * 10**7
+#: Answers drawn at a time, which bounds memory.
+BATCH = 2**19
+#: A drawn ECE that is less than the model's by no more than this equals it.
+ROUNDING = 1e-12
 
 
 class Floor(NamedTuple):
-    """Hold the ECE of a perfectly calibrated model: its mean over the draws, and where 95 % of them lie."""
+    """Hold what a perfectly calibrated model would show, and how often it would show as much as this model."""
 
+    #: Mean of its ECE, exact.
     mean: float
-    low: float
+    #: In 95 % of the draws its ECE is at most this.
     high: float
+    #: P-value of "calibrated": the share of draws, the model itself counted as one, whose ECE is at least the model's.
+    p: float
 
 
-def ece_floor(
-    probs: FloatArray, ece: str = "conf_ece", n_bins: int = 10, draws: int = DRAWS, seed: int = SEED
-) -> Floor:
-    """Compute the ECE that is left where nothing but noise is.
+def ece_floors(probs: FloatArray, eces: Sequence[BinGaps], seed: int = SEED) -> list[Floor]:
+    """Compute the ECEs that are left where nothing but noise is.
 
     An ECE sums absolute gaps, so it is above 0 for a perfectly calibrated model too. Each question's right answer
-    is drawn with the model's own probabilities, which makes the model perfectly calibrated, and the ECE computed.
+    is drawn with the model's own probabilities, which makes the model perfectly calibrated, and its ECEs computed
+    (consistency resampling, Bröcker & Smith 2007). The mean needs no draws: it is a sum over the cells, and how many
+    answers of a cell are right has a known distribution.
 
     Args:
         probs: Shape (N, K), rows summing to 1 over the question's letters, NaN where the letter is absent.
-        ece: A name in :data:`harness_ext.registry.ECES`.
-        n_bins: M equal-width bins.
-        draws: Number of draws of all right answers.
-        seed: Seed of the draws; the same input gives the same floor.
+        eces: Terms of each ECE of these probabilities, see :data:`harness_ext.registry.ECES`.
+        seed: Seed of the draws, which all ECEs share; the same input gives the same floors.
 
     Returns:
-        Mean, and the 2.5 and 97.5 % quantiles of the draws.
+        The floor of each ECE.
 
     Example:
-        >>> ece_floor(np.array([[1.0, 0.0], [0.0, 1.0]]))
-        Floor(mean=0.0, low=0.0, high=0.0)
+        >>> from harness_ext.calibration import confidence_gaps
+        >>> probs = np.array([[0.8, 0.2]])  # right with .8: an ECE of .2; wrong with .2: an ECE of .8
+        >>> [floor] = ece_floors(probs, [confidence_gaps(probs, np.array([0]))])
+        >>> [round(value, 4) for value in floor]
+        [0.32, 0.8, 1.0]
     """
+    cells = [_cells(gaps, probs) for gaps in eces]
+    drawn = _draw(probs, eces, cells, seed)
+    return [
+        Floor(
+            mean=_mean(probs, gaps, cell),
+            high=float(np.quantile(found, 0.95)),
+            p=float((1 + np.count_nonzero(found >= gaps.ece() - ROUNDING)) / (1 + len(found))),
+        )
+        for gaps, cell, found in zip(eces, cells, drawn, strict=True)
+    ]
+
+
+def _cells(gaps: BinGaps, probs: FloatArray) -> IntArray:
+    """Return in which cell each letter counts if it is right, shape (N, K); C, the number of cells, if in none."""
+    if gaps.cell.shape[1] > 1:
+        return np.where(np.isnan(probs), len(gaps.weight), gaps.cell)
+    # conf-ECE has one cell a question, in which its prediction counts.
     predicted = top(probs)[1]
-    gaps = ECES[ece](probs, predicted, n_bins)
-    # What a perfectly calibrated model is right about in each cell: the sum of its probabilities.
-    expected = gaps.right - gaps.sums()
+    return np.where(np.arange(probs.shape[1]) == predicted[:, None], gaps.cell, len(gaps.weight))
+
+
+def _draw(probs: FloatArray, eces: Sequence[BinGaps], cells: Sequence[IntArray], seed: int) -> list[FloatArray]:
+    """Return each ECE of each draw."""
+    rows, letters = probs.shape
+    draws = min(DRAWS, max(FEWEST, MOST // rows))
     cumulative = np.cumsum(np.nan_to_num(probs), axis=1)
-    cumulative /= cumulative[:, -1:]
-    rng, questions = np.random.default_rng(seed), np.arange(len(probs))
-    found = np.empty(draws)
-    for draw in range(draws):
-        answer = (rng.random((len(probs), 1)) >= cumulative).sum(axis=1)
-        # conf-ECE has one cell a question, which counts if the prediction is right; cw-ECE one a letter.
-        one = gaps.cell.shape[1] == 1
-        right = gaps.cell[answer == predicted, 0] if one else gaps.cell[questions, answer]
-        found[draw] = gaps.weight @ np.abs(np.bincount(right, minlength=len(gaps.weight)) - expected)
-    return Floor(float(found.mean()), *(float(end) for end in np.quantile(found, [0.025, 0.975])))
+    # The last letter stands for what rounding leaves over.
+    borders = (cumulative / cumulative[:, -1:]).T[:-1].copy()
+    # What a perfectly calibrated model is right about in each cell, on average: the sum of its probabilities.
+    expected = [gaps.right - gaps.sums() for gaps in eces]
+    rng, first = np.random.default_rng(seed), letters * np.arange(rows)
+    found: list[list[FloatArray]] = [[] for _ in eces]
+    for start in range(0, draws, batch := max(1, BATCH // rows)):
+        points = rng.random((min(batch, draws - start), rows))
+        answer = first + sum((points >= border).astype(np.int64) for border in borders)
+        for number, (gaps, cell) in enumerate(zip(eces, cells, strict=True)):
+            size = len(gaps.weight) + 1
+            counted = cell.ravel()[answer] + size * np.arange(len(points))[:, None]
+            right = np.bincount(counted.ravel(), minlength=size * len(points)).reshape(-1, size)[:, :-1]
+            found[number].append(np.abs(right - expected[number]) @ gaps.weight)
+    return [np.concatenate(each) for each in found]
+
+
+def _mean(probs: FloatArray, gaps: BinGaps, cells: IntArray) -> float:
+    """Return the exact mean of an ECE: cells add up their mean gaps, whether they are independent or not."""
+    order = np.argsort(cells, axis=None, kind="stable")
+    ends = np.searchsorted(cells.ravel()[order], np.arange(1, len(gaps.weight) + 1))
+    inside = np.split(probs.ravel()[order], ends)[:-1]
+    return float(gaps.weight @ [mean_gap(each) if len(each) else 0.0 for each in inside])
+
+
+def mean_gap(chances: FloatArray) -> float:
+    """Compute the mean absolute gap between a number of right answers and its own mean.
+
+    Args:
+        chances: Shape (n,), n at least 1: with which probability each of the independent answers is right.
+
+    Example:
+        >>> round(mean_gap(np.array([0.8])), 9)  # right with .8: a gap of .2; wrong with .2: a gap of .8
+        0.32
+    """
+    right = np.arange(len(chances) + 1)
+    return float(np.abs(right - chances.sum()) @ count_distribution(chances)[: len(right)])
+
+
+def count_distribution(chances: FloatArray) -> FloatArray:
+    """Compute how likely each number of right answers is (the Poisson binomial distribution).
+
+    The generating functions of the answers, ``1 - p + p x``, are multiplied two by two.
+
+    Args:
+        chances: Shape (n,), the probability of each answer to be right.
+
+    Returns:
+        The probabilities of 0, 1, ..., n right answers, and zeros.
+    """
+    factors = np.stack([1 - chances, chances], axis=1)
+    while len(factors) > 1:
+        if len(factors) % 2:
+            factors = np.vstack([factors, np.eye(1, factors.shape[1])])
+        degree = factors.shape[1] - 1
+        # Any length above twice the degree serves; three times the degree is a fast one.
+        spectrum = np.fft.rfft(factors, 3 * degree)
+        factors = np.fft.irfft(spectrum[::2] * spectrum[1::2], 3 * degree)[:, : 2 * degree + 1]
+    return factors[0]

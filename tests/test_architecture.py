@@ -100,7 +100,17 @@ def test_loaded_follows_indirect_imports():
 
 def test_calibration_maths_imports_only_numpy():
     allowed = {"__future__", "collections", "dataclasses", "functools", "harness_ext", "numpy", "typing"}
-    for name in ("binning", "calibration", "debiasing", "estimators", "floor", "inputs", "intervals", "ranges"):
+    for name in (
+        "binning",
+        "calibration",
+        "debiasing",
+        "estimators",
+        "floor",
+        "inputs",
+        "intervals",
+        "ranges",
+        "refinement",
+    ):
         assert packages(imports(tree_of(ROOT / "harness_ext" / f"{name}.py"))) <= allowed
 
 

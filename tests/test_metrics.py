@@ -9,7 +9,7 @@ from harness_ext import calibration
 from harness_ext.errors import UserError
 
 OF_PROBS = (metrics.accuracy, metrics.brier, metrics.conf_ece, metrics.cw_ece)
-OF_LOG_PROBS = (metrics.nll, metrics.summary)
+OF_LOG_PROBS = (metrics.nll, metrics.summary, metrics.floors, metrics.refinement)
 
 
 def answers(rows=200, letters=5, seed=0, ragged=True):
@@ -37,6 +37,24 @@ def test_the_numbers_are_the_harnesss(ragged):
     assert metrics.summary(log_probs, labels, **options) == harness_measures(log_probs, labels, **options)
     further = further_measures(log_probs, labels)
     assert metrics.summary(log_probs, labels, further=True) == {**found, **further}
+
+
+def test_floors_and_refinement_are_those_of_the_summary_with_its_bins_and_edge():
+    log_probs, labels = answers(ragged=False, letters=4)
+    log_probs[::9] = np.log([0.5, 0.25, 0.125, 0.125])  # on edges of eight bins
+    options = {"bins": (8,), "edge": "right"}
+    found = metrics.summary(log_probs, labels, **options, further=True)
+    floors, refinement = metrics.floors(log_probs, labels, **options), metrics.refinement(log_probs, labels)
+    assert len(floors) == 10
+    assert floors.items() <= found.items()
+    assert refinement.items() <= found.items()
+    assert floors != metrics.floors(log_probs, labels, bins=(8,))
+    assert found["conf_ece_8_floor"] + found["conf_ece_8_excess"] == pytest.approx(found["conf_ece_8"])
+    assert found["nll_refined"] + found["nll_calibration"] == pytest.approx(found["nll"])
+    scaled = metrics.floors(log_probs, labels, temperature=2.0), metrics.refinement(log_probs, labels, 2.0)
+    whole = metrics.summary(log_probs, labels, temperature=2.0, further=True)
+    assert scaled[0].items() <= whole.items()
+    assert scaled[1].items() <= whole.items()
 
 
 def test_nll_takes_log_probabilities_that_are_normalized_or_not():
@@ -129,6 +147,7 @@ def test_numbers_of_bins_that_cannot_be_are_refused(bins):
         lambda: metrics.conf_ece(probs, labels, bins),
         lambda: metrics.cw_ece(probs, labels, bins=bins),
         lambda: metrics.summary(np.log(probs), labels, bins=(bins,)),
+        lambda: metrics.floors(np.log(probs), labels, bins=(bins,)),
     ):
         with pytest.raises(UserError, match="bins"):
             call()

@@ -117,14 +117,15 @@ def run(args: argparse.Namespace) -> int:
     if is_first_process():
         logger.info("eval: %s on %s; starting", visible(str(args.artifact or args.model)), ", ".join(questions.names))
     from calibtune.api import evaluate
-    from calibtune.results.table import numbers_table
+    from calibtune.results.table import for_json, numbers_table
 
     options = {name: getattr(args, name) for name in inspect.signature(evaluate).parameters}
     found = evaluate(**options)
     if not found.results:
         return 0  # not the first process, which alone writes and compares
     if args.json:
-        values = {"folder": str(found.folder), "questions": found.questions, "results": found.results}
+        results = {task: for_json(numbers) for task, numbers in found.results.items()}
+        values = {"folder": str(found.folder), "questions": found.questions, "results": results}
         print(json.dumps(values), file=args.stdout)
     else:
         for task, numbers in found.results.items():

@@ -13,11 +13,10 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-from math import inf
 from pathlib import Path
 from typing import Any
 
-from calibtune.results.table import numbers_table
+from calibtune.results.table import for_json, numbers_table
 from calibtune.text import visible
 from harness_ext.binning import equal_width_edges
 
@@ -74,9 +73,7 @@ def run(args: argparse.Namespace) -> int:
         if first != model:
             logger.warning("%s and %s %s", where, samples.path, SAME_ANSWERS)
     if args.json:
-        # JSON has no NaN, which AUROC is if all answers are right, and no infinity, where an unseen letter's NLL ends.
-        none = {f: {k: None if v != v or v == inf else v for k, v in numbers.items()} for f, numbers in output.items()}
-        print(json.dumps(none, indent=2), file=args.stdout)
+        print(json.dumps({file: for_json(numbers) for file, numbers in output.items()}, indent=2), file=args.stdout)
     else:
         for file_name, values in output.items():
             numbers = {

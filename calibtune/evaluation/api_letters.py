@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from lm_eval.api.model import LM
@@ -12,11 +10,7 @@ from lm_eval.api.model import LM
 from calibtune.data.letter_tasks import scores_letters
 from calibtune.errors import UserError
 from calibtune.models.served import LetterServer
-from calibtune.results.ranges import range_warning, unseen_ranges
-from calibtune.results.samples import find_samples, read_samples
 from harness_ext.encoding import sent_as_text
-
-logger = logging.getLogger(__name__)
 
 
 def check_letter_tasks(tasks: Sequence[Any]) -> None:
@@ -31,25 +25,6 @@ def check_letter_tasks(tasks: Sequence[Any]) -> None:
                 f"--tasks {task.task_name} does not score the letters A, B, ..., and a server tells of an answer's "
                 "first token alone; give --as-letters"
             )
-
-
-def add_ranges(folder: Path, results: dict[str, dict[str, float]]) -> None:
-    """Add the ranges that unseen letters leave to an evaluation's numbers, and warn where they matter.
-
-    Args:
-        folder: Of lm_eval's files.
-        results: Numbers by task and metric; gets ``X_least`` and ``X_most`` for each metric X of a task that has some.
-    """
-    for path in find_samples(folder):
-        rows = read_samples(path)
-        if rows.task not in results:
-            continue  # of an earlier run
-        for name, temperature in (rows.temperatures or {"none": 1.0}).items():
-            ranges = unseen_ranges(rows, temperature)
-            end = "" if name == "none" else f",{name}"
-            results[rows.task] |= {key + end: value for key, value in ranges.items()}
-            if said := range_warning(rows, ranges):
-                logger.warning("%s%s", said, f" (filter {name})" if end else "")
 
 
 class ApiLM(LM):

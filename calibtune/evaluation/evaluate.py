@@ -17,7 +17,7 @@ from calibtune.data.letter_tasks import ordered, scaled
 from calibtune.data.source import load_questions
 from calibtune.data.tasks import Index
 from calibtune.errors import UserError, WorkFailed, is_out_of_memory, reason
-from calibtune.evaluation.api_letters import ApiLM, add_ranges, check_letter_tasks
+from calibtune.evaluation.api_letters import ApiLM, check_letter_tasks
 from calibtune.evaluation.checks import (
     check_model,
     check_orders,
@@ -34,6 +34,7 @@ from calibtune.evaluation.files import refuse_other_run, save_results
 from calibtune.evaluation.harness import quiet_evaluate
 from calibtune.evaluation.hf_letters import LetterLM
 from calibtune.evaluation.hf_prefix import PrefixLM
+from calibtune.evaluation.measured import add_measures
 from calibtune.evaluation.vllm_checks import engine_arguments
 from calibtune.models.adapters import check_adapter, load_adapter
 from calibtune.models.fingerprint import check_fingerprint
@@ -122,7 +123,8 @@ class Evaluation:
     #: Folder of lm_eval's files: ``results_*.json`` and ``samples_*.jsonl``.
     folder: Path
     #: Numbers by task and metric, such as ``results["mc_calib_arc"]["conf_ece_10"]``. Metrics of a temperature's
-    #: scaled letters have ``,scaled`` behind their names.
+    #: scaled letters have ``,scaled`` behind their names. Beside lm_eval's there are those of
+    #: :func:`calibtune.evaluation.measured.add_measures`.
     results: dict[str, dict[str, float]]
     #: Questions by task.
     questions: dict[str, int]
@@ -231,7 +233,6 @@ def _evaluate_served(options: EvaluationOptions) -> Evaluation | None:
     with served(options.base_url, spec, int(options.batch_size), options.output) as server:
         evaluation = _run(options, lambda: ApiLM(server), arguments, setup, index, chosen)
     if evaluation is not None:
-        add_ranges(evaluation.folder, evaluation.results)
         other = "without" if spec.apply_chat_template else "with"
         warn_of_low_mass(evaluation.results, evaluation.questions, f"{other} --apply-chat-template")
     return evaluation
@@ -278,6 +279,7 @@ def _run(
     folder = save_results(tracker, results, results.pop("samples"))
     questions = {task: count["effective"] for task, count in results["n-samples"].items()}
     numbers = {task: _numbers(found) for task, found in results["results"].items()}
+    add_measures(folder, numbers)
     return Evaluation(folder, numbers, questions, options)
 
 

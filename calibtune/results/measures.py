@@ -18,13 +18,15 @@ from harness_ext.estimators import (
     accuracy_at_coverage,
     auroc,
     brier_parts,
+    debiased_cw_ece,
     debiased_ece,
     equal_mass_ece,
     maximum_calibration_error,
     smooth_ece,
 )
-from harness_ext.floor import ece_floor
+from harness_ext.floor import ece_floors
 from harness_ext.intervals import ece_interval
+from harness_ext.refinement import LEAST, held_out_temperatures
 from harness_ext.registry import BINS, ECES
 
 
@@ -68,18 +70,83 @@ def harness_measures(
     return numbers
 
 
-def further_measures(loglikelihoods: FloatArray, gold: IntArray, temperature: float = 1.0) -> dict[str, float]:
-    """Compute the metrics that are not in the harness's table (:mod:`harness_ext.estimators`).
-
-    Args:
-        loglikelihoods: As in :func:`harness_measures`.
-        gold: As in :func:`harness_measures`.
-        temperature: As in :func:`harness_measures`.
+def floor_measures(
+    loglikelihoods: FloatArray,
+    gold: IntArray,
+    temperature: float = 1.0,
+    bins: tuple[int, ...] = BINS,
+    edge: Edge = "left",
+) -> dict[str, float]:
+    """Compute what tells an ECE's noise from its error (:mod:`harness_ext.floor`). Arguments: :func:`harness_measures`.
 
     Returns:
-        Mean confidence; the floor of each ECE, with ``_low`` and ``_high``; equal-mass, debiased and
-        smooth ECE; maximum calibration error; the Brier decomposition of the confidence and its
-        AUROC; accuracy at 25, 50 and 75 % coverage.
+        For each ECE X of the harness's table ``X_floor``, the mean of a perfectly calibrated model with these
+        probabilities; ``X_floor_95``, below which 95 % of its draws lie; ``X_excess``, X less its floor; ``X_p``, the
+        p-value of "calibrated"; and ``X_debiased``, over equal-mass bins
+        (:func:`harness_ext.estimators.debiased_ece`).
+
+    Raises:
+        UserError: See :func:`harness_ext.calibration.validate_rows`.
+    """
+    loglikelihoods, gold = validate_rows(loglikelihoods, gold)
+    probs = np.exp(letter_log_softmax(loglikelihoods, temperature))
+    confidence, predicted = top(probs)
+    debiased = {
+        "conf_ece": lambda count: debiased_ece(confidence, predicted == gold, count),
+        "cw_ece": lambda count: debiased_cw_ece(probs, gold, count),
+    }
+    eces = {(name, count): gaps(probs, gold, count, edge) for count in bins for name, gaps in ECES.items()}
+    numbers: dict[str, float] = {}
+    for ((name, count), gaps), floor in zip(eces.items(), ece_floors(probs, list(eces.values())), strict=True):
+        numbers |= {
+            f"{name}_{count}_floor": floor.mean,
+            f"{name}_{count}_floor_95": floor.high,
+            f"{name}_{count}_excess": gaps.ece() - floor.mean,
+            f"{name}_{count}_p": floor.p,
+            f"{name}_{count}_debiased": debiased[name](count),
+        }
+    return numbers
+
+
+def refinement_measures(loglikelihoods: FloatArray, gold: IntArray, temperature: float = 1.0) -> dict[str, float]:
+    """Split NLL and Brier score into what calibration costs and what is left (arguments: :func:`harness_measures`).
+
+    Returns:
+        ``nll_refined`` and ``brier_refined``, after each question was scaled by the T that is best for other questions
+        (:func:`harness_ext.refinement.held_out_temperatures`): what is left is missing knowledge. ``nll_calibration``
+        and ``brier_calibration``: by how much less that is. All are NaN if the questions are so few or so easy that
+        some have no best T.
+
+    Raises:
+        UserError: See :func:`harness_ext.calibration.validate_rows`.
+    """
+    loglikelihoods, gold = validate_rows(loglikelihoods, gold)
+    log_probs = letter_log_softmax(loglikelihoods, temperature)
+    held_out = held_out_temperatures(loglikelihoods, gold)
+    refined = letter_log_softmax(loglikelihoods / held_out[:, None])
+    numbers: dict[str, float] = {}
+    for name, whole, left in (
+        ("nll", nll(log_probs, gold), nll(refined, gold)),
+        ("brier", brier(np.exp(log_probs), gold), brier(np.exp(refined), gold)),
+    ):
+        known = left if held_out.min() > 1.01 * LEAST else float("nan")
+        numbers |= {f"{name}_refined": known, f"{name}_calibration": whole - known}
+    return numbers
+
+
+def further_measures(
+    loglikelihoods: FloatArray,
+    gold: IntArray,
+    temperature: float = 1.0,
+    bins: tuple[int, ...] = BINS,
+    edge: Edge = "left",
+) -> dict[str, float]:
+    """Compute the metrics that are not in the harness's table. Arguments: :func:`harness_measures`.
+
+    Returns:
+        Those of :func:`floor_measures` and :func:`refinement_measures`; mean confidence; equal-mass and smooth ECE;
+        maximum calibration error; the Brier decomposition of the confidence and its AUROC; accuracy at 25, 50 and 75 %
+        coverage.
 
     Raises:
         UserError: See :func:`harness_ext.calibration.validate_rows`.
@@ -89,13 +156,11 @@ def further_measures(loglikelihoods: FloatArray, gold: IntArray, temperature: fl
     confidence, predicted = top(probs)
     correct = predicted == gold
     parts = brier_parts(confidence, correct)
-    floors = {f"{ece}_{bins}_floor": ece_floor(probs, ece, bins) for ece in ECES for bins in BINS}
     return {
+        **floor_measures(loglikelihoods, gold, temperature, bins, edge),
+        **refinement_measures(loglikelihoods, gold, temperature),
         "mean_confidence": float(confidence.mean()),
-        **{name: floor.mean for name, floor in floors.items()},
-        **{f"{name}_{end}": getattr(floor, end) for name, floor in floors.items() for end in ("low", "high")},
         "equal_mass_ece_10": equal_mass_ece(confidence, correct),
-        "debiased_ece_10": debiased_ece(confidence, correct),
         "smooth_ece": smooth_ece(confidence, correct),
         "max_ce_10": maximum_calibration_error(confidence, correct),
         **{f"brier_{field}": value for field, value in parts._asdict().items()},

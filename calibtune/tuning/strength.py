@@ -18,9 +18,10 @@ from calibtune.files import replacing
 from calibtune.models.adapters import WEIGHTS
 from calibtune.models.scores import score
 from calibtune.recipe import FIELDS, Recipe, flag
-from calibtune.tuning.temperature import FOLDS, fit_temperature
+from calibtune.tuning.temperature import fit_temperature
 from harness_ext.binning import FloatArray, IntArray
 from harness_ext.calibration import letter_log_softmax, nll
+from harness_ext.refinement import parts
 
 logger = logging.getLogger(__name__)
 
@@ -137,9 +138,7 @@ def held_out_nll(scores: FloatArray, gold: IntArray, with_temperature: bool) -> 
 def _cross_fitted(found: dict[float, FloatArray], gold: IntArray, recipe: Recipe) -> FloatArray:
     """Score each part of the questions at the strength that is best for the others."""
     after = next(iter(found.values())).copy()
-    fold = np.random.default_rng(recipe.seed).permutation(len(gold)) % FOLDS
-    for part in np.unique(fold):
-        inside = fold == part
+    for inside in parts(len(gold), recipe.seed):
         others = ~inside if (~inside).any() else inside
         losses = {s: held_out_nll(each[others], gold[others], recipe.with_temperature) for s, each in found.items()}
         after[inside] = found[min(losses, key=lambda strength: losses[strength])][inside]

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.optimize import brentq, minimize_scalar
+from scipy.optimize import brentq
 from scipy.stats import chi2, norm
 
 from harness_ext.binning import FloatArray, IntArray
@@ -16,15 +16,14 @@ from harness_ext.calibration import conf_ece, letter_log_softmax, nll, top
 from harness_ext.errors import UserError
 from harness_ext.inputs import checked_log_probs
 from harness_ext.ranges import BoolArray, conf_ece_range, nll_range
+from harness_ext.refinement import LEAST, MOST, best_temperature, held_out_temperatures
 from harness_ext.sanity import count_ties
 
 Objective = Literal["nll", "ece"]
 #: Bounds of log T.
-LOW, HIGH = float(np.log(0.01)), float(np.log(100.0))
+LOW, HIGH = float(np.log(LEAST)), float(np.log(MOST))
 #: Resamples for the interval of the T that minimizes ECE, and the grid that its steps are searched on.
 RESAMPLES, GRID = 200, 121
-#: Parts of the questions, each scaled by the T of the others.
-FOLDS = 5
 
 
 @dataclass(frozen=True)
@@ -171,8 +170,7 @@ def cross_fitted(
 ) -> FloatArray:
     """Scale each question by a T that was fitted on other questions.
 
-    Numbers of the questions that T was fitted on flatter it. Here the questions are split at random into ``FOLDS``
-    parts, and each part is scaled by the T of the others, as scikit-learn's ``cross_val_predict`` does.
+    See :func:`harness_ext.refinement.held_out_temperatures`.
 
     Args:
         log_probs: Log-probabilities of the letters, shape (N, K), NaN where a question has fewer letters.
@@ -188,23 +186,20 @@ def cross_fitted(
         UserError: See :func:`harness_ext.inputs.checked_log_probs`.
     """
     values, answers = checked_log_probs(log_probs, labels)
-    scaled = letter_log_softmax(values)
-    fold = np.random.default_rng(seed).permutation(len(answers)) % FOLDS
-    for part in np.unique(fold) if len(answers) > 1 else ():
-        inside = fold == part
+
+    def find(log_probs: FloatArray, labels: IntArray) -> float:
         if objective == "nll":
-            log_t = _minimal_nll(values[~inside], answers[~inside])
-        else:
-            log_t = _minimal_ece(values[~inside], answers[~inside], bins)
-        scaled[inside] = letter_log_softmax(values[inside], float(np.exp(log_t)))
-    return scaled
+            return best_temperature(log_probs, labels)
+        return float(np.exp(_minimal_ece(log_probs, labels, bins)))
+
+    return letter_log_softmax(values / held_out_temperatures(values, answers, find, seed)[:, None])
 
 
 def _by_nll(log_probs: FloatArray, labels: IntArray) -> tuple[float, float, float]:
     def loss(log_t: float) -> float:
         return nll(letter_log_softmax(log_probs, float(np.exp(log_t))), labels)
 
-    best = _minimal_nll(log_probs, labels)
+    best = float(np.log(best_temperature(log_probs, labels)))
     # The 95 % profile likelihood interval: where N times the loss has risen by half the quantile of chi-squared.
     return best, *_ends(loss, loss(best) + chi2.ppf(0.95, 1) / (2 * len(labels)), best)
 
@@ -220,7 +215,7 @@ def _ends(loss: Callable[[float], float], level: float, best: float) -> tuple[fl
 
 def _exp(log_t: float) -> float:
     """Return T, which rounding must not lift above its bound."""
-    return min(float(np.exp(log_t)), 100.0)
+    return min(float(np.exp(log_t)), MOST)
 
 
 def _by_ece(log_probs: FloatArray, labels: IntArray, bins: int, rng: np.random.Generator) -> tuple[float, float, float]:
@@ -297,15 +292,6 @@ def _against(log_probs: FloatArray, labels: IntArray) -> bool:
 
 def _signal(log_probs: FloatArray, labels: IntArray) -> bool:
     """Likelihood-ratio test (5 %) of the best T against equal probabilities, which is 1/T = 0."""
-    best = _minimal_nll(log_probs, labels)
+    best = best_temperature(log_probs, labels)
     chance = float(np.mean(np.log(_letters(log_probs))))
-    return 2 * len(labels) * (chance - nll(letter_log_softmax(log_probs, np.exp(best)), labels)) > chi2.ppf(0.95, 1)
-
-
-def _minimal_nll(log_probs: FloatArray, labels: IntArray) -> float:
-    """Log of the T with the least NLL, which is unimodal in log T."""
-
-    def loss(log_t: float) -> float:
-        return nll(letter_log_softmax(log_probs, float(np.exp(log_t))), labels)
-
-    return float(minimize_scalar(loss, bounds=(LOW, HIGH), method="bounded", options={"xatol": 1e-7}).x)
+    return 2 * len(labels) * (chance - nll(letter_log_softmax(log_probs, best), labels)) > chi2.ppf(0.95, 1)

@@ -12,6 +12,8 @@ from lm_eval_files import answers, write_run
 from sample_files import sample, write, write_results
 
 from calibtune.__main__ import main
+from calibtune.results.measures import floor_measures
+from calibtune.results.table import calibrated
 from harness_ext.calibration import conf_ece, letter_log_softmax
 
 
@@ -52,11 +54,20 @@ def test_the_printed_table_holds_every_number_with_its_interval(tmp_path, capsys
     assert main(["rescore", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     assert printed.startswith("mc_calib_arc: 100 questions")
-    width = max(len(name) for name in numbers if not name.endswith(("_low", "_high")))
-    for name in ("acc", "smooth_ece", "auroc", "brier_reliability", "acc_at_50", "debiased_ece_10"):
+    eces = [f"{ece}_{bins}" for ece in ("conf_ece", "cw_ece") for bins in (10, 14)]
+    width = max(len(name) for name in numbers if not name.startswith(tuple(eces)))
+    for name in ("acc", "smooth_ece", "auroc", "brier_reliability", "acc_at_50", "nll_refined", "brier_calibration"):
         assert f"  {name:<{width}}  {numbers[name]:8.4f}\n" in printed
-    low, high = numbers["cw_ece_14_low"], numbers["cw_ece_14_high"]
-    assert f"  {'cw_ece_14':<{width}}  {numbers['cw_ece_14']:8.4f}  [{low:.4f}, {high:.4f}]" in printed
+    for name in eces:
+        low, high, floor, below, excess, debiased, p = (
+            numbers[f"{name}_{more}"] for more in ("low", "high", "floor", "floor_95", "excess", "debiased", "p")
+        )
+        assert p < 0.05 if name.startswith("conf") else p < 1
+        assert (
+            f"  {name:<11}  {numbers[name]:.4f}  [{low:.4f}, {high:.4f}]  {floor:.4f}  {below:.4f}  {excess:+.4f}  "
+            f"{debiased:8.4f}  {calibrated(p)}\n"
+        ) in printed
+    assert max(map(len, printed.splitlines()[1:])) <= 100
 
 
 def test_bins_edge_and_temperature_are_heeded(tmp_path, capsys):
@@ -73,6 +84,9 @@ def test_bins_edge_and_temperature_are_heeded(tmp_path, capsys):
     assert numbers["conf_ece_7"] == conf_ece(probs, gold, 7, "right")
     assert numbers["conf_ece_20"] == conf_ece(probs, gold, 20, "right")
     assert "conf_ece_10" not in numbers
+    expected = floor_measures(loglikelihoods, gold, 1.5, (7, 20), "right")
+    assert expected.keys() <= numbers.keys()
+    assert {name: numbers[name] for name in expected} == pytest.approx(expected, abs=1e-12)
 
 
 def test_json_stays_json_where_a_number_is_undefined(tmp_path, capsys):

@@ -42,7 +42,7 @@ def tasks_of_this_checkout(monkeypatch):
 def test_lm_evals_own_backend_gives_the_same_numbers(model, tmp_path, orders):
     mine = small_evaluation(tmp_path / "out", model=str(model), orders=orders)
     theirs = evaluate([ORDERED], model, metadata={"orders": orders})["results"][ORDERED]
-    found = metrics(mine, ORDERED)
+    found = {name: value for name, value in metrics(mine, ORDERED).items() if f"{name},none" in theirs}
     # The ends of an interval are quantiles of draws.
     close = {name: 2e-3 if name.endswith(("_low", "_high")) else 1e-5 for name in found}
     assert len(close) == 16

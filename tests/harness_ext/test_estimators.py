@@ -8,6 +8,7 @@ from harness_ext.estimators import (
     accuracy_at_coverage,
     auroc,
     brier_parts,
+    debiased_cw_ece,
     debiased_ece,
     equal_mass_ece,
     maximum_calibration_error,
@@ -34,6 +35,28 @@ def test_debiased_ece_subtracts_the_bins_variance():
     # First bin's squared gap .005625 less .25 / 1; second's .0225 less 0: below zero, so 0.
     assert debiased_ece(CONFIDENCE, CORRECT, 2) == 0
     assert debiased_ece(CONFIDENCE, np.ones(4, bool), 2) == pytest.approx(np.sqrt((0.425**2 + 0.15**2) / 2))
+
+
+def test_debiased_cw_ece_is_the_root_mean_square_of_the_letters_by_hand():
+    # A is always right with .9, .8 | .2, .1, and B never with .1, .2 | .8, .9: gaps of .15 and .85, without variance.
+    probs = np.array([[0.9, 0.1, np.nan], [0.8, 0.2, np.nan], [0.2, 0.8, np.nan], [0.1, 0.9, np.nan]])
+    gap = np.sqrt((0.85**2 + 0.15**2) / 2)
+    assert debiased_cw_ece(probs, np.zeros(4, int), 2) == pytest.approx(gap)
+    # The letter that only two have weighs as much as the others, over its own questions.
+    probs[:2] = [[0.8, 0.1, 0.1], [0.7, 0.1, 0.2]]
+    letters = [
+        debiased_ece(probs[:, 0], np.ones(4, bool), 2),
+        debiased_ece(probs[:, 1], np.zeros(4, bool), 2),
+        debiased_ece(probs[:2, 2], np.zeros(2, bool), 2),
+    ]
+    assert debiased_cw_ece(probs, np.zeros(4, int), 2) == pytest.approx(np.sqrt(np.mean(np.square(letters))))
+    assert min(letters[:2]) > 0
+
+
+def test_a_letter_that_no_question_has_does_not_count():
+    probs, gold = np.array([[0.9, 0.1], [0.8, 0.2], [0.6, 0.4], [0.7, 0.3]]), np.ones(4, int)
+    wider = np.column_stack([probs, np.full(4, np.nan)])
+    assert debiased_cw_ece(wider, gold, 2) == debiased_cw_ece(probs, gold, 2) > 0
 
 
 def test_debiasing_at_least_halves_the_ece_of_a_calibrated_model():
@@ -129,6 +152,8 @@ def test_ten_bins_are_the_default():
     confidence, correct = draw_answers(200, seed=1)
     for measure in (equal_mass_ece, debiased_ece, maximum_calibration_error, brier_parts):
         assert measure(confidence, correct) == measure(confidence, correct, 10) != measure(confidence, correct, 11)
+    probs, gold = np.column_stack([confidence, 1 - confidence]), np.where(correct, 0, 1)
+    assert debiased_cw_ece(probs, gold) == debiased_cw_ece(probs, gold, 10) != debiased_cw_ece(probs, gold, 11)
 
 
 def test_bins_of_one_question_have_no_variance_and_are_left_out():

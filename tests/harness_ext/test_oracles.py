@@ -175,6 +175,12 @@ def test_equal_mass_and_debiased_ece_equal_uncertainty_calibration(rows):
     assert estimators.debiased_ece(confidence, correct) == pytest.approx(theirs, abs=1e-12)
 
 
+def test_debiased_cw_ece_equals_the_marginal_calibration_error_of_uncertainty_calibration():
+    probs, gold = random_rows()
+    theirs = uncertainty_calibration.lower_bound_scaling_ce(probs, gold, p=2, debias=True, num_bins=10, mode="marginal")
+    assert estimators.debiased_cw_ece(probs, gold) == pytest.approx(theirs, abs=1e-12)
+
+
 def test_uneven_equal_mass_bins_differ_from_uncertainty_calibration():
     rng = np.random.default_rng(5)
     confidence = rng.uniform(0, 1, 593)

@@ -17,7 +17,7 @@ from calibtune.results.pairs import Key, matching_rows
 from harness_ext.binning import FloatArray, IntArray
 from harness_ext.calibration import BinGaps, confidence_gaps, letter_log_softmax, top
 from harness_ext.estimators import accuracy_at_coverage
-from harness_ext.floor import ece_floor
+from harness_ext.floor import ece_floors
 from harness_ext.intervals import ece_interval, wilson
 from harness_ext.ranking import Contest, among, contest_of_eces, contest_of_means, mean_contest, pairs, rank
 from harness_ext.registry import METRICS
@@ -105,17 +105,17 @@ def _scores(entry: Entry, task: str, keys: tuple[Key, ...]) -> _Scores:
 def _numbers(probs: FloatArray, gold: IntArray, loss: FloatArray, gaps: BinGaps) -> dict[str, float]:
     confidence, predicted = top(probs)
     right = predicted == gold
-    ece, floor, nll = ece_interval(gaps), ece_floor(probs), float(loss.mean())
+    ece, floor, nll = ece_interval(gaps), ece_floors(probs, [gaps])[0], float(loss.mean())
     ends = {
         "nll": mean_ends(loss, nll),
         "conf_ece_10": (ece.low, ece.high),
-        "conf_ece_10_floor": (floor.low, floor.high),
         "acc": wilson(int(right.sum()), len(gold)),
     }
     return {
         "nll": nll,
         "conf_ece_10": ece.estimate,
         "conf_ece_10_floor": floor.mean,
+        "conf_ece_10_floor_95": floor.high,
         "acc": float(right.mean()),
         **{
             f"{name}_{end}": value

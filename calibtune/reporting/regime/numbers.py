@@ -77,14 +77,14 @@ def frontier(entries: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 
 def most_accurate_calibrated(entries: Mapping[str, Mapping[str, Any]]) -> str | None:
-    """Return the most accurate model with no more conf-ECE than the floor's upper end; None if there is none.
+    """Return the most accurate model with no more conf-ECE than 95 % of calibrated draws; None if there is none.
 
     Its accuracy is at most acc*, as far as the questions tell: acc* is the largest accuracy of a calibrated model.
     """
     labels = [
         label
         for label, entry in entries.items()
-        if entry["numbers"]["conf_ece_10"] <= entry["numbers"]["conf_ece_10_floor_high"]
+        if entry["numbers"]["conf_ece_10"] <= entry["numbers"]["conf_ece_10_floor_95"]
     ]
 
     def rank(label: str) -> tuple[float, float]:

@@ -176,7 +176,7 @@ def _verdict_unknown(entries: Mapping[str, Any]) -> str:
     found = entries[label]["numbers"]
     return (
         f"{text}{label} has accuracy {found['acc']:.3f} and conf-ECE {found['conf_ece_10']:.3f}, no more than a "
-        f"calibrated model would show by chance (up to {found['conf_ece_10_floor_high']:.3f}). So models up to that "
+        f"calibrated model would show by chance (up to {found['conf_ece_10_floor_95']:.3f}). So models up to that "
         "accuracy are calibratable, as far as these questions tell; of those above it, it cannot be known."
     )
 
@@ -191,7 +191,7 @@ def _models(entries: Mapping[str, Any], families: Mapping[str, str], frontier: l
                 Cell(f"{number}. {label}"),
                 number_cell(values, "acc"),
                 number_cell(values, "conf_ece_10"),
-                Cell(f"{values['conf_ece_10_floor']:.4f}", f"up to {values['conf_ece_10_floor_high']:.4f}"),
+                Cell(f"{values['conf_ece_10_floor']:.4f}", f"up to {values['conf_ece_10_floor_95']:.4f}"),
                 Cell("●" if label in frontier else ""),
                 Cell(found[label], kind="text"),
                 Cell(families[label], kind="text"),

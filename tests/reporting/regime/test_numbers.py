@@ -9,7 +9,7 @@ shares = st.integers(0, 20).map(lambda number: number / 20)
 
 
 def entry(acc, ece, floor_high=0.03, **more):
-    return {"numbers": {"acc": acc, "conf_ece_10": ece, "conf_ece_10_floor_high": floor_high}, **more}
+    return {"numbers": {"acc": acc, "conf_ece_10": ece, "conf_ece_10_floor_95": floor_high}, **more}
 
 
 @given(st.lists(st.tuples(shares, shares), min_size=1, max_size=8))

@@ -79,6 +79,8 @@ def _task(number: int, name: str, task: Mapping[str, Any], base: str) -> dict[st
             "figures": True,
             "text": f"{pooled}{figures.questions_text(task['questions'])}.",
             "table": tables.measures(task),
+            "noise": tables.noise(task),
+            "refinement": tables.refinement(task),
             "differences": tables.differences(task),
             "entropy": tables.entropies(task),
             **panels(f"t{number}", name, entries),

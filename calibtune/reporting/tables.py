@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from calibtune.results.table import calibrated
 from harness_ext.registry import METRICS
 
 #: Number of decimals.
@@ -40,6 +42,38 @@ def measures(task: Mapping[str, Any]) -> Table:
     for label, entry in task["methods"].items():
         cells = [number_cell(entry["numbers"], name) for name in METRICS]
         table.rows.append([Cell(label), Cell(f"{entry['questions']:,}"), *cells, Cell(f"{entry['temperature']:.4g}")])
+    return table
+
+
+def noise(task: Mapping[str, Any]) -> Table:
+    """Return each ECE of all methods beside what a calibrated model would show."""
+    table = Table(["method", "measure", "value", "floor", "excess", "debiased", "calibrated?"])
+    for label, entry in task["methods"].items():
+        numbers = entry["numbers"]
+        for name in (name for name in METRICS if f"{name}_floor" in numbers):
+            floor = Cell(f"{numbers[f'{name}_floor']:.{DIGITS}f}", f"95% to {numbers[f'{name}_floor_95']:.{DIGITS}f}")
+            found = [number_cell(numbers, name), floor, Cell(signed(numbers[f"{name}_excess"], DIGITS))]
+            found += [
+                Cell(f"{numbers[f'{name}_debiased']:.{DIGITS}f}"),
+                Cell(calibrated(numbers[f"{name}_p"]), kind="text"),
+            ]
+            table.rows.append([Cell(label), Cell(METRICS[name].title, kind="text"), *found])
+    return table
+
+
+def refinement(task: Mapping[str, Any]) -> Table:
+    """Return NLL and Brier score of all methods, split into missing knowledge and what calibration costs."""
+    names = ("nll", "brier")
+    heads = [(METRICS[name].title, "of it missing knowledge", "of it calibration") for name in names]
+    table = Table(["method", *(head for group in heads for head in group)])
+    for label, entry in task["methods"].items():
+        numbers, cells = entry["numbers"], [Cell(label)]
+        for name in names:
+            left, cost = numbers[f"{name}_refined"], numbers[f"{name}_calibration"]
+            known = math.isfinite(left)
+            cells.append(number_cell(numbers, name))
+            cells += [Cell(f"{left:.{DIGITS}f}"), Cell(signed(cost, DIGITS))] if known else [Cell("–"), Cell("–")]
+        table.rows.append(cells)
     return table
 
 
@@ -176,6 +210,8 @@ def titled(results: Mapping[str, Any]) -> list[tuple[str, Table]]:
     for name, task in results["tasks"].items():
         if task["figures"]:
             found.append((f"{name}: measures", measures(task)))
+            found.append((f"{name}: ECE and its noise", noise(task)))
+            found.append((f"{name}: knowledge and calibration", refinement(task)))
             for title, table in (("differences", differences(task)), ("temperature", temperature(task))):
                 suffix = f" to {results['base']}" if title == "differences" else ", before and after"
                 found += [(f"{name}: {title}{suffix}", table)] if table else []

@@ -1,0 +1,53 @@
+"""The report's tables of noise and refinement, which the page, Markdown and LaTeX show."""
+
+import json
+import re
+
+from lm_eval_files import answers, write_run
+from report_files import report
+
+from calibtune.reporting import tables
+from calibtune.results.table import calibrated
+
+NAMES = {f"{ece}_{bins}": f"{ece[:-4]}-ECE, {bins} bins" for bins in (10, 14) for ece in ("conf_ece", "cw_ece")}
+
+
+def task_of(numbers):
+    return {"methods": {"model": {"numbers": numbers}}}
+
+
+def test_the_page_and_the_tables_show_each_eces_noise_and_what_calibration_costs(tmp_path):
+    folder = write_run(tmp_path / "run", {"arc": answers(300, sharpness=3.0)})
+    report(folder, "--output", tmp_path / "out")
+    numbers = json.loads((tmp_path / "out" / "results.json").read_text())["tasks"]["arc"]["methods"]["base-7b"][
+        "numbers"
+    ]
+    markdown = (tmp_path / "out" / "tables.md").read_text().replace("\\", "")
+    for name, title in NAMES.items():
+        low, high, floor, below, excess, debiased = (
+            f"{numbers[f'{name}_{more}']:.4f}" for more in ("low", "high", "floor", "floor_95", "excess", "debiased")
+        )
+        value, answer = f"{numbers[name]:.4f} ({low}–{high})", calibrated(numbers[f"{name}_p"])
+        cells = ["base-7b", title, value, f"{floor} (95% to {below})", f"+{excess}", debiased, answer]
+        assert f"| {' | '.join(cells)} |" in markdown
+    assert numbers["nll_calibration"] > 0.1
+    refined, cost = (f"{numbers[f'nll_{part}']:.4f}" for part in ("refined", "calibration"))
+    assert f" | {refined} | +{cost} | {numbers['brier']:.4f} (" in markdown
+    page = (tmp_path / "out" / "report.html").read_text()
+    for name in NAMES:
+        assert f"<td>{numbers[f'{name}_floor']:.4f}<small>95% to {numbers[f'{name}_floor_95']:.4f}</small>" in page
+    assert re.search(rf"<td>{refined}\s*</td>\s*<td>\+{cost}", page)
+    assert "no, p &lt; .001" in page
+
+
+def test_an_unknown_refinement_is_a_dash():
+    numbers = {f"{name}{end}": 0.5 for name in ("nll", "brier") for end in ("", "_low", "_high")}
+    numbers |= {f"{name}_{part}": float("nan") for name in ("nll", "brier") for part in ("refined", "calibration")}
+    (row,) = tables.refinement(task_of(numbers)).rows
+    assert [cell.value for cell in row] == ["model", "0.5000", "–", "–", "0.5000", "–", "–"]
+
+
+def test_an_excess_below_zero_has_its_sign():
+    numbers = {f"conf_ece_10{end}": 0.02 for end in ("", "_low", "_high", "_floor", "_floor_95", "_debiased", "_p")}
+    (row,) = tables.noise(task_of(numbers | {"conf_ece_10_excess": -0.0034})).rows
+    assert row[4].value == "-0.0034"

@@ -157,6 +157,9 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(argv: list[str]) -> int:
     gc.set_threshold(max(GARBAGE, gc.get_threshold()[0]))
+    # Read when torch is loaded. Its threads wait for each other after every operation: awake, they take the core from
+    # those that they wait for wherever another program runs too.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     quieten()
     command = next((word for word in argv if not word.startswith("-")), None)
     parser = build_parser(command)

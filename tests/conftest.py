@@ -6,6 +6,9 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+# Workers share the cores, and threads that wait for a core cost twice the time. Read when torch is loaded.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 # A busy machine is no fault. Scripts that run tests, such as tests/benchmarks/mutants.py, have a profile of their own.
 if settings.get_current_profile_name() in ("default", "ci"):
     settings.register_profile("calibtune", deadline=None)

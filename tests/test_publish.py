@@ -97,7 +97,7 @@ def test_a_card_on_the_hub_has_metrics_figure_hashes_and_its_own_id(made, hub, t
     metrics = {metric["type"]: metric["value"] for metric in data["model-index"][0]["results"][0]["metrics"]}
     assert metrics["nll"] == pytest.approx(manifest["after"]["nll"], abs=1e-6)
     digest = hashlib.sha256("\n".join(sorted(manifest["documents"]["train"])).encode()).hexdigest()
-    assert "Fitted on 18 questions." in text
+    assert "Fitted on 4 questions." in text
     assert f"`{digest[:16]}`" in text
     assert "](reliability.png)" in text
     assert "THIS_FOLDER" not in text

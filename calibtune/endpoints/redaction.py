@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html.entities
 import re
+from functools import cache
 from typing import Any
 
 #: Stands for the secret.
@@ -35,6 +36,7 @@ class Redaction:
         return [self.value(each) for each in value] if isinstance(value, list) else value
 
 
+@cache
 def _character(sign: str) -> str:
     """Return a pattern of all that stands for a character of ASCII."""
     code = f"{ord(sign):x}"

@@ -13,8 +13,8 @@ from harness_ext.binning import FloatArray, IntArray
 LEAST, MOST = 0.01, 100.0
 #: Parts of the questions, of which each is scaled by what was fitted on the others.
 FOLDS = 5
-#: Error of log T, and steps within which it is surely reached: each second one halves the interval.
-PRECISION, STEPS = 1e-10, 100
+#: Error of log T.
+PRECISION = 1e-10
 
 
 def best_temperature(log_probs: FloatArray, gold: IntArray) -> float:
@@ -32,29 +32,27 @@ def best_temperature(log_probs: FloatArray, gold: IntArray) -> float:
     """
     # Letters by questions, so that sums over few letters are fast.
     values = np.ascontiguousarray((log_probs - np.fmax.reduce(log_probs, axis=1, keepdims=True)).T)
+    present, values = ~np.isnan(values), np.nan_to_num(values)
     low, high, found, step = np.log(1 / MOST), np.log(1 / LEAST), 0.0, np.inf
-    for _ in range(STEPS):
-        slope, curvature = _derivatives(values, gold, np.exp(found))
+    while step > PRECISION:
+        slope, curvature = _derivatives(values, present, gold, np.exp(found))
         if slope == 0:
             break
         low, high = (low, found) if slope > 0 else (found, high)
-        newton = found - slope / curvature if curvature > 0 else np.inf
+        newton = found - slope / curvature if curvature else np.inf
         near = low < newton < high and abs(newton - found) < step / 2
-        step, found = (abs(newton - found), newton) if near else ((high - low) / 2, (low + high) / 2)
-        if step < PRECISION:
-            break
+        step, found = (abs(newton - found), newton) if near else (high - low, (low + high) / 2)
     return float(np.exp(-found))
 
 
-def _derivatives(values: FloatArray, gold: IntArray, inverse: float) -> tuple[float, float]:
+def _derivatives(values: FloatArray, present: NDArray[np.bool_], gold: IntArray, inverse: float) -> tuple[float, float]:
     """Return first and second derivative of the NLL by log 1/T; values have shape (K, N), at most 0."""
-    absent = np.isnan(values)
-    weight = np.where(absent, 0.0, np.exp(inverse * values))
-    weighed = np.where(absent, 0.0, weight / weight.sum(axis=0) * values)
-    mean = weighed.sum(axis=0)
-    variance = np.where(absent, 0.0, weighed * values).sum(axis=0) - mean**2
+    weight = np.exp(inverse * values) * present
+    weight /= weight.sum(axis=0)
+    mean = np.einsum("kn,kn->n", weight, values)
+    square = np.einsum("kn,kn,kn->n", weight, values, values)
     slope = inverse * float((mean - values[gold, np.arange(len(gold))]).mean())
-    return slope, slope + inverse**2 * float(variance.mean())
+    return slope, slope + inverse**2 * float((square - mean**2).mean())
 
 
 def held_out_temperatures(

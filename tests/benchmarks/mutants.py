@@ -51,6 +51,7 @@ TESTS = {
     "harness_ext/metrics.py": ["harness_ext/test_metrics.py"],
     "harness_ext/prompts.py": ["harness_ext/test_prompts.py", "harness_ext/test_documents.py"],
     "harness_ext/ragged.py": ["harness_ext/test_ragged.py", "harness_ext/test_calibration.py"],
+    "harness_ext/refinement.py": ["harness_ext/test_refinement.py"],
     "harness_ext/sanity.py": ["harness_ext/test_sanity.py"],
     "harness_ext/splits.py": ["harness_ext/test_splits.py"],
     "calibtune/results/samples.py": ["results/test_samples.py"],

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize_scalar
 
+from harness_ext import refinement
 from harness_ext.calibration import letter_log_softmax, nll
 from harness_ext.refinement import FOLDS, best_temperature, held_out_temperatures, parts
 
@@ -80,3 +81,12 @@ def test_another_search_may_be_given():
 def test_a_question_that_is_alone_keeps_its_probabilities():
     assert held_out_temperatures(np.array([[-1.0, -2.0]]), np.array([0])).tolist() == [1]
     assert held_out_temperatures(np.log([[0.9, 0.1], [0.7, 0.3]]), np.array([0, 1])) == pytest.approx([100, 0.01])
+
+
+@pytest.mark.parametrize("temperature", [0.02, 0.3, 1.0, 4.0, 40.0])
+def test_few_passes_over_the_questions_are_enough(monkeypatch, temperature):
+    passes, derivatives = [], refinement._derivatives
+    monkeypatch.setattr(refinement, "_derivatives", lambda *rows: passes.append(1) or derivatives(*rows))
+    best_temperature(*simulated(500, temperature))
+    # Halving alone would need 36.
+    assert len(passes) <= 9

@@ -157,9 +157,10 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(argv: list[str]) -> int:
     gc.set_threshold(max(GARBAGE, gc.get_threshold()[0]))
-    # Read when torch is loaded. Its threads wait for each other after every operation: awake, they take the core from
-    # those that they wait for wherever another program runs too.
+    # Read when torch and numpy are loaded. Their threads wait for each other after every operation; awake, they take
+    # the core from those that they wait for wherever another program runs too.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")
     quieten()
     command = next((word for word in argv if not word.startswith("-")), None)
     parser = build_parser(command)

@@ -206,7 +206,7 @@ def test_base_and_artifacts_are_evaluated_quietly_into_folders_of_their_own(quie
     base = ct.evaluate(model=model, tasks="mc_calib_arc", **SMALL)
     scaled = ct.evaluate(artifact=t, tasks=["mc_calib_arc"], batch_size="4")
     tuned = ct.evaluate(artifact=str(adapter.folder), tasks=["mc_calib_arc"], output=tmp_path / "tuned", limit=8)
-    page = ct.report([base, scaled, tuned], tmp_path / "report")
+    page = ct.report([base, tuned], tmp_path / "report")
     assert capsys.readouterr().out == ""
     assert page.is_file()
     assert tuned.folder.parent == tmp_path / "tuned"

@@ -120,8 +120,8 @@ def test_note_names_runs_with_other_prompts_than_the_base(tmp_path):
 def test_clear_differences_are_marked(tmp_path):
     folders = two_runs(tmp_path, rows=800)
     write_run(tmp_path / "same", {"arc": answers(800, sharpness=3.0)}, RCFT)
-    report(*folders, tmp_path / "same", "--output", tmp_path / "out")
-    methods = json.loads((tmp_path / "out" / "results.json").read_text())["tasks"]["arc"]["methods"]
+    report(*folders, "--output", tmp_path / "out")
+    methods = build([*folders, tmp_path / "same"])["tasks"]["arc"]["methods"]
     assert "difference" not in methods["base-7b"]
     better, same = methods["cft"]["difference"], methods["rcft"]["difference"]
     assert better["conf_ece_10"]["high"] < 0

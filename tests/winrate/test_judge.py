@@ -78,7 +78,7 @@ def test_both_orders_keep_an_unbiased_judges_preference(tmp_path):
 )
 def test_transient_fault_is_retried_once(tmp_path, act):
     with JudgeServer(first_attempt(act)) as server:
-        rows, _ = ask(server, tmp_path, timeout=1.0 if act.__name__ == "<lambda>" else 5.0)
+        rows, _ = ask(server, tmp_path, timeout=1.0 if act.__name__ == "<lambda>" else 5.0, workers=6)
     assert [row["preference"] for row in rows] == pytest.approx([1.8] * 6)
     assert set(server.seen.values()) == {2}
     assert set(server.answered.values()) == {1}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -70,9 +69,8 @@ def refinement(task: Mapping[str, Any]) -> Table:
         numbers, cells = entry["numbers"], [Cell(label)]
         for name in names:
             left, cost = numbers[f"{name}_refined"], numbers[f"{name}_calibration"]
-            known = math.isfinite(left)
-            cells.append(number_cell(numbers, name))
-            cells += [Cell(f"{left:.{DIGITS}f}"), Cell(signed(cost, DIGITS))] if known else [Cell("–"), Cell("–")]
+            known = [Cell("–"), Cell("–")] if left is None else [Cell(f"{left:.{DIGITS}f}"), Cell(signed(cost, DIGITS))]
+            cells += [number_cell(numbers, name), *known]
         table.rows.append(cells)
     return table
 

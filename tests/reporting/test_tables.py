@@ -3,8 +3,11 @@
 import json
 import re
 
+import numpy as np
+import pytest
 from lm_eval_files import answers, write_run
 from report_files import report
+from sample_files import sample, write
 
 from calibtune.reporting import tables
 from calibtune.results.table import calibrated
@@ -40,11 +43,15 @@ def test_the_page_and_the_tables_show_each_eces_noise_and_what_calibration_costs
     assert "no, p &lt; .001" in page
 
 
-def test_an_unknown_refinement_is_a_dash():
-    numbers = {f"{name}{end}": 0.5 for name in ("nll", "brier") for end in ("", "_low", "_high")}
-    numbers |= {f"{name}_{part}": float("nan") for name in ("nll", "brier") for part in ("refined", "calibration")}
-    (row,) = tables.refinement(task_of(numbers)).rows
-    assert [cell.value for cell in row] == ["model", "0.5000", "–", "–", "0.5000", "–", "–"]
+def test_a_refinement_that_few_right_answers_leave_unknown_is_a_dash(tmp_path):
+    rows = [sample(number, np.log([0.6, 0.3, 0.1]), "0") for number in range(12)]
+    write(tmp_path, rows)
+    report(tmp_path, "--output", tmp_path / "out")
+    text = (tmp_path / "out" / "results.json").read_text()
+    ((_, method),) = json.loads(text, parse_constant=pytest.fail)["tasks"]["mc_calib_arc"]["methods"].items()
+    assert method["numbers"]["nll_refined"] is None
+    (row,) = tables.refinement({"methods": {"model": method}}).rows
+    assert [cell.value for cell in row] == ["model", "0.5108", "–", "–", "0.2600", "–", "–"]
 
 
 def test_an_excess_below_zero_has_its_sign():

@@ -81,12 +81,19 @@ def pivot(rows: Sequence[Mapping[str, Any]], by: str, key: str) -> list[dict[str
 
 
 def over_seeds(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Put rows that differ only in `seed` and in numbers into one, with means and standard deviations."""
+    """Put rows that differ only in `seed` and in numbers into one: means and standard deviations of what is known."""
     groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
     for row in rows:
         groups.setdefault(tuple((k, v) for k, v in row.items() if not _is_number(v)), []).append(row)
     return [
-        {**dict(key), **{name: _spread([row[name] for row in group]) for name in group[0] if name not in dict(key)}}
+        {
+            **dict(key),
+            **{
+                name: _spread([row[name] for row in group if name in row])
+                for name in dict.fromkeys(name for row in group for name in row)
+                if name not in dict(key)
+            },
+        }
         for key, group in groups.items()
     ]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import atexit
 import contextlib
 import difflib
 import errno
@@ -158,8 +157,6 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(argv: list[str]) -> int:
     gc.set_threshold(max(GARBAGE, gc.get_threshold()[0]))
-    # Python ends with a search for garbage in all of torch and transformers, a second for nothing.
-    atexit.register(gc.freeze)
     # Read when torch and numpy are loaded. Their threads wait for each other after every operation; awake, they take
     # the core from those that they wait for wherever another program runs too.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -52,6 +52,14 @@ def test_letters_of_a_server_equal_those_of_the_weights(server, model, mirror, t
     assert {body["max_tokens"] for body in bodies} == {1}
 
 
+def test_a_server_is_asked_once_a_question_and_order(server, model, mirror, tmp_path, whole):
+    small_evaluation(tmp_path / "hf", model=str(model), orders=2)
+    before = len(server.bodies)
+    asked(server, tmp_path / "api", orders=2)
+    np.testing.assert_allclose(samples(tmp_path / "api").log_probs, samples(tmp_path / "hf").log_probs, atol=1e-4)
+    assert len([body for body in server.bodies[before:] if "right one" in json.dumps(body)]) == 2 * 24
+
+
 def test_a_template_without_a_place_for_system_messages_gets_the_weights_prompt(mirror, tmp_path, whole):
     folder = save_tiny(tmp_path / "gemma", chat_template=NO_SYSTEM_TEMPLATE)
     small_evaluation(tmp_path / "hf", model=str(folder), apply_chat_template=True)

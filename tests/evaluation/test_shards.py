@@ -56,7 +56,7 @@ def runs(folder, model, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         enter_mirror(folder, patch)
         more = ["--data", folder / "quiz.jsonl", "--include-path", folder, "--num-fewshot", 2, "--limit", 7]
-        tasks = "mc_calib_arc,drawn,ultrafeedback_winrate"
+        tasks = "mc_calib_arc,mc_calib_arc_orders,drawn,ultrafeedback_winrate"
         return evaluate(model, tmp_path_factory.mktemp("runs"), "--tasks", tasks, *more)
 
 

@@ -194,8 +194,8 @@ def join_shards(runs: Sequence[Run]) -> list[Run]:
             first.own += run.own
     for whole, run in joined.items():
         if run.whole:
-            files = [file for part in runs if part.whole == whole for (file,) in part.files.values()]
-            run.files = {FILE_NAME.sub(r"\g<task>", shards[0].name): shards for shards in together(files)}
+            tasks = {file: task for part in runs if part.whole == whole for task, (file,) in part.files.items()}
+            run.files = {tasks[shards[0]]: shards for shards in together(tasks)}
             run.results = {}
     return list(joined.values())
 
@@ -289,7 +289,9 @@ def _run_of(
         # The same task with another number of examples is another run, not a newer evaluation.
         settings = (*settings, "/".join(sorted({str(count) for count in shots.values()})) + "-shot")
         key = place, json.dumps([args, settings, str(shard)], sort_keys=True, default=str)
-    return runs.setdefault(key, Run(source, place, args, settings, date, whole=whole_of(record) if shard else ""))
+    # What a shard's record says is of all its tasks, whatever orders of the options they ask in.
+    whole = f"{whole_of(record)} {orders}" if shard else ""
+    return runs.setdefault(key, Run(source, place, args, settings, date, whole=whole))
 
 
 def _settings(record: Mapping[str, Any]) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import lm_eval
 import pytest
 import torch
-from evaluating import metrics, small_evaluation
+from evaluating import measured, metrics, small_evaluation
 from fitting import small_fit
 
 import calibtune
@@ -24,10 +24,7 @@ def test_scaled_task_reports_raw_and_scaled_metrics(model, tmp_path):
     base = metrics(small_evaluation(tmp_path / "base", model=str(model)))
     assert raw == pytest.approx(base, abs=1e-6)
     assert scaled["acc"] == raw["acc"]
-    rows = read_samples(find_samples(tmp_path / "out")[0])
-    from calibtune.results.measures import harness_measures
-
-    expected = harness_measures(rows.log_probs, rows.labels, t)
+    expected = measured(read_samples(find_samples(tmp_path / "out")[0]), t)
     assert scaled == pytest.approx({name: expected[name] for name in scaled}, abs=1e-9)
     assert json.loads((tmp_path / "t" / "temperature.json").read_text())["temperature"] == t
 

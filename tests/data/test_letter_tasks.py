@@ -4,11 +4,10 @@ import json
 import shlex
 
 import pytest
-from evaluating import metrics, small_evaluation
+from evaluating import measured, metrics, small_evaluation
 from fitting import small_fit
 
 from calibtune.__main__ import main
-from calibtune.results.measures import harness_measures
 from calibtune.results.samples import find_samples, read_samples
 
 pytestmark = pytest.mark.usefixtures("mirror")
@@ -75,7 +74,7 @@ def test_a_temperature_applies_to_own_and_stock_tasks_and_their_groups(model, ta
     for file in find_samples(tmp_path / "out"):
         rows = read_samples(file)
         for pipeline, temperature in (("none", 1.0), ("scaled", t)):
-            expected = harness_measures(rows.log_probs, rows.labels, temperature)
+            expected = measured(rows, temperature)
             numbers = metrics(found, rows.task, pipeline)
             assert numbers == pytest.approx({name: expected[name] for name in numbers}, abs=1e-9)
 

@@ -1,6 +1,7 @@
 """Evaluations of small fits on the CPU."""
 
 from calibtune.evaluation.evaluate import EvaluationOptions, evaluate
+from calibtune.results.measures import floor_measures, harness_measures, refinement_measures
 
 
 def small_evaluation(output, tasks=("mc_calib_arc",), **options):
@@ -13,3 +14,9 @@ def metrics(found, task="mc_calib_arc", pipeline="none"):
     """Return the metrics of a task by name, those of one filter pipeline."""
     end = f",{pipeline}" if pipeline != "none" else ""
     return {k.split(",")[0]: v for k, v in found.results[task].items() if k == k.split(",")[0] + end}
+
+
+def measured(rows, temperature):
+    """Return the metrics of samples at a temperature, from their log-likelihoods alone."""
+    given = rows.log_probs, rows.labels, temperature
+    return harness_measures(*given) | floor_measures(*given) | refinement_measures(*given)

@@ -52,8 +52,8 @@ def _summary(output: Path) -> str:
     lines = [
         f"Report of {methods} method{'s' * (methods > 1)} on {tasks} task{'s' * (tasks > 1)}, base {results['base']}:",
         f"  page     {output / 'report.html'}",
-        f"  figures  {output / 'figures'} ({figures}, each as PNG and SVG)",
-        f"  tables   {output / 'tables.md'}, {output / 'tables.tex'}",
+        f"  figures  {output / 'figures'} ({figures}, each as SVG, PDF and PNG)",
+        f"  tables   {output / 'tables.md'}, {output / 'tables.tex'}, {output / 'tables.csv'}",
         f"  numbers  {output / 'results.json'}",
         *(f"Note: {note}" for note in results["notes"]),
         f"Next: open {output / 'report.html'} in a browser",

@@ -18,6 +18,7 @@ from calibtune.mending import plan
 from calibtune.mending.choose import NAMES, Candidate, best, candidates, held_out_count, looks_calibrated
 from calibtune.mending.plan import Options
 from calibtune.reading import read_json
+from calibtune.reporting.numbers import scaled_label
 from calibtune.steps import Step, check_plan, run_step
 
 #: Loss of win rate that is tolerated, as `eval --guard winrate` has it.
@@ -189,7 +190,7 @@ def _numbers(results: dict[str, Any], label: str) -> dict[str, dict[str, dict[st
     found = {}
     for task, entry in results["tasks"].items():
         methods = entry["methods"]
-        after = methods.get(f"{label} + scaled", methods[label])
+        after = methods[scaled_label(methods, label)]
         found[task] = {"before": methods["base"]["numbers"], "after": after["numbers"]}
     return found
 

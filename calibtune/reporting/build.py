@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +12,17 @@ import numpy as np
 
 from calibtune import __version__
 from calibtune.errors import UserError
+from calibtune.reporting.badges import badges
 from calibtune.reporting.labels import set_labels
+from calibtune.reporting.mistakes import mistakes
 from calibtune.reporting.numbers import MOST_DRAWN, SAME_T, Method, compare, measure, methods_of
 from calibtune.reporting.questions import MANY, Questions, pool_groups, read_questions, same_tasks
-from calibtune.reporting.runs import Run, evaluations, find_runs, join_shards, merge_runs
+from calibtune.reporting.runs import SCALED, Run, evaluations, find_runs, join_shards, merge_runs
 from calibtune.reporting.winrates import win_rates
 from calibtune.results.pairs import SAME_ANSWERS, matching_rows
 from calibtune.results.records import DATED
 from calibtune.text import visible
+from harness_ext.binning import IntArray
 
 #: Larger differences between the harness's conf-ECE and the recomputed one are reported in a note.
 AGREE = 1e-6
@@ -66,7 +69,9 @@ def build(
         )
     methods = [(m, tasks) for run, tasks in zip(runs, questions, strict=True) for m in methods_of(run, tasks)]
     tasks = _tasks(methods, step)
-    notes += [*_disagreements(methods, tasks), *_other_prompts(runs, base_run), *_suspicious(runs, questions)]
+    prompts = [*_other_settings(runs, base_run), *_other_prompts(runs, questions)]
+    notes += [*_disagreements(methods, tasks), *(note for *_, note in prompts), *_same_answers(runs, questions)]
+    _add_badges_and_mistakes(methods, tasks, prompts)
     results = {
         "calibtune": __version__,
         "base": methods[0][0].label,
@@ -137,6 +142,23 @@ def _tasks(
     return tasks
 
 
+def _add_badges_and_mistakes(
+    methods: Sequence[tuple[Method, Mapping[str, Questions]]],
+    tasks: Mapping[str, dict[str, Any]],
+    prompts: Sequence[tuple[str, str, str]],
+) -> None:
+    for method, questions in methods:
+        run = method.run
+        for task, each in questions.items():
+            entry = tasks[task]["methods"][method.label]
+            said = "; ".join(note for label, of, note in prompts if label == run.label and of in ("", task))
+            entry["badges"] = badges(each, entry["numbers"], run, task, said)
+            if tasks[task]["figures"]:
+                names = [name for own in each.pooled or (task,) for name in (own, f"{own}{SCALED}")]
+                files = [path for name in names for path in run.files.get(name, ())]
+                entry["mistakes"] = mistakes(each, entry["temperature"], files)
+
+
 def _describe(method: Method, tasks: Mapping[str, Questions]) -> dict[str, Any]:
     run, made = method.run, method.run.made()
     fitted = run.fitted_temperature() if method.fixed is not None else None
@@ -172,42 +194,53 @@ def _disagreements(
     return notes
 
 
-def _other_prompts(runs: Sequence[Run], base: Run) -> list[str]:
-    """Return notes on runs whose prompts differ from the base's, which confounds the comparison."""
+def _other_settings(runs: Sequence[Run], base: Run) -> list[tuple[str, str, str]]:
+    """Return label, task ("" for all) and note of runs whose settings differ from the base's."""
     notes = []
     for run in runs:
         if run.model_args and base.model_args and run.settings != base.settings and run.files:
             words = [f"with {', '.join(each.settings)}" if each.settings else "without" for each in (run, base)]
-            notes.append(f"{run.label} was evaluated {words[0]}, {base.label} {words[1]}")
+            notes.append((run.label, "", f"{run.label} was evaluated {words[0]}, {base.label} {words[1]}"))
         for task in sorted(run.shots.keys() & base.shots.keys() & run.files.keys()):
             if run.shots[task] != base.shots[task]:
-                notes.append(
-                    f"{task}: {run.label} was evaluated with {run.shots[task]} few-shot examples, {base.label} with "
-                    f"{base.shots[task]}"
-                )
+                shots = f"{run.shots[task]} few-shot examples, {base.label} with {base.shots[task]}"
+                notes.append((run.label, task, f"{task}: {run.label} was evaluated with {shots}"))
     return notes
 
 
-def _suspicious(runs: Sequence[Run], questions: Sequence[Mapping[str, Questions]]) -> list[str]:
-    """Find answers that cannot be compared with the base's, the first run: other prompts, or the very same numbers."""
-    base, notes = runs[0], []
+def _shared(
+    runs: Sequence[Run], questions: Sequence[Mapping[str, Questions]]
+) -> Iterator[tuple[Run, str, Questions, Questions, IntArray, IntArray]]:
+    """Yield run, task, its questions, the base's (the first run's), and the rows of those that both have."""
     for run, tasks in zip(runs[1:], questions[1:], strict=True):
         for task in sorted(tasks.keys() & questions[0].keys()):
             mine, theirs = tasks[task], questions[0][task]
             rows, base_rows = matching_rows(mine.keys, theirs.keys)
-            if not len(rows):
-                continue
-            if mine.prompts and theirs.prompts and run.settings == base.settings:
-                pairs = zip(rows.tolist(), base_rows.tolist(), strict=True)
-                other = sum(mine.prompts[row] != theirs.prompts[base_row] for row, base_row in pairs)
-                if other:
-                    cause = f"; {DATED}" if run.dated or base.dated else ""
-                    notes.append(
-                        f"{task}: {other} of {len(rows)} prompts of {run.label} are not those of {base.label}{cause}"
-                    )
-            same = np.array_equal(mine.loglikelihoods[rows], theirs.loglikelihoods[base_rows], equal_nan=True)
-            if same and (run.model, run.adapter) != (base.model, base.adapter):
-                notes.append(f"{task}: {run.label} and {base.label} {SAME_ANSWERS}")
+            if len(rows):
+                yield run, task, mine, theirs, rows, base_rows
+
+
+def _other_prompts(runs: Sequence[Run], questions: Sequence[Mapping[str, Questions]]) -> list[tuple[str, str, str]]:
+    """Return label, task and note of runs that were asked in other words than the base, with the same settings."""
+    base, notes = runs[0], []
+    for run, task, mine, theirs, rows, base_rows in _shared(runs, questions):
+        if mine.prompts and theirs.prompts and run.settings == base.settings:
+            pairs = zip(rows.tolist(), base_rows.tolist(), strict=True)
+            other = sum(mine.prompts[row] != theirs.prompts[base_row] for row, base_row in pairs)
+            if other:
+                cause = f"; {DATED}" if run.dated or base.dated else ""
+                note = f"{task}: {other} of {len(rows)} prompts of {run.label} are not those of {base.label}{cause}"
+                notes.append((run.label, task, note))
+    return notes
+
+
+def _same_answers(runs: Sequence[Run], questions: Sequence[Mapping[str, Questions]]) -> list[str]:
+    """Return notes on other models that gave the base's numbers."""
+    base, notes = runs[0], []
+    for run, task, mine, theirs, rows, base_rows in _shared(runs, questions):
+        same = np.array_equal(mine.loglikelihoods[rows], theirs.loglikelihoods[base_rows], equal_nan=True)
+        if same and (run.model, run.adapter) != (base.model, base.adapter):
+            notes.append(f"{task}: {run.label} and {base.label} {SAME_ANSWERS}")
     return notes
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,8 @@ from calibtune.reporting.style import LIGHT, SHADE_TEXTS, line, shade
 Entries = Mapping[str, Mapping[str, Any]]
 #: Number of panels in a row of a figure file.
 ACROSS = 4
+#: Key of the hatched area.
+GAP = Patch(facecolor="none", edgecolor=LIGHT["gap"], hatch="/////", label="gap to mean confidence")
 #: Largest number of class-wise panels of a method; results.json has all letters.
 MOST_CLASSES = 10
 
@@ -60,6 +62,21 @@ def reliability(entries: Entries, scale: Entries | None = None, across: int = AC
         lower.set(xlabel="confidence (probability)", xlim=(0, 1), xticks=upper.get_xticks())
     for axes in [axes for pair in pairs[len(entries) :] for axes in pair]:
         axes.set_visible(False)
+    return figure
+
+
+def slide(label: str, entry: Mapping[str, Any]) -> Figure:
+    """Draw a method's reliability diagram so that a slide can show it."""
+    figure = Figure(figsize=(4.4, 4.3), layout="constrained")
+    axes, numbers = figure.subplots(), entry["numbers"]
+    draw_bins(axes, entry["bins"])
+    sure, right = (f"{100 * numbers[name]:.0f} %" for name in ("mean_confidence", "acc"))
+    axes.set_title(f"{shorten(label, 34)}\n{sure} sure, {right} right", loc="left", size=12)
+    axes.set_xlabel("confidence", size=11)
+    axes.set_ylabel("accuracy", size=11)
+    axes.tick_params(labelsize=10)
+    axes.text(0.03, 0.97, f"conf-ECE {numbers['conf_ece_10']:.3f}", va="top", size=11, transform=axes.transAxes)
+    axes.legend(handles=[GAP], loc="upper left", bbox_to_anchor=(0, 0.93), borderpad=0.2, fontsize=10)
     return figure
 
 
@@ -252,7 +269,7 @@ def add_key(figure: Figure, lines: bool) -> None:
         Patch(facecolor=LIGHT[f"shade{number}"], edgecolor=LIGHT["ink"], linewidth=0.5, label=f"bin holds {text}")
         for number, text in enumerate(SHADE_TEXTS, start=1)
     ]
-    patches.append(Patch(facecolor="none", edgecolor=LIGHT["gap"], hatch="/////", label="gap to mean confidence"))
+    patches.append(GAP)
     handles: list[Any] = list(patches)
     if lines:
         handles.append(Line2D([], [], color=LIGHT["gap"], label="mean confidence"))
@@ -261,14 +278,3 @@ def add_key(figure: Figure, lines: bool) -> None:
     rows = math.ceil(len(handles) / columns)
     figure.set_figheight(figure.get_figheight() + 0.2 * rows)
     figure.legend(handles=handles, loc="outside lower left", ncols=columns, fontsize=7)
-
-
-#: Function that draws each figure file, with all methods in one figure.
-FOR_FILES: dict[str, Callable[[Entries], Figure]] = {
-    "reliability": reliability,
-    "classwise": classwise,
-    "options": options,
-    "coverage": coverage,
-    "temperature": temperatures,
-    "plane": plane,
-}

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import re
 from collections.abc import Mapping
 from typing import Any
 
+from calibtune.reporting.sentences import sentences
 from calibtune.reporting.tables import BETTER, WORSE, Cell, Table, titled
 from calibtune.text import markdown as escaped
 
@@ -30,9 +33,17 @@ LATEX = {
 def markdown(results: Mapping[str, Any]) -> str:
     """Return all tables as GitHub's Markdown."""
     parts = ["# Calibration report", ABOUT, *(f"> {_line(note)}" for note in results["notes"])]
+    for name, task in results["tasks"].items():
+        if task["figures"]:
+            parts.append("\n".join(_said(row) for row in sentences(results, name)))
     for title, table in titled(results):
         parts += [f"## {escaped(title)}", markdown_table(table)]
     return "\n\n".join(parts) + "\n"
+
+
+def _said(row: Mapping[str, Any]) -> str:
+    words = "".join(f" *{name}*: {escaped(why)}." for name, why in row["badges"].items())
+    return f"- {escaped(row['label'])}: {escaped(row['text'])}{words}"
 
 
 def markdown_table(table: Table) -> str:
@@ -50,6 +61,33 @@ def _markdown_cell(cell: Cell) -> str:
 def _line(text: str) -> str:
     """Return a line of text that begins no list, rule or code."""
     return re.sub(r"^(\d*)([-+=.)])", r"\1\\\2", escaped(text.strip()))
+
+
+def table_csv(results: Mapping[str, Any]) -> str:
+    """Return all numbers as CSV, a row for each task and method."""
+    rows = [
+        {
+            "task": name,
+            "method": label,
+            "questions": entry["questions"],
+            "temperature": entry["temperature"],
+            "badges": "; ".join(entry["badges"]),
+            **entry["numbers"],
+        }
+        for name, task in results["tasks"].items()
+        for label, entry in task["methods"].items()
+    ]
+    return csv_text(rows)
+
+
+def csv_text(rows: list[dict[str, Any]]) -> str:
+    """Return rows as CSV; a row may lack columns of others, such as a leaderboard's macro average."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, list(names), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return buffer.getvalue()
 
 
 def latex(results: Mapping[str, Any]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,8 +60,8 @@ def methods_of(run: Run, tasks: Mapping[str, Questions]) -> list[Method]:
         tasks: Its questions by task.
 
     Returns:
-        The unscaled method first, with the run's label; then "label + filter" and "label +
-        temperature".
+        The unscaled method first, with the run's label; then "label + temperature T = 4.3", without
+        the number if it is another for each task.
     """
     filters: dict[str, tuple[float, ...]] = {}
     for name in dict.fromkeys(name for questions in tasks.values() for name in questions.temperatures):
@@ -72,11 +72,30 @@ def methods_of(run: Run, tasks: Mapping[str, Questions]) -> list[Method]:
     if len(order) < 2:
         methods = [Method(run.label, run, order[0] if order else None)]
     else:
-        methods = [Method(run.label if i == 0 else f"{run.label} + {name}", run, name) for i, name in enumerate(order)]
+        methods = [Method(run.label, run, order[0])]
+        for name in order[1:]:
+            own = {questions.temperatures[name] for questions in tasks.values() if name in questions.temperatures}
+            methods.append(Method(_scaled_label(methods, own, name), run, name))
     fitted = run.fitted_temperature()
     if fitted and not any(np.allclose(values, fitted[0], rtol=1e-4) for values in filters.values()):
-        methods.append(Method(f"{run.label} + temperature", run, fixed=fitted[0]))
+        methods.append(Method(_scaled_label(methods, {fitted[0]}, "fitted"), run, fixed=fitted[0]))
     return methods
+
+
+def _scaled_label(methods: Sequence[Method], values: set[float], source: str) -> str:
+    texts = {f"{value:.3g}" for value in values}
+    label = f"{methods[0].label} + temperature" + (f" T = {texts.pop()}" if len(texts) == 1 else "")
+    return f"{label} ({source})" if any(method.label == label for method in methods) else label
+
+
+def scaled_label(methods: Iterable[str], label: str) -> str:
+    """Return the label of a run at its temperature, or the run's own if it has none.
+
+    Example:
+        >>> scaled_label(["base", "base + temperature T = 4.3"], "base")
+        'base + temperature T = 4.3'
+    """
+    return next((name for name in methods if name.startswith(f"{label} + temperature")), label)
 
 
 def measure(questions: Questions, temperature: float, figures: bool) -> dict[str, Any]:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from markupsafe import Markup
+from matplotlib.figure import Figure
 
 from calibtune.reporting import figures, tables
 from calibtune.reporting.html import rendered
 from calibtune.reporting.numbers import drawn
-from calibtune.reporting.style import SHADE_TEXTS, inline_svg, styled
+from calibtune.reporting.sentences import before_after, sentences
+from calibtune.reporting.style import FORMATS, SHADE_TEXTS, file_stem, inline_svg, styled
 
 #: Number of class-wise panels in a row on the page; two are legible on a phone.
 CLASSES_ACROSS = 2
@@ -18,21 +20,29 @@ CLASSES_ACROSS = 2
 REGIME = "regime.html"
 
 
-def render(results: Mapping[str, Any], step: Callable[[str], None] = lambda _: None) -> str:
+def render(
+    results: Mapping[str, Any],
+    step: Callable[[str], None] = lambda _: None,
+    keep: Callable[[str, Figure], Any] = lambda *_: None,
+) -> str:
     """Render the page as HTML.
 
     Args:
         results: Results of :func:`calibtune.reporting.build.build`.
         step: Called with a text after each task's figures.
+        keep: Called with each figure and the stem of the name of its file beside the page.
 
     Returns:
         An HTML document without external references.
     """
-    tasks = []
+    tasks, pair = [], _pair(results)
     for number, (name, task) in enumerate(results["tasks"].items()):
-        tasks.append(
-            _task(number, name, task, results["base"]) if task["figures"] else {"name": name, "figures": False}
-        )
+        tasks.append(_task(number, name, results) if task["figures"] else {"name": name, "figures": False})
+        if pair and pair["task"] == name:
+            tasks[-1]["pair"] = pair["figures"]
+        with styled():
+            for item in _items(tasks[-1]):
+                keep(item["file"], item.pop("figure"))
         step(f"drawn {name}")
     shown = [task["name"] for task in tasks if task["figures"]]
     many = len(shown) < len(tasks)
@@ -41,6 +51,8 @@ def render(results: Mapping[str, Any], step: Callable[[str], None] = lambda _: N
         _title(results),
         results=results,
         summary=_summary(results),
+        pair=pair,
+        formats=FORMATS,
         tasks=tasks,
         shade_texts=SHADE_TEXTS,
         many=tables.all_tasks(results["tasks"]) if many else None,
@@ -63,13 +75,35 @@ def _title(results: Mapping[str, Any]) -> str:
 
 
 def _summary(results: Mapping[str, Any]) -> str:
-    labels = [method["label"] for method in results["methods"]]
-    count = len(results["tasks"])
-    text = f"{', '.join(labels)}; {count} task{'' if count == 1 else 's'}."
-    return text if len(labels) == 1 else f"{text} Compared to {results['base']}."
+    methods, tasks = len(results["methods"]), len(results["tasks"])
+    text = f"{methods} method{'s' * (methods > 1)} on {tasks} task{'s' * (tasks > 1)}"
+    return f"{text}." if methods == 1 else f"{text}, compared to {results['base']}."
 
 
-def _task(number: int, name: str, task: Mapping[str, Any], base: str) -> dict[str, Any]:
+def _pair(results: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the panels before and after of the first task, as a slide shows them."""
+    name = next((name for name, task in results["tasks"].items() if task["figures"]), None)
+    if name is None:
+        return None
+    labels = before_after(results, name)
+    entries = {label: results["tasks"][name]["methods"][label] for label in labels}
+    with styled():
+        return {
+            "task": name,
+            "figures": [
+                _drawn(
+                    f"slide-{i}",
+                    figures.slide(label, entry),
+                    _tell_reliability(label, entry, name),
+                    file=f"{('before', 'after')[i]}_{file_stem(label)}",
+                )
+                for i, (label, entry) in enumerate(entries.items())
+            ],
+        }
+
+
+def _task(number: int, name: str, results: Mapping[str, Any]) -> dict[str, Any]:
+    task = results["tasks"][name]
     entries = drawn(task)
     pooled = f"{len(task['pooled'])} tasks pooled into one, " if task["pooled"] else ""
     with styled():
@@ -78,8 +112,12 @@ def _task(number: int, name: str, task: Mapping[str, Any], base: str) -> dict[st
             "name": name,
             "figures": True,
             "text": f"{pooled}{figures.questions_text(task['questions'])}.",
+            "sentences": sentences(results, name),
             "table": tables.measures(task),
             "noise": tables.noise(task),
+            "check": [tables.measures(task, tables.CHECK), tables.noise(task, tables.CHECK)],
+            "check_differences": tables.differences(task, tables.CHECK),
+            "mistakes": {label: entry["mistakes"] for label, entry in task["methods"].items()},
             "refinement": tables.refinement(task),
             "differences": tables.differences(task),
             "entropy": tables.entropies(task),
@@ -89,8 +127,14 @@ def _task(number: int, name: str, task: Mapping[str, Any], base: str) -> dict[st
                     f"t{number}-plane",
                     figures.plane(entries),
                     f"Accuracy against conf-ECE on {name}: {_tell_all(entries)}",
+                    file=f"{file_stem(name)}_plane",
                 ),
-                _drawn(f"t{number}-coverage", figures.coverage(entries), _tell_coverage(entries, name)),
+                _drawn(
+                    f"t{number}-coverage",
+                    figures.coverage(entries),
+                    _tell_coverage(entries, name),
+                    file=f"{file_stem(name)}_coverage",
+                ),
             ],
             "temperature": scaled
             and {
@@ -100,10 +144,18 @@ def _task(number: int, name: str, task: Mapping[str, Any], base: str) -> dict[st
                         f"t{number}-temperature",
                         figures.temperatures(entries),
                         f"conf-ECE and NLL at T = 1 and at the fitted T on {name}, as in the table.",
+                        file=f"{file_stem(name)}_temperature",
                     )
                 ],
             },
         }
+
+
+def _items(task: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield all figures of a task."""
+    for kind in ("pair", "reliability", "lines", "options", "classwise"):
+        yield from task.get(kind, ())
+    yield from (task.get("temperature") or {}).get("figures", ())
 
 
 def panels(mark: str, task: str, entries: figures.Entries) -> dict[str, list[dict[str, Any]]]:
@@ -136,6 +188,7 @@ def _panels(
             draw({label: entry}, entries),
             tell(label, entry, task),
             label * (figures.shorten(label) != label),
+            f"{file_stem(task)}_{name.split('-')[-1]}_{file_stem(label)}",
         )
         for i, (label, entry) in enumerate(entries.items())
     ]
@@ -145,8 +198,9 @@ def _classes(entries: figures.Entries, _: figures.Entries) -> Any:
     return figures.classwise(entries, across=CLASSES_ACROSS)
 
 
-def _drawn(name: str, figure: Any, description: str, caption: str = "") -> dict[str, Any]:
-    return {"id": name, "svg": Markup(inline_svg(figure, name, description)), "caption": caption}
+def _drawn(name: str, figure: Figure, description: str, caption: str = "", file: str = "") -> dict[str, Any]:
+    svg = Markup(inline_svg(figure, name, description))
+    return {"id": name, "svg": svg, "caption": caption, "figure": figure, "file": file}
 
 
 def _tell_reliability(label: str, entry: Mapping[str, Any], task: str) -> str:

@@ -50,6 +50,8 @@ class Questions:
     pooled: tuple[str, ...] = ()
     #: lm_eval's hash of each prompt as the model saw it; empty where the questions are pooled.
     prompts: tuple[str | None, ...] = ()
+    #: In how many questions a server did not show all letters.
+    unseen: int = 0
     #: True probabilities of the letters, shape (N, K); None where nobody knows them.
     p_star: FloatArray | None = None
 
@@ -116,6 +118,7 @@ def _read(paths: tuple[Path, ...]) -> Questions:
         question_keys(rows),
         rows.temperatures,
         prompts=rows.prompt_hashes,
+        unseen=int(rows.unseen.any(axis=1).sum()),
         p_star=rows.p_star,
     )
 
@@ -194,7 +197,8 @@ def _pool(parts: Sequence[Questions], names: tuple[str, ...]) -> Questions:
     temperatures = [part.temperatures for part in parts]
     same = temperatures[0] if all(t.items() == temperatures[0].items() for t in temperatures) else {}
     loglikelihoods = ragged(row for part in parts for row in part.loglikelihoods)
-    return Questions(loglikelihoods, np.concatenate([part.gold for part in parts]), keys, same, names)
+    gold, unseen = np.concatenate([part.gold for part in parts]), sum(part.unseen for part in parts)
+    return Questions(loglikelihoods, gold, keys, same, names, unseen=unseen)
 
 
 def take(questions: Questions, rows: IntArray) -> Questions:

@@ -84,6 +84,8 @@ class Run:
     shots: dict[str, int] = field(default_factory=dict)
     #: ``output_type`` of each task, if the results file has it.
     kinds: dict[str, str] = field(default_factory=dict)
+    #: How many questions of each task were asked, and how many it has, where they differ (``--limit``).
+    cut: dict[str, tuple[int, int]] = field(default_factory=dict)
     #: Number of the model's parameters, if the results file has it.
     size: int | None = None
     #: Folders of this run alone, whose temperature and manifest therefore belong to it.
@@ -211,7 +213,7 @@ def merge_runs(runs: Sequence[Run]) -> list[Run]:
         if same is None:
             merged.append(run)
             continue
-        for name in ("files", "results", "groups", "shots", "kinds"):
+        for name in ("files", "results", "groups", "shots", "kinds", "cut"):
             setattr(same, name, {**getattr(same, name), **getattr(run, name)})
         same.win_records += run.win_records
         same.own += run.own
@@ -269,7 +271,7 @@ def _by_orders(
     said = {name: words(name) for name in (*configs, *groups, *record.get("results", {}), *files)}
     for setting in sorted(set(said.values())) or [""]:
         part = dict(record)
-        for key in ("results", "configs", "n-shot", "group_subtasks"):
+        for key in ("results", "configs", "n-shot", "n-samples", "group_subtasks"):
             part[key] = {
                 plain(name): each for name, each in (record.get(key) or {}).items() if said.get(name, "") == setting
             }
@@ -307,6 +309,11 @@ def _add(run: Run, record: Mapping[str, Any], files: Mapping[str, Path]) -> None
     run.dated = run.dated or is_dated(record)
     run.results.update(record.get("results", {}))
     run.shots.update(record.get("n-shot") or {})
+    for task, counts in (record.get("n-samples") or {}).items():
+        # A shard asks a part, and a newer evaluation can ask more.
+        run.cut.pop(task, None)
+        if not run.whole and counts["effective"] < (counts.get("original") or 0):
+            run.cut[task] = counts["effective"], counts["original"]
     size = (record.get("config") or {}).get("model_num_parameters")
     run.size = int(size) if isinstance(size, float) and 0 < size < 1e15 else run.size
     for group, tasks in (record.get("group_subtasks") or {}).items():

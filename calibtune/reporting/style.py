@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import re
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from typing import Any, cast
 
 from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_pdf import FigureCanvasPdf
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
@@ -78,6 +80,7 @@ SETTINGS: dict[str, Any] = {
     "lines.linewidth": 1.4,
     # Keep text as text: it can be searched and read aloud, and the page is a tenth of the size.
     "svg.fonttype": "none",
+    "pdf.fonttype": 42,
     # Make files reproducible.
     "svg.hashsalt": "calibtune",
     # Model names can have underscores and dollar signs, which are not math.
@@ -103,6 +106,34 @@ def line(number: int) -> dict[str, Any]:
     # From the eighth method on, colors repeat with other markers and dashes.
     other = turn if number < len(LINES) else (turn + 3) % len(LINES)
     return {"color": LINES[turn], "marker": MARKERS[other], "linestyle": DASHES[other]}
+
+
+#: Endings of the figures' files.
+FORMATS = ("svg", "pdf", "png")
+
+
+def file_stem(task: str) -> str:
+    """Return a task's name as a part of file names; other names give others, also where signs are replaced.
+
+    Example:
+        >>> file_stem("mc_calib_arc"), file_stem("mc calib:arc")
+        ('mc_calib_arc', 'mc_calib_arc-1a26043a')
+    """
+    stem = re.sub(r"[^A-Za-z0-9_.-]+", "_", task)[:80]
+    return stem if stem == task else f"{stem}-{hashlib.sha256(task.encode('utf-8', 'replace')).hexdigest()[:8]}"
+
+
+def file_formats(stem: str, figure: Figure) -> dict[str, bytes]:
+    """Return the files of a figure by their names: for the web, for LaTeX, for slides."""
+    figure.patch.set_visible(True)
+    # The layout was computed when the page's figure was drawn.
+    figure.set_layout_engine("none")
+    text, pdf, image = io.StringIO(), io.BytesIO(), io.BytesIO()
+    _draw_svg(figure, text)
+    FigureCanvasPdf(figure).print_pdf(pdf, metadata={"CreationDate": None})
+    png(figure, image)
+    data = text.getvalue().encode(), pdf.getvalue(), image.getvalue()
+    return {f"{stem}.{ending}": each for ending, each in zip(FORMATS, data, strict=True)}
 
 
 def save(figure: Figure, stem: Path) -> None:

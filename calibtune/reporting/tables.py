@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from calibtune.reporting.badges import AT_CHANCE
 from calibtune.results.table import calibrated
 from harness_ext.registry import METRICS
 
 #: Number of decimals.
-DIGITS = 4
+DIGITS = 3
+#: Titles of all columns with numbers.
+TITLES = {name: metric.title for name, metric in METRICS.items()} | {
+    "mean_confidence": "mean confidence",
+    "auroc": "AUROC",
+}
+#: Columns of a task's tables: what a phone shows without scrolling comes first, and 14 bins are a check beside.
+FIRST = ("acc", "conf_ece_10", "nll", "mean_confidence", "auroc", "cw_ece_10", "brier", "letter_mass")
+CHECK = ("conf_ece_14", "cw_ece_14")
 #: Columns of the table of all tasks.
 FEW = ("acc", "conf_ece_10", "cw_ece_10", "nll")
 BETTER, WORSE = "▲", "▼"
@@ -35,21 +44,32 @@ class Table:
     rows: list[list[Cell]] = field(default_factory=list)
 
 
-def measures(task: Mapping[str, Any]) -> Table:
-    """Return the metrics of all methods on a task, with their intervals."""
-    table = Table(["method", "N", *(head for head, _ in METRICS.values()), "T"])
-    for label, entry in task["methods"].items():
-        cells = [number_cell(entry["numbers"], name) for name in METRICS]
-        table.rows.append([Cell(label), Cell(f"{entry['questions']:,}"), *cells, Cell(f"{entry['temperature']:.4g}")])
+def measures(task: Mapping[str, Any], names: Sequence[str] = FIRST) -> Table:
+    """Return metrics of all methods on a task, with their intervals; the true error too, where p* is known."""
+    entries = task["methods"]
+    known = names == FIRST and any("theory" in entry for entry in entries.values())
+    table = Table(["method", *(TITLES[name] for name in names), *["TCE"] * known, "T", "N"])
+    for label, entry in entries.items():
+        cells = [number_cell(entry["numbers"], name) for name in names]
+        if known:
+            cells.append(_true_error(entry))
+        table.rows.append([Cell(label), *cells, Cell(f"{entry['temperature']:.3g}"), Cell(f"{entry['questions']:,}")])
     return table
 
 
-def noise(task: Mapping[str, Any]) -> Table:
+def _true_error(entry: Mapping[str, Any]) -> Cell:
+    if "theory" not in entry:
+        return Cell("–")
+    found = entry["theory"]["tce"]
+    return number_cell({"tce": found["estimate"], "tce_low": found["low"], "tce_high": found["high"]}, "tce")
+
+
+def noise(task: Mapping[str, Any], names: Sequence[str] = FIRST) -> Table:
     """Return each ECE of all methods beside what a calibrated model would show."""
     table = Table(["method", "measure", "value", "floor", "excess", "debiased", "calibrated?"])
     for label, entry in task["methods"].items():
         numbers = entry["numbers"]
-        for name in (name for name in METRICS if f"{name}_floor" in numbers):
+        for name in (name for name in names if f"{name}_floor" in numbers):
             floor = Cell(f"{numbers[f'{name}_floor']:.{DIGITS}f}", f"95% to {numbers[f'{name}_floor_95']:.{DIGITS}f}")
             found = [number_cell(numbers, name), floor, Cell(signed(numbers[f"{name}_excess"], DIGITS))]
             found += [
@@ -77,32 +97,40 @@ def refinement(task: Mapping[str, Any]) -> Table:
 
 def number_cell(numbers: Mapping[str, Any], name: str) -> Cell:
     """Return a number with its interval."""
-    digits = DIGITS
-    low, high = numbers[f"{name}_low"], numbers[f"{name}_high"]
-    interval = "" if low is None or high is None else f"{low:.{digits}f}–{high:.{digits}f}"
-    return Cell(f"{numbers[name]:.{digits}f}", interval)
+    low, high = numbers.get(f"{name}_low"), numbers.get(f"{name}_high")
+    if numbers[name] is None:
+        return Cell("–")
+    interval = "" if low is None or high is None else f"{low:.{DIGITS}f}–{high:.{DIGITS}f}"
+    return Cell(f"{numbers[name]:.{DIGITS}f}", interval)
 
 
-def differences(task: Mapping[str, Any]) -> Table | None:
+def differences(task: Mapping[str, Any], names: Sequence[str] = FIRST) -> Table | None:
     """Return the paired differences of all methods to the base on a task, or None without others."""
-    table = Table(["method", "N paired", *(head for head, _ in METRICS.values())])
+    names = [name for name in names if name in METRICS]
+    table = Table(["method", *(TITLES[name] for name in names), "N paired"])
     for label, entry in task["methods"].items():
         if found := entry.get("difference"):
-            cells = [difference_cell(found, name) for name in METRICS]
-            table.rows.append([Cell(label), Cell(f"{found['questions']:,}"), *cells])
+            cells = [_unless_guessing(difference_cell(found, name), entry) for name in names]
+            table.rows.append([Cell(label), *cells, Cell(f"{found['questions']:,}")])
     return table if table.rows else None
+
+
+def _unless_guessing(cell: Cell, entry: Mapping[str, Any]) -> Cell:
+    """Return a cell without the mark of a gain if the model guesses: it is easily calibrated, and of no use."""
+    guesses = AT_CHANCE in entry.get("badges", {}) and cell.kind == "better"
+    return replace(cell, kind="", mark="") if guesses else cell
 
 
 def difference_cell(found: Mapping[str, Any], name: str) -> Cell:
     """Return a difference, marked better or worse if its interval excludes 0."""
     if name not in found:
         return Cell("–")
-    item, digits = found[name], DIGITS
+    item = found[name]
     mark, kind = marked(item, METRICS[name].higher_is_better)
-    return Cell(signed(item["estimate"], digits), _signed_interval(item, digits), kind, mark)
+    return Cell(signed(item["estimate"]), _signed_interval(item), kind, mark)
 
 
-def signed(value: float, digits: int = 4) -> str:
+def signed(value: float, digits: int = DIGITS) -> str:
     """Return a difference with its sign, but without one if it rounds to 0.
 
     Example:
@@ -113,8 +141,8 @@ def signed(value: float, digits: int = 4) -> str:
     return text[1:] if float(text) == 0 else text
 
 
-def _signed_interval(item: Mapping[str, Any], digits: int = 4) -> str:
-    return f"{signed(item['low'], digits)} to {signed(item['high'], digits)}"
+def _signed_interval(item: Mapping[str, Any]) -> str:
+    return f"{signed(item['low'])} to {signed(item['high'])}"
 
 
 def marked(item: Mapping[str, Any], higher_is_better: bool) -> tuple[str, str]:
@@ -134,7 +162,7 @@ def all_tasks(tasks: Mapping[str, Mapping[str, Any]]) -> Table:
             for name in FEW:
                 cell = number_cell(entry["numbers"], name)
                 mark, kind = marked(found[name], METRICS[name].higher_is_better) if name in found else ("", "")
-                row.append(Cell(cell.value, cell.interval, kind, mark))
+                row.append(_unless_guessing(Cell(cell.value, cell.interval, kind, mark), entry))
             table.rows.append(row)
     return table
 
@@ -147,7 +175,7 @@ def temperature(task: Mapping[str, Any]) -> Table | None:
     for label, entry in task["methods"].items():
         if "unscaled" in entry:
             cells = [number_cell(entry[when], name) for name in names for when in ("unscaled", "numbers")]
-            table.rows.append([Cell(label), Cell(f"{entry['temperature']:.4g}"), *cells])
+            table.rows.append([Cell(label), Cell(f"{entry['temperature']:.3g}"), *cells])
     return table if table.rows else None
 
 
@@ -167,7 +195,7 @@ def win_rates(rows: Sequence[Mapping[str, Any]]) -> Table:
     table = Table(["model", "win rate", "difference to base", "benchmark", "against", "N", "note"])
     for row in rows:
         ends = row.get("low"), row.get("high")
-        interval = "" if None in ends else f"{ends[0]:.4f}–{ends[1]:.4f}"
+        interval = "" if None in ends else f"{ends[0]:.{DIGITS}f}–{ends[1]:.{DIGITS}f}"
         found = row.get("difference")
         cell = Cell("–")
         if found:
@@ -175,7 +203,7 @@ def win_rates(rows: Sequence[Mapping[str, Any]]) -> Table:
             cell = Cell(signed(found["estimate"]), _signed_interval(found), kind, mark)
         words = [Cell(str(row.get(key) or "–"), kind="text") for key in ("benchmark", "baseline")]
         count = f"{row['n']:,}" if isinstance(row.get("n"), int) else "–"
-        rate = Cell(f"{row['win_rate']:.4f}", interval)
+        rate = Cell(f"{row['win_rate']:.{DIGITS}f}", interval)
         note = Cell(row.get("note") or "", kind="text")
         table.rows.append([Cell(row["label"]), rate, cell, *words, Cell(count), note])
     return table
@@ -214,6 +242,10 @@ def titled(results: Mapping[str, Any]) -> list[tuple[str, Table]]:
                 suffix = f" to {results['base']}" if title == "differences" else ", before and after"
                 found += [(f"{name}: {title}{suffix}", table)] if table else []
             found.append((f"{name}: entropy of the options, in bits", entropies(task)))
+            found.append((f"{name}: 14 bins as a check", measures(task, CHECK)))
+            found.append((f"{name}: ECE of 14 bins and its noise", noise(task, CHECK)))
+            if (check := differences(task, CHECK)) is not None:
+                found.append((f"{name}: differences of 14 bins to {results['base']}", check))
     if len(results["tasks"]) > sum(task["figures"] for task in results["tasks"].values()):
         found.append(("All tasks", all_tasks(results["tasks"])))
     if results["win_rates"]:

@@ -13,6 +13,7 @@ from calibtune.files import write_json, write_text
 from calibtune.reading import read_json
 from calibtune.reporting.formats import markdown_table
 from calibtune.reporting.html import rendered
+from calibtune.reporting.numbers import scaled_label
 from calibtune.reporting.page import REGIME, panels
 from calibtune.reporting.style import SHADE_TEXTS, styled
 from calibtune.reporting.tables import Cell, Table
@@ -96,8 +97,7 @@ def _figures(results: Mapping[str, Any]) -> list[tuple[str, str, list[dict[str, 
         shown = {}
         for method in tuple(NAMES)[:5]:
             if labels := [label for label in entries if _seed(label, method) is not None]:
-                scaled = f"{labels[0]} + scaled"
-                shown[NAMES[method]] = entries[scaled if scaled in entries else labels[0]]
+                shown[NAMES[method]] = entries[scaled_label(entries, labels[0])]
         if shown and all("bins" in entry for entry in shown.values()):
             with styled():
                 made[task] = panels(task, task, shown)
@@ -120,7 +120,7 @@ def collect(results: Mapping[str, Any]) -> list[dict[str, Any]]:
         for method in NAMES:
             seeds = {label: seed for label in entries if (seed := _seed(label, method)) is not None}
             if seeds:
-                chosen = [entries.get(f"{label} + scaled", entries[label]) for label in seeds]
+                chosen = [entries[scaled_label(entries, label)] for label in seeds]
                 rows.append({"method": method, "task": name, "seeds": sorted(seeds.values()), **_spread(chosen)})
     return rows
 

@@ -32,6 +32,13 @@ class Config(TypedDict, total=False):
     model_num_parameters: Value
 
 
+class Counts(TypedDict):
+    """Describe how many questions a task has, and how many were asked."""
+
+    original: NotRequired[int | None]
+    effective: int
+
+
 class TaskConfig(TypedDict, total=False):
     """Describe a task."""
 
@@ -49,6 +56,7 @@ Results = TypedDict(
         "config": Config | None,
         "configs": dict[str, TaskConfig] | None,
         "n-shot": dict[str, int] | None,
+        "n-samples": dict[str, Counts] | None,
         "group_subtasks": dict[str, list[str] | None] | None,
         "model_name": str | None,
         "chat_template": Any,

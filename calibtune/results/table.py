@@ -11,7 +11,7 @@ _MORE = ("low", "high", "least", "most", "floor", "floor_95", "excess", "p", "de
 #: Columns of an ECE with a floor, behind its name.
 _HEAD = f"  {'value':>6}  {'95% interval':16}  {'floor':>6}  {'to 95%':>6}  {'excess':>7}  {'debiased':>8}  calibrated?"
 #: A p-value below this says that a model is not calibrated.
-_LEVEL = 0.05
+LEVEL = 0.05
 
 
 def numbers_table(title: str, numbers: Mapping[str, float]) -> str:
@@ -60,7 +60,7 @@ def calibrated(p: float) -> str:
         >>> calibrated(0.0004), calibrated(0.02), calibrated(0.4321), calibrated(1.0)
         ('no, p < .001', 'no, p = .020', 'maybe, p = .432', 'maybe, p = 1.000')
     """
-    answer = "no" if p < _LEVEL else "maybe"
+    answer = "no" if p < LEVEL else "maybe"
     return f"{answer}, p < .001" if p < 0.001 else f"{answer}, p = {p:.3f}".replace("= 0.", "= .")
 
 

@@ -9,7 +9,7 @@ def test_tables_escape_latex_and_markdown(tmp_path):
     report(folder, "--output", tmp_path / "out")
     latex = (tmp_path / "out" / "tables.tex").read_text()
     assert r"100\%\_a\&b\textbar{}c" in latex
-    assert latex.count(r"\toprule") == latex.count(r"\bottomrule") == latex.count(r"\begin{table}") == 5
+    assert latex.count(r"\toprule") == latex.count(r"\bottomrule") == latex.count(r"\begin{table}") == 7
     for table in re.findall(r"\\begin\{tabular\}\{(\w+)\}(.*?)\\end\{tabular\}", latex, re.DOTALL):
         rows = [line for line in table[1].splitlines() if line.endswith(r"\\")]
         assert {len(re.findall(r"(?<!\\)&", row)) + 1 for row in rows} == {len(table[0])}

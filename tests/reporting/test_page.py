@@ -9,8 +9,9 @@ def test_page_loads_nothing_external(tmp_path):
     page = (tmp_path / "out" / "report.html").read_text()
     references = re.findall(r'(?:src|href|data|action|poster)="([^"]*)"', page)
     assert references
-    # The page of accuracy against calibration lies beside it.
-    assert {name for name in references if not name.startswith(("#", "data:"))} == {"regime.html"}
+    # The page of accuracy against calibration lies beside it, as do the files that it offers.
+    beside = set(re.findall('href="([^"]*)" download', page)) | {"regime.html"}
+    assert {name for name in references if not name.startswith(("#", "data:"))} == beside
     assert "@import" not in page
     assert re.findall(r"url\((?!#)", page) == []
 

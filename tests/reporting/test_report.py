@@ -1,4 +1,5 @@
 import json
+import re
 import subprocess
 import sys
 
@@ -26,12 +27,13 @@ def test_report_command_writes_page_figures_tables_and_json(tmp_path, capsys):
     output = tmp_path / "not" / "there" / "yet"
     assert report(*folders, "--output", output) == 0
     names = {path.relative_to(output).as_posix() for path in output.rglob("*") if path.is_file()}
-    figures = {
-        f"figures/arc_{kind}.{ending}"
-        for kind in ("reliability", "classwise", "options", "coverage", "plane")
-        for ending in ("png", "svg")
-    }
-    assert names == {"report.html", "regime.html", "tables.md", "tables.tex", "results.json", *figures}
+    panels = [f"arc_{kind}_{label}" for kind in ("reliability", "classwise", "options") for label in ("base-7b", "cft")]
+    stems = [*panels, "arc_coverage", "arc_plane", "before_base-7b", "after_cft"]
+    figures = {f"figures/{stem}.{ending}" for stem in stems for ending in ("svg", "pdf", "png")}
+    tables = {f"tables.{ending}" for ending in ("csv", "md", "tex")}
+    assert names == {"report.html", "regime.html", "results.json", *tables, *figures}
+    page = (output / "report.html").read_text()
+    assert set(re.findall('href="([^"]*)" download', page)) == names - {"report.html", "regime.html"}
     told = capsys.readouterr().out
     assert "2 methods on 1 task, base base-7b" in told
     assert f"open {output / 'report.html'}" in told
@@ -50,9 +52,9 @@ def test_report_metrics_equal_rescore(tmp_path, capsys):
     assert {name: numbers[name] for name in shared} == {name: rescored[name] for name in shared}
     page = (tmp_path / "out" / "report.html").read_text()
     for name in ("acc", "conf_ece_10", "conf_ece_14", "cw_ece_10", "cw_ece_14", "nll", "brier", "letter_mass"):
-        assert f"<td>{rescored[name]:.4f}<small>" in page
+        assert f"<td>{rescored[name]:.3f}<small>" in page
     for name in ("conf_ece_10", "cw_ece_14"):
-        assert f"<small>{rescored[f'{name}_low']:.4f}–{rescored[f'{name}_high']:.4f}</small>" in page
+        assert f"<small>{rescored[f'{name}_low']:.3f}–{rescored[f'{name}_high']:.3f}</small>" in page
 
 
 def test_scaled_report_metrics_equal_rescore_at_the_temperature(tmp_path, capsys):
@@ -62,8 +64,8 @@ def test_scaled_report_metrics_equal_rescore_at_the_temperature(tmp_path, capsys
     main(["rescore", str(folder), "--json", "--temperature", "2.5"])
     (rescored,) = json.loads(capsys.readouterr().out).values()
     methods = results["tasks"]["arc"]["methods"]
-    assert list(methods) == ["base-7b", "base-7b + scaled"]
-    scaled = methods["base-7b + scaled"]
+    assert list(methods) == ["base-7b", "base-7b + temperature T = 2.5"]
+    scaled = methods["base-7b + temperature T = 2.5"]
     assert scaled["temperature"] == pytest.approx(2.5)
     for name in ("conf_ece_10", "cw_ece_14", "nll", "brier", "conf_ece_10_high"):
         assert scaled["numbers"][name] == pytest.approx(rescored[name], abs=1e-9)
@@ -94,7 +96,7 @@ def test_scaled_task_is_grouped_with_the_original(tmp_path):
     write_run(tmp_path / "cft", {"arc": answers(80)}, CFT)
     results = build([tmp_path / "base", tmp_path / "scaled", tmp_path / "cft"])
     assert list(results["tasks"]) == ["arc"]
-    assert list(results["tasks"]["arc"]["methods"]) == ["base-7b", "base-7b + scaled", "cft"]
+    assert list(results["tasks"]["arc"]["methods"]) == ["base-7b", "base-7b + temperature T = 3", "cft"]
 
 
 def test_different_tasks_on_the_same_documents_stay_separate(tmp_path):
@@ -128,7 +130,7 @@ def test_clear_differences_are_marked(tmp_path):
     assert better["conf_ece_10"]["clear"]
     assert same["conf_ece_10"] == {"estimate": 0, "low": 0, "high": 0, "clear": False}
     page = (tmp_path / "out" / "report.html").read_text()
-    assert f'<td class="better">{better["conf_ece_10"]["estimate"]:+.4f} <span aria-label="better">▲</span>' in page
+    assert f'<td class="better">{better["conf_ece_10"]["estimate"]:+.3f} <span aria-label="better">▲</span>' in page
 
 
 def test_base_is_the_first_or_named_run(tmp_path, capsys):

@@ -74,7 +74,7 @@ def test_scaled_tasks_in_orders_bring_their_temperature(tmp_path):
     assert [method["label"] for method in found["methods"]] == [
         "base-7b",
         "base-7b (all orders of the options)",
-        "base-7b (all orders of the options) + scaled",
+        "base-7b (all orders of the options) + temperature T = 2",
     ]
 
 

@@ -28,17 +28,17 @@ def test_the_page_and_the_tables_show_each_eces_noise_and_what_calibration_costs
     markdown = (tmp_path / "out" / "tables.md").read_text().replace("\\", "")
     for name, title in NAMES.items():
         low, high, floor, below, excess, debiased = (
-            f"{numbers[f'{name}_{more}']:.4f}" for more in ("low", "high", "floor", "floor_95", "excess", "debiased")
+            f"{numbers[f'{name}_{more}']:.3f}" for more in ("low", "high", "floor", "floor_95", "excess", "debiased")
         )
-        value, answer = f"{numbers[name]:.4f} ({low}–{high})", calibrated(numbers[f"{name}_p"])
+        value, answer = f"{numbers[name]:.3f} ({low}–{high})", calibrated(numbers[f"{name}_p"])
         cells = ["base-7b", title, value, f"{floor} (95% to {below})", f"+{excess}", debiased, answer]
         assert f"| {' | '.join(cells)} |" in markdown
     assert numbers["nll_calibration"] > 0.1
-    refined, cost = (f"{numbers[f'nll_{part}']:.4f}" for part in ("refined", "calibration"))
-    assert f" | {refined} | +{cost} | {numbers['brier']:.4f} (" in markdown
+    refined, cost = (f"{numbers[f'nll_{part}']:.3f}" for part in ("refined", "calibration"))
+    assert f" | {refined} | +{cost} | {numbers['brier']:.3f} (" in markdown
     page = (tmp_path / "out" / "report.html").read_text()
     for name in NAMES:
-        assert f"<td>{numbers[f'{name}_floor']:.4f}<small>95% to {numbers[f'{name}_floor_95']:.4f}</small>" in page
+        assert f"<td>{numbers[f'{name}_floor']:.3f}<small>95% to {numbers[f'{name}_floor_95']:.3f}</small>" in page
     assert re.search(rf"<td>{refined}\s*</td>\s*<td>\+{cost}", page)
     assert "no, p &lt; .001" in page
 
@@ -51,10 +51,10 @@ def test_a_refinement_that_few_right_answers_leave_unknown_is_a_dash(tmp_path):
     ((_, method),) = json.loads(text, parse_constant=pytest.fail)["tasks"]["mc_calib_arc"]["methods"].items()
     assert method["numbers"]["nll_refined"] is None
     (row,) = tables.refinement({"methods": {"model": method}}).rows
-    assert [cell.value for cell in row] == ["model", "0.5108", "–", "–", "0.2600", "–", "–"]
+    assert [cell.value for cell in row] == ["model", "0.511", "–", "–", "0.260", "–", "–"]
 
 
 def test_an_excess_below_zero_has_its_sign():
     numbers = {f"conf_ece_10{end}": 0.02 for end in ("", "_low", "_high", "_floor", "_floor_95", "_debiased", "_p")}
     (row,) = tables.noise(task_of(numbers | {"conf_ece_10_excess": -0.0034})).rows
-    assert row[4].value == "-0.0034"
+    assert row[4].value == "-0.003"

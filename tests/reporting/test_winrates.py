@@ -20,10 +20,10 @@ def test_win_rate_table_has_differences(tmp_path):
     ]
     assert rows[1]["difference"]["clear"]
     assert rows[1]["difference"]["questions"] == 200
-    assert "<td>0.2992<small>0.2700–0.3300</small></td>" in (tmp_path / "out" / "report.html").read_text()
+    assert "<td>0.299<small>0.270–0.330</small></td>" in (tmp_path / "out" / "report.html").read_text()
     table = (tmp_path / "out" / "tables.md").read_text().split("## Win rates")[1]
     assert "| model | win rate | difference to base | benchmark | against | N | note |" in table
-    assert "| cft | 0.2992 (0.2700–0.3300) | – | alpaca\\_eval | gpt4 | 805 |  |" in table
+    assert "| cft | 0.299 (0.270–0.330) | – | alpaca\\_eval | gpt4 | 805 |  |" in table
     runs = table.split("## Runs")[1]
     assert "| method | model | adapter | folder |" in runs
     assert f"| cft | org/base-7b | runs/cft | {tmp_path}/cft/runs__cft |".replace("_", "\\_") in runs

@@ -27,6 +27,6 @@ def test_seeds_become_mean_and_standard_deviation():
 
 
 def test_a_temperature_counts_with_its_scaled_letters():
-    methods = {"temperature, seed 0": entry(0.5), "temperature, seed 0 + scaled": entry(0.1, 2.0)}
+    methods = {"temperature, seed 0": entry(0.5), "temperature, seed 0 + temperature T = 2": entry(0.1, 2.0)}
     (row,) = collect({"tasks": {"mc_calib_arc_merged": {"methods": methods}}})
     assert (row["task"], row["temperature"], row["nll"]["mean"]) == ("out", [2.0], 0.1)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping
 from typing import Any
 
-from calibtune.reporting.formats import markdown_table
+from calibtune.reporting.formats import csv_text, markdown_table
 from calibtune.reporting.leaderboard.compare import COVERAGE, SORTS
 from calibtune.reporting.tables import Cell, Table
 from calibtune.text import markdown as escaped
@@ -128,7 +126,7 @@ def board_csv(results: Mapping[str, Any]) -> str:
                 line |= {f"{name}_rank": found["rank"], f"{name}_rank_low": found["low"]}
                 line |= {f"{name}_rank_high": found["high"], f"{name}_group": groups[sort][label]}
             rows.append(line)
-    return _csv(rows)
+    return csv_text(rows)
 
 
 def pairs_csv(results: Mapping[str, Any]) -> str:
@@ -137,17 +135,7 @@ def pairs_csv(results: Mapping[str, Any]) -> str:
     for table in results["tables"]:
         for sort, pairs in table["pairs"].items():
             rows += [{"task": table["name"], "metric": SORTS[sort], **pair} for pair in pairs]
-    return _csv(rows)
-
-
-def _csv(rows: list[dict[str, Any]]) -> str:
-    # The macro average lacks some columns.
-    names = dict.fromkeys(name for row in rows for name in row)
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, list(names), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return buffer.getvalue()
+    return csv_text(rows)
 
 
 def title(sort: str) -> str:

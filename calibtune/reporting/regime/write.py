@@ -9,8 +9,7 @@ from typing import Any
 from calibtune.files import refuse_existing, write_json, write_text
 from calibtune.reporting.regime import numbers
 from calibtune.reporting.regime.page import drawings, render
-from calibtune.reporting.style import save, styled
-from calibtune.reporting.write import file_stem
+from calibtune.reporting.style import file_stem, save, styled
 
 
 def write(

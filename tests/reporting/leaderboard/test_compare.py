@@ -163,7 +163,7 @@ def test_a_temperature_and_a_large_group_are_lines_and_tasks_as_in_the_report(tm
     assert notes == []
     assert [(entry.label, list(entry.tasks)) for entry in entries] == [
         ("base", ["mmlu"]),
-        ("base + scaled", ["mmlu"]),
+        ("base + temperature T = 2", ["mmlu"]),
     ]
     assert len(entries[0].tasks["mmlu"].keys) == 160
     assert [entry.tasks["mmlu"].temperature for entry in entries] == pytest.approx([1.0, 2.0])

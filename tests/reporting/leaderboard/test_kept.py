@@ -41,7 +41,7 @@ def test_a_temperature_is_kept_with_its_run(tmp_path):
     leaderboard(one, "--output", tmp_path / "out")
     leaderboard(write_model(tmp_path, 1), "--add", "--output", tmp_path / "out")
     numbers = rows_of(board(tmp_path / "out")["tables"][0])
-    assert {"model-0", "model-0 + scaled", "model-1"} == set(numbers)
+    assert {"model-0", "model-0 + temperature T = 2", "model-1"} == set(numbers)
     leaderboard(one, tmp_path / "m1", "--output", tmp_path / "whole")
     assert csv_of(tmp_path / "out") == csv_of(tmp_path / "whole")
 

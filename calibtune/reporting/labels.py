@@ -103,7 +103,7 @@ def _source(run: Run, alike: Sequence[Run]) -> str:
 
 
 def _arguments(run: Run, alike: Sequence[Run]) -> str:
-    differing = {
-        key for other in alike for key in other.model_args if len({str(r.model_args.get(key)) for r in alike}) > 1
+    given = {
+        key for other in alike for key in other.given_args() if len({str(r.given_args().get(key)) for r in alike}) > 1
     }
-    return ", ".join(f"{key}={run.model_args[key]}" for key in sorted(differing) if key in run.model_args)
+    return ", ".join(f"{key}={value}" for key, value in sorted(run.given_args().items()) if key in given)

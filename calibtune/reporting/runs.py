@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import json
 import os
 import re
@@ -25,6 +26,8 @@ from harness_ext.orders import count_of
 #: Name of a results file: ``results`` or the stem of an ``--output_path`` that ends in .json, then
 #: the time of the run.
 RESULTS_NAME = re.compile(r".+_(?P<date>\d{4}-\d{2}-\d{2}T[\d.\-:]+)\.json")
+#: Defaults of lm_eval's ``model_args``, as text.
+DEFAULTS = {"dtype": "auto", "revision": "main", "trust_remote_code": "False", "peft": "None"}
 WIN_TASK = "ultrafeedback_winrate"
 #: Suffix of the task that evaluates a fitted temperature.
 SCALED = "_scaled"
@@ -104,6 +107,10 @@ class Run:
     def adapter(self) -> str | None:
         """Return the folder of the adapter, or None."""
         return model_of(self.model_args)[1]
+
+    def given_args(self) -> dict[str, Any]:
+        """Return lm_eval's ``model_args`` without those that only spell out a default."""
+        return {key: value for key, value in self.model_args.items() if str(value) != DEFAULTS.get(key)}
 
     def made(self) -> Made:
         """Return what the manifest of the adapter, model or run says; nothing if there is none.
@@ -203,7 +210,7 @@ def join_shards(runs: Sequence[Run]) -> list[Run]:
 
 
 def merge_runs(runs: Sequence[Run]) -> list[Run]:
-    """Merge runs of the same model from different folders if they have no task in common.
+    """Merge runs of the same model from different folders if they gave the same answers to the tasks in common.
 
     A model's scaled tasks or win rates are often evaluated later, into another folder.
     """
@@ -221,12 +228,16 @@ def merge_runs(runs: Sequence[Run]) -> list[Run]:
 
 
 def _joinable(a: Run, b: Run) -> bool:
-    alike = a.model_args == b.model_args and a.settings == b.settings
+    alike = a.given_args() == b.given_args() and a.settings == b.settings
     if not (a.files and b.files):
         # A win-rate file names the model but none of its settings.
         names = {record.get("model") for run in (a, b) for record in run.win_records}
         alike = alike or (a.model, a.adapter) == (b.model, b.adapter) or bool({a.adapter, b.adapter} & names - {None})
-    return alike and not a.files.keys() & b.files.keys()
+    return alike and all(_same_files(a.files[task], b.files[task]) for task in a.files.keys() & b.files.keys())
+
+
+def _same_files(a: Sequence[Path], b: Sequence[Path]) -> bool:
+    return len(a) == len(b) and all(filecmp.cmp(x, y, shallow=False) for x, y in zip(a, b, strict=True))
 
 
 def _results_files(folder: Path) -> dict[tuple[Path, str], dict[str, Any]]:

@@ -76,3 +76,9 @@ def test_the_most_confident_mistakes_are_shown_with_question_and_options(tmp_pat
         assert row["chosen"] == "ABCD"[said[number].index(max(said[number]))]
         assert row["options"] == [f"option {i}" for i in range(4)]
     assert f"<p>{rows[0]['question']}</p>" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_a_base_that_was_evaluated_twice_is_one_method(tmp_path):
+    write_run(tmp_path / "a", {"arc": answers(60)}, BASE)
+    write_run(tmp_path / "b", {"arc": answers(60)}, {**BASE, "dtype": "auto", "trust_remote_code": False})
+    assert list(build([tmp_path / "a", tmp_path / "b"])["tasks"]["arc"]["methods"]) == ["base-7b"]

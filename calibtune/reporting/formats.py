@@ -42,7 +42,7 @@ def markdown(results: Mapping[str, Any]) -> str:
 
 
 def _said(row: Mapping[str, Any]) -> str:
-    words = "".join(f" *{name}*: {escaped(why)}." for name, why in row["badges"].items())
+    words = "".join(f" {name.capitalize()}: {escaped(why)}." for name, why in row["badges"].items())
     return f"- {escaped(row['label'])}: {escaped(row['text'])}{words}"
 
 

@@ -87,7 +87,7 @@ class Run:
     shots: dict[str, int] = field(default_factory=dict)
     #: ``output_type`` of each task, if the results file has it.
     kinds: dict[str, str] = field(default_factory=dict)
-    #: How many questions of each task were asked, and how many it has, where they differ (``--limit``).
+    #: How many questions of each task were asked, and how many it has, where they differ (``--limit``, a shard).
     cut: dict[str, tuple[int, int]] = field(default_factory=dict)
     #: Number of the model's parameters, if the results file has it.
     size: int | None = None
@@ -201,8 +201,11 @@ def join_shards(runs: Sequence[Run]) -> list[Run]:
             first.shots |= run.shots
             first.kinds |= run.kinds
             first.own += run.own
+            for task, (asked, count) in run.cut.items():
+                first.cut[task] = asked + first.cut.get(task, (0, count))[0], count
     for whole, run in joined.items():
         if run.whole:
+            run.cut = {task: (asked, count) for task, (asked, count) in run.cut.items() if asked < count}
             tasks = {file: task for part in runs if part.whole == whole for task, (file,) in part.files.items()}
             run.files = {tasks[shards[0]]: shards for shards in together(tasks)}
             run.results = {}
@@ -321,9 +324,9 @@ def _add(run: Run, record: Mapping[str, Any], files: Mapping[str, Path]) -> None
     run.results.update(record.get("results", {}))
     run.shots.update(record.get("n-shot") or {})
     for task, counts in (record.get("n-samples") or {}).items():
-        # A shard asks a part, and a newer evaluation can ask more.
+        # A newer evaluation can ask more.
         run.cut.pop(task, None)
-        if not run.whole and counts["effective"] < (counts.get("original") or 0):
+        if counts["effective"] < (counts.get("original") or 0):
             run.cut[task] = counts["effective"], counts["original"]
     size = (record.get("config") or {}).get("model_num_parameters")
     run.size = int(size) if isinstance(size, float) and 0 < size < 1e15 else run.size

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from calibtune.files import write_json
+from calibtune.results.table import for_json
 from calibtune.text import visible
 from calibtune.winrate.rates import Rate
 
@@ -45,8 +46,8 @@ class Result:
 
         Undefined numbers are None.
         """
-        numbers = {name: _finite(value) for name, value in asdict(self.rate).items()}
-        further = {name: _finite(value) for name, value in self.further.items()}
+        numbers = for_json(asdict(self.rate))
+        further = for_json(self.further)
         head = {"benchmark": self.benchmark, "model": self.model, "baseline": self.baseline}
         per_cent = {k: 100 * v for k, v in (numbers | further).items() if isinstance(v, float)}
         return {**head, **numbers, "note": self.note, **further, "per_cent": per_cent}
@@ -58,7 +59,7 @@ class Result:
             if name == "standard_error" or not isinstance(value, float):
                 continue
             values[f"{'win_rate_' * (name in ('low', 'high'))}{name},none"] = value
-        values["win_rate_stderr,none"] = _finite(self.rate.standard_error, "N/A")
+        values["win_rate_stderr,none"] = error if math.isfinite(error := self.rate.standard_error) else "N/A"
         count = {"original": self.rate.n, "effective": self.rate.n}
         return {
             "results": {self.benchmark: values},
@@ -93,7 +94,3 @@ def table(result: Result) -> str:
         f"{visible(result.model)} against {visible(result.baseline)}: {numbers['win_rate']:.2f} %{error}, "
         f"95 % interval [{numbers['low']:.2f}, {numbers['high']:.2f}], n = {result.rate.n}; {result.note}"
     )
-
-
-def _finite(value: Any, otherwise: Any = None) -> Any:
-    return otherwise if isinstance(value, float) and not math.isfinite(value) else value

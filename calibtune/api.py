@@ -101,6 +101,7 @@ def evaluate(
     base_url: str | None = None,
     trust_remote_code: bool = False,
     drop_seen: bool = False,
+    hf_hub_log_args: dict[str, Any] | None = None,
 ) -> Evaluation:
     """Evaluate a base model or an artifact through lm_eval. What is None is as the artifact was fitted.
 
@@ -135,6 +136,8 @@ def evaluate(
         trust_remote_code: Run code that comes with the model.
         drop_seen: Leave out questions that the artifact was fitted on, and count them in a warning, instead of
             refusing them.
+        hf_hub_log_args: Push results to the hub as lm_eval does, with the token of ``HF_TOKEN``; such as
+            ``{"push_results_to_hub": True, "hub_results_org": "ORG"}``.
 
     Returns:
         The numbers by task and metric, and the folder of the files. Where several processes evaluate, all but the
@@ -143,7 +146,7 @@ def evaluate(
     Raises:
         UserError: Options out of range, an output that cannot be written, a model that cannot be loaded or asked for
             letters, an unknown task, another base, or evaluated documents that the artifact was fitted on.
-        WorkFailed: Out of memory, or the results were not written.
+        WorkFailed: Out of memory, or the results were not written or not pushed.
     """
     from calibtune.evaluation.evaluate import Evaluation, EvaluationOptions
     from calibtune.evaluation.evaluate import evaluate as run
@@ -177,6 +180,7 @@ def evaluate(
         base_url=base_url,
         trust_remote_code=trust_remote_code,
         drop_seen=drop_seen,
+        hf_hub_log_args=hf_hub_log_args,
     )
     with held(options.output):
         return run(options) or Evaluation(options.output, {}, {}, options)

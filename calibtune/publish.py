@@ -13,6 +13,7 @@ from typing import Any
 
 from calibtune.artifacts.card import is_local, model_card
 from calibtune.artifacts.manifest import MANIFEST, Artifact, read_artifact
+from calibtune.endpoints.redaction import reason_without
 from calibtune.errors import UserError, WorkFailed, reason
 from calibtune.files import LOCK, WHOLE, keep_inputs, refuse_existing, sha256
 from calibtune.locks import held
@@ -87,7 +88,7 @@ def push(folder: Path, repo: str, private: bool = False) -> str:
     except UserError:
         raise
     except Exception as error:  # huggingface_hub's HTTP library, and so its errors, differ by version
-        told = reason(error).replace(token, "<token>")
+        told = reason_without(token, error)
         raise WorkFailed(f"{repo} was not pushed: {told}; see that the token may write there, and try again") from None
     return address
 

@@ -173,7 +173,7 @@ def test_a_public_repository_is_not_taken_for_a_private_one(made, hub, tmp_path)
 
 
 def test_a_refusal_is_one_sentence_without_the_token(made, tmp_path):
-    with HubServer(refuse="no rights for") as hub:
+    with HubServer(refuse="/") as hub:
         run = push(made, hub, tmp_path, "t")
     assert run.returncode == 1
     assert re.search(r"error: us/t was not pushed: .*see that the token may write there", run.stderr)

@@ -9,6 +9,8 @@ r"""Evaluate a base model or an artifact of `calibtune fit` through lm_eval, int
   python -m calibtune eval --model M --tasks arc_easy --as-letters --output out/easy    # the harness's task, by letters
   python -m calibtune eval --backend api --base-url http://localhost:8000/v1 --model NAME --tasks mc_calib_arc \
       --apply-chat-template --output out/served       # an OpenAI-compatible server; its key in OPENAI_API_KEY
+  python -m calibtune eval --model M --tasks mc_calib_arc --output out/base \
+      --hf-hub-log-args push_results_to_hub=True hub_results_org=ORG    # also to the hub; token in HF_TOKEN
 
 With --tasks ultrafeedback_winrate --guard winrate --guard-base out/base it exits with 1 if the artifact's win rate fell
 by more than --margin against the base's, evaluated before.
@@ -23,7 +25,7 @@ import logging
 import shlex
 from pathlib import Path
 
-from calibtune.commands.models import BASE_URL, add_model_arguments, key_values
+from calibtune.commands.models import BASE_URL, Merged, add_model_arguments, key_values
 from calibtune.commands.questions import add_question_arguments, question_spec
 from calibtune.errors import UserError, WorkFailed
 from calibtune.processes import is_first_process
@@ -85,6 +87,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--drop-seen",
         action="store_true",
         help="leave out and count questions that the artifact was fitted on, instead of refusing them",
+    )
+    parser.add_argument(
+        "--hf-hub-log-args",
+        type=key_values,
+        nargs="+",
+        action=Merged,
+        metavar="K=V",
+        help="push results to the Hugging Face hub as lm_eval does, with the token of HF_TOKEN: "
+        "push_results_to_hub=True push_samples_to_hub=True hub_results_org=ORG; private without public_repo=True",
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--guard", choices=("winrate",), help="exit with 1 if the artifact lost what alignment gave")

@@ -26,6 +26,16 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the model")
 
 
+class Merged(argparse.Action):
+    """Merge arguments ``K=V`` that are separated by blanks into one dictionary, as lm_eval's flags do."""
+
+    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: Any = None) -> None:
+        """Add these to those of the same flag before them."""
+        setattr(namespace, self.dest, dict(getattr(namespace, self.dest) or {}))
+        for each in values:
+            getattr(namespace, self.dest).update(each)
+
+
 def json_object(text: str) -> dict[str, Any]:
     """Return a JSON object that was given as text.
 

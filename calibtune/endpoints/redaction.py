@@ -8,6 +8,8 @@ import re
 from functools import cache
 from typing import Any
 
+from calibtune.errors import WorkFailed, reason
+
 #: Stands for the secret.
 SHOWN = "[key]"
 
@@ -34,6 +36,18 @@ class Redaction:
         if isinstance(value, dict):
             return {self.text(name): self.value(each) for name, each in value.items()}
         return [self.value(each) for each in value] if isinstance(value, list) else value
+
+
+def reason_without(secret: str, error: BaseException) -> str:
+    """Return an error's message in one line, without a secret that a server may have echoed.
+
+    The secret goes before the message is cut: of one that is cut, no pattern finds the rest.
+
+    Example:
+        >>> reason_without("hf_secret", OSError("403 for Bearer hf_secret"))
+        '403 for Bearer [key]'
+    """
+    return reason(WorkFailed(Redaction(secret).text(str(error)) or type(error).__name__))
 
 
 @cache

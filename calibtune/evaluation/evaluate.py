@@ -30,10 +30,11 @@ from calibtune.evaluation.checks import (
 )
 from calibtune.evaluation.chosen import Chosen, choose
 from calibtune.evaluation.doctor import other_prompt
-from calibtune.evaluation.files import refuse_other_run, save_results
+from calibtune.evaluation.files import model_name, refuse_other_run, save_results
 from calibtune.evaluation.harness import quiet_evaluate
 from calibtune.evaluation.hf_letters import LetterLM
 from calibtune.evaluation.hf_prefix import PrefixLM
+from calibtune.evaluation.hub import HubTracker, check_hub_arguments
 from calibtune.evaluation.measured import add_measures
 from calibtune.evaluation.vllm_checks import engine_arguments
 from calibtune.models.adapters import check_adapter, load_adapter
@@ -92,6 +93,8 @@ class EvaluationOptions:
     trust_remote_code: bool = False
     #: Leave out questions that the artifact was fitted on, instead of refusing them.
     drop_seen: bool = False
+    #: Of lm_eval's tracker, which pushes results and samples to the hub.
+    hf_hub_log_args: dict[str, Any] | None = None
 
     @property
     def questions(self) -> QuestionSpec:
@@ -247,7 +250,7 @@ def _run(
     chosen: dict[str, Chosen] | None,
 ) -> Evaluation | None:
     """Run lm_eval on a model, which is loaded first, and write its files."""
-    tracker = EvaluationTracker(output_path=str(options.output))
+    tracker = _tracker(options, arguments)
     try:
         results = quiet_evaluate(
             model=load(),
@@ -277,10 +280,19 @@ def _run(
     results["config"]["model"] = tracker.general_config_tracker.model_source = options.backend
     results["config"]["calibtune"] = setup
     folder = save_results(tracker, results, results.pop("samples"))
+    if isinstance(tracker, HubTracker):
+        tracker.finish()
     questions = {task: count["effective"] for task, count in results["n-samples"].items()}
     numbers = {task: _numbers(found) for task, found in results["results"].items()}
     add_measures(folder, numbers)
     return Evaluation(folder, numbers, questions, options)
+
+
+def _tracker(options: EvaluationOptions, arguments: Mapping[str, Any]) -> EvaluationTracker:
+    """Return lm_eval's writer of files; on the first process, which alone writes, one that pushes where asked."""
+    if options.hf_hub_log_args is None or not is_first_process():
+        return EvaluationTracker(output_path=str(options.output))
+    return HubTracker(options.output, options.hf_hub_log_args, model_name(arguments))
 
 
 def _numbers(found: dict[str, Any]) -> dict[str, float]:
@@ -310,6 +322,7 @@ def check_options(options: EvaluationOptions) -> None:
         raise UserError(f"--model-args is for --backend vllm, and the backend is {options.backend}; leave it out")
     if options.device and options.backend == "vllm":
         raise UserError("--device is not for --backend vllm; name its GPUs in the variable CUDA_VISIBLE_DEVICES")
+    check_hub_arguments(options.hf_hub_log_args)
     if options.backend == "api":
         _check_served_options(options)
     elif options.base_url is not None:

@@ -14,6 +14,11 @@ from calibtune.reading import read_json
 from calibtune.results.schema import AGAIN, Results
 
 
+def model_name(arguments: Mapping[str, Any]) -> str:
+    """Return the name below which lm_eval files a model, from its arguments."""
+    return str(next(arguments[key] for key in ("peft", "pretrained", "model") if key in arguments))
+
+
 def refuse_other_run(output: Path, setup: Mapping[str, Any]) -> None:
     """Refuse a folder in which another evaluation of the same model would be hidden by this one.
 
@@ -27,9 +32,7 @@ def refuse_other_run(output: Path, setup: Mapping[str, Any]) -> None:
     Raises:
         UserError: With the first settings that differ.
     """
-    arguments = setup["model_args"]
-    name = next(arguments[key] for key in ("peft", "pretrained", "model") if key in arguments)
-    folder = output / sanitize_model_name(name)
+    folder = output / sanitize_model_name(model_name(setup["model_args"]))
     for path in sorted(folder.glob("results_*.json")):
         before: Any = (read_json(path, Results, AGAIN).get("config") or {}).get("calibtune")
         if before is None:

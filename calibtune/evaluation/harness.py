@@ -14,7 +14,7 @@ import importlib.metadata
 import os
 import platform
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from calibtune.bar import Bar
 
 def quiet_evaluate(**arguments: Any) -> Any:
     """Call ``lm_eval.simple_evaluate`` with the replacements of :func:`replaced`; arguments and result are its."""
-    with replaced():
+    with replaced(REPLACED):
         return simple_evaluate(**arguments)
 
 
@@ -59,7 +59,7 @@ def commit() -> str | None:
     return found.stdout.strip()
 
 
-#: Module and name of what is replaced, and by what.
+#: What :func:`quiet_evaluate` replaces.
 REPLACED: dict[tuple[str, str], Any] = {
     ("lm_eval.evaluator", "add_env_info"): environment_info,
     ("lm_eval.evaluator", "get_git_commit_hash"): commit,
@@ -70,10 +70,14 @@ REPLACED: dict[tuple[str, str], Any] = {
 
 
 @contextlib.contextmanager
-def replaced() -> Iterator[None]:
-    """Replace lm_eval's functions by ours until the block ends; a name that it no longer has is left alone."""
+def replaced(functions: Mapping[tuple[str, str], Any]) -> Iterator[None]:
+    """Replace lm_eval's functions by ours until the block ends; a name that it no longer has is left alone.
+
+    Args:
+        functions: Module and name of what is replaced, and by what.
+    """
     with contextlib.ExitStack() as stack:
-        for (module_name, name), ours in REPLACED.items():
+        for (module_name, name), ours in functions.items():
             module = importlib.import_module(module_name)
             if hasattr(module, name):
                 stack.callback(setattr, module, name, getattr(module, name))

@@ -11,7 +11,7 @@ from calibtune.evaluation import harness
 @pytest.mark.parametrize(("module", "name"), harness.REPLACED)
 def test_lm_eval_still_has_what_is_replaced_and_gets_it_back(module, name):
     theirs = getattr(importlib.import_module(module), name)
-    with harness.replaced():
+    with harness.replaced(harness.REPLACED):
         assert getattr(importlib.import_module(module), name) is harness.REPLACED[module, name]
     assert getattr(importlib.import_module(module), name) is theirs
 

@@ -5,16 +5,20 @@ import hashlib
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 OID = "0" * 40
 
 
 class HubServer:
-    """`repos` holds the files and the visibility of each repository; `requests` method, path and authorization."""
+    """`repos` holds the files of each repository by its name ("ORG/NAME", "datasets/ORG/NAME"), `private` whether its
+    owners alone see it, `gated` how others get in; `requests` method, path and authorization.
+
+    What is posted to a path that contains `refuse` is refused, with a text that echoes the token.
+    """
 
     def __init__(self, refuse=None):
-        self.repos, self.private, self.requests, self.refuse = {}, {}, [], refuse
+        self.repos, self.private, self.gated, self.requests, self.refuse = {}, {}, {}, [], refuse
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -23,7 +27,7 @@ class HubServer:
             def handle_one(self):
                 outer.answer(self)
 
-            do_GET = do_POST = do_HEAD = handle_one
+            do_GET = do_POST = do_PUT = do_HEAD = handle_one
 
             def log_message(self, *args):
                 pass
@@ -49,27 +53,32 @@ class HubServer:
         path = unquote(urlsplit(request.path).path)
         body = request.rfile.read(int(request.headers.get("Content-Length") or 0))
         self.requests.append((request.command, path, request.headers.get("Authorization")))
-        if self.refuse and request.command == "POST":
-            return self.send(request, {"error": f"{self.refuse} {request.headers.get('Authorization')}"}, 403)
+        if self.refuse and request.command == "POST" and self.refuse in path:
+            return self.send(request, {"error": f"no rights for {request.headers.get('Authorization')}"}, 403)
         if path == "/api/repos/create":
             return self.create(request, json.loads(body))
+        if path == "/api/whoami-v2":
+            known = request.headers.get("Authorization") == "Bearer hf_secret"
+            return self.send(request, {"name": "us"} if known else {"error": "who?"}, 200 if known else 401)
         if path == "/api/validate-yaml":
             return self.send(request, {"errors": [], "warnings": []})
-        if path.startswith("/api/models/"):
-            repo, _, rest = path.removeprefix("/api/models/").partition("/")
-            name, _, rest = rest.partition("/")
-            return self.model(request, f"{repo}/{name}", rest, body)
+        if path.startswith(("/api/models/", "/api/datasets/")):
+            kind, repo, name, *rest = path.removeprefix("/api/").split("/")
+            return self.repository(request, f"{repo}/{name}", kind, "/".join(rest), body)
         return self.download(request, path)
 
     def create(self, request, asked):
-        repo = "/".join(filter(None, (asked.get("organization"), asked["name"])))
+        kind = "datasets" if asked.get("type") == "dataset" else None
+        repo = "/".join(filter(None, (kind, asked.get("organization"), asked["name"])))
         if repo in self.repos:
             return self.send(request, {"error": "there", "url": f"{self.url}/{repo}"}, 409)
         self.repos[repo] = {}
         self.private[repo] = asked.get("visibility") == "private" or bool(asked.get("private"))
         return self.send(request, {"url": f"{self.url}/{repo}", "name": repo, "id": repo})
 
-    def model(self, request, repo, rest, body):
+    def repository(self, request, repo, kind, rest, body):
+        told = {"id": repo, "modelId": repo, "sha": OID, "tags": [], "downloads": 0}
+        repo = repo if kind == "models" else f"datasets/{repo}"
         if repo not in self.repos:
             return self.send(request, {"error": "Repository not found"}, 404, {"X-Error-Code": "RepoNotFound"})
         if rest.startswith("preupload/"):
@@ -83,14 +92,20 @@ class HubServer:
                 if entry["key"] == "file":
                     self.repos[repo][entry["value"]["path"]] = base64.b64decode(entry["value"]["content"])
             return self.send(request, {"commitUrl": f"{self.url}/{repo}/commit/{OID}", "commitOid": OID})
+        if rest == "settings":
+            self.gated[repo] = json.loads(body)["gated"]
+            return self.send(request, {})
         files = sorted(self.repos[repo])
-        if rest.startswith("tree/"):
+        if rest.startswith("paths-info/"):
+            asked = parse_qs(body.decode())["paths"]
+            files = [name for name in files if name in asked]
+        if rest.startswith(("tree/", "paths-info/")):
             sizes = [
                 {"type": "file", "path": n, "size": len(self.repos[repo][n]), "oid": git_hash(self.repos[repo][n])}
                 for n in files
             ]
             return self.send(request, sizes)
-        told = {"id": repo, "modelId": repo, "sha": OID, "private": self.private[repo], "tags": [], "downloads": 0}
+        told["private"] = self.private[repo]
         return self.send(request, {**told, "siblings": [{"rfilename": name} for name in files]})
 
     def download(self, request, path):

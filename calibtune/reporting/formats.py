@@ -1,4 +1,4 @@
-"""Write the tables as Markdown and as LaTeX."""
+"""Write the tables as Markdown, as CSV and as LaTeX."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ ABOUT = (
     "Each number has its 95 % interval below or beside it. Differences are paired by question and marked if the "
     f"interval excludes 0: {BETTER} better, {WORSE} worse."
 )
+#: What a spreadsheet's formula begins with.
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
 LATEX = {
     "\\": r"\textbackslash{}",
     "^": r"\textasciicircum{}",
@@ -81,13 +83,21 @@ def table_csv(results: Mapping[str, Any]) -> str:
 
 
 def csv_text(rows: list[dict[str, Any]]) -> str:
-    """Return rows as CSV; a row may lack columns of others, such as a leaderboard's macro average."""
+    """Return rows as CSV that spreadsheets show as it is.
+
+    A row may lack columns of others, such as a leaderboard's macro average.
+    """
     names = dict.fromkeys(name for row in rows for name in row)
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, list(names), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows([{name: _defused(value) for name, value in row.items()} for row in rows])
     return buffer.getvalue()
+
+
+def _defused(value: Any) -> Any:
+    """Return a cell that no spreadsheet takes for a formula: OWASP's apostrophe before a text that begins as one."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
 
 
 def latex(results: Mapping[str, Any]) -> str:

@@ -1,7 +1,12 @@
+import csv
+import io
 import re
 
+import pytest
 from lm_eval_files import answers, write_run
-from report_files import report
+from report_files import report, two_runs
+
+from calibtune.reporting.formats import csv_text
 
 
 def test_tables_escape_latex_and_markdown(tmp_path):
@@ -15,3 +20,18 @@ def test_tables_escape_latex_and_markdown(tmp_path):
         assert {len(re.findall(r"(?<!\\)&", row)) + 1 for row in rows} == {len(table[0])}
     markdown = (tmp_path / "out" / "tables.md").read_text()
     assert r"100%\_a&b\|c" in markdown
+
+
+@pytest.mark.parametrize("sign", ["=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠"])
+def test_a_text_of_a_csv_that_begins_as_a_formula_is_defused(sign):
+    rows = [{"model": f'{sign}HYPERLINK("x";"y")', "note": f"a{sign}b", "nll": -0.5, "acc": None}]
+    ((model, note, *numbers),) = list(csv.reader(io.StringIO(csv_text(rows), newline="")))[1:]
+    assert model == f"'{rows[0]['model']}"
+    assert [note, *numbers] == [rows[0]["note"], "-0.5", ""]
+
+
+def test_labels_that_are_formulas_are_texts_in_the_reports_csv(tmp_path):
+    labels = ["--label==1+1", "--label", "@SUM(1)"]
+    report(*two_runs(tmp_path), *labels, "--output", tmp_path / "out")
+    rows = list(csv.DictReader((tmp_path / "out" / "tables.csv").open()))
+    assert [row["method"] for row in rows] == ["'=1+1", "'@SUM(1)"]

@@ -19,7 +19,7 @@ HOSTILE = 'org/<b>x</b>"|`a`[l](http://x)'
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("board")
-    folders = [write_model(folder, number) for number in range(4)]
+    folders = [write_model(folder, number, name="org/=1+1" if number == 3 else None) for number in range(4)]
     folders.append(write_model(folder, 4, name=HOSTILE))
     page = ct.leaderboard(folders, folder / "out", sort="conf_ece")
     return page.parent
@@ -30,11 +30,12 @@ def test_csv_has_a_row_for_each_task_and_model(made):
     assert len(rows) == 15
     table = board(made)["tables"][1]
     for row, expected in zip(rows[5:10], table["rows"], strict=True):
-        assert (row["task"], row["model"]) == ("arc", expected["label"])
+        assert (row["task"], row["model"]) == ("arc", expected["label"].replace("=1+1", "'=1+1"))
         assert float(row["conf_ece_10"]) == expected["numbers"]["conf_ece_10"]
         assert int(row["conf_ece_10_rank_high"]) == expected["ranks"]["conf_ece"]["high"]
     pairs = list(csv.DictReader((made / "pairs.csv").open()))
     assert len(pairs) == 3 * 3 * 10
+    assert "'=1+1" in {pair["better"] for pair in pairs}
 
 
 def test_markdown_has_a_table_for_each_task(made):

@@ -11,13 +11,14 @@ from typing import Any
 from calibtune.reporting.sentences import sentences
 from calibtune.reporting.tables import BETTER, WORSE, Cell, Table, titled
 from calibtune.text import markdown as escaped
+from calibtune.text import visible
 
 ABOUT = (
     "Each number has its 95 % interval below or beside it. Differences are paired by question and marked if the "
     f"interval excludes 0: {BETTER} better, {WORSE} worse."
 )
 #: What a spreadsheet's formula begins with.
-FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
+FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠")
 LATEX = {
     "\\": r"\textbackslash{}",
     "^": r"\textasciicircum{}",
@@ -97,7 +98,11 @@ def csv_text(rows: list[dict[str, Any]]) -> str:
 
 def _defused(value: Any) -> Any:
     """Return a cell that no spreadsheet takes for a formula: OWASP's apostrophe before a text that begins as one."""
-    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
+    if not isinstance(value, str):
+        return value
+    # Tabs and line ends, with which a formula can begin too, are written as Python does.
+    text = visible(value)
+    return f"'{text}" if text.startswith(FORMULA) else text
 
 
 def latex(results: Mapping[str, Any]) -> str:

@@ -89,14 +89,14 @@ def evaluate(
     add_bos_token: bool | None = None,
     quantization: Quantization | None = None,
     precision: Precision | None = None,
-    batch_size: int | str = 16,
+    batch_size: int | str | None = None,
     limit: int | None = None,
     shard: str | None = None,
     num_fewshot: int | None = None,
     orders: int | str | None = None,
     device: str | None = None,
     include_path: PathLike | None = None,
-    backend: str = "hf",
+    backend: str = "hf-prefix",
     model_args: dict[str, Any] | None = None,
     base_url: str | None = None,
     trust_remote_code: bool = False,
@@ -120,7 +120,7 @@ def evaluate(
         add_bos_token: Begin prompts with the tokenizer's beginning-of-text token.
         quantization: "nf4" holds the base model in 4 bits; "none".
         precision: "bf16", "fp32", or "auto": bf16 where it is fast; auto where no artifact says it.
-        batch_size: Questions in a forward pass, or "auto".
+        batch_size: Questions in a forward pass, or "auto"; None: 16, and on a GPU as many more as short prompts allow.
         limit: Evaluate the first so many questions of each task.
         shard: Evaluate a part of these, such as "3/8" for the third eighth by the documents' hashes; :func:`report` and
             :func:`load_samples` put all shards of a run together.
@@ -129,8 +129,8 @@ def evaluate(
             many as it has options.
         device: "cuda", "cpu", "mps"; None: found by itself.
         include_path: Folder of further task YAMLs.
-        backend: "hf"; "hf-prefix", which computes once what prompts share; "vllm"; or "api", an OpenAI-compatible
-            server.
+        backend: "hf-prefix", which computes once what prompts share; "hf", which computes each prompt whole; "vllm";
+            or "api", an OpenAI-compatible server.
         model_args: Further arguments of vLLM, such as ``tensor_parallel_size``.
         base_url: The server's address, which ends in /v1; None: OpenAI's.
         trust_remote_code: Run code that comes with the model.
@@ -164,7 +164,7 @@ def evaluate(
         add_bos_token=add_bos_token,
         quantization=quantization,
         precision=precision,
-        batch_size=str(batch_size),
+        batch_size=None if batch_size is None else str(batch_size),
         limit=limit,
         shard=shard,
         num_fewshot=num_fewshot,

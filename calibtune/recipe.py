@@ -189,8 +189,12 @@ class Recipe:
     device: str | None = _option(None, "cuda, cpu, mps; found by itself where not given", "hardware")
     auto_batch: bool = _option(False, "halve the batch and accumulate where memory runs out", "hardware", TRAINED)
     gradient_checkpointing: bool = _option(False, "recompute activations: less memory, more time", "hardware", TRAINED)
-    liger_kernel: bool = _option(
-        False, "Liger's kernels for norms, rotary embedding and MLP: faster, less memory, on a GPU", "hardware", TRAINED
+    liger_kernel: bool | None = _option(
+        None,
+        "Liger's kernels for norms, rotary embedding and MLP: faster, less memory, on a GPU (default: where installed, "
+        "for Llama, Mistral, OLMo 2, Qwen2 and Qwen3)",
+        "hardware",
+        TRAINED,
     )
     cuda_graphs: bool = _option(
         False, "launch each forward and backward pass as one: for small models on a GPU", "hardware", TRAINED

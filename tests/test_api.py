@@ -100,7 +100,6 @@ def test_evaluate_has_the_options_of_an_evaluation():
     given = {name: each.default for name, each in inspect.signature(ct.evaluate).parameters.items()}
     assert given.pop("tasks") == ()
     assert given.pop("output") is None
-    given["batch_size"] = str(given["batch_size"])
     fields = {item.name: item.default for item in dataclasses.fields(EvaluationOptions) if item.name != "tasks"}
     assert given == {name: default for name, default in fields.items() if default is not dataclasses.MISSING}
 

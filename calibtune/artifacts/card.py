@@ -224,8 +224,9 @@ def _question_words(artifact: Artifact) -> list[str]:
 
 def summary(artifact: Artifact, output: Path) -> str:
     """Return the text printed after a fit: metrics, output folder and the next command."""
+    kernels = " with Liger's kernels" if artifact.recipe.get("liger_kernel") else ""
     lines = [
-        f"{artifact.method} in {artifact.seconds:.0f} s, {len(artifact.documents['held_out'])} questions "
+        f"{artifact.method} in {artifact.seconds:.0f} s{kernels}, {len(artifact.documents['held_out'])} questions "
         f"({_measured_on(artifact)}):"
     ]
     for name, shown in SHOWN.items():

@@ -50,9 +50,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--precision", choices=("auto", "bf16", "fp32"), help="default: as in the fit, else auto")
     parser.add_argument(
         "--batch-size",
-        default="16",
         metavar="N|auto",
-        help="default: 16; vLLM makes its own batches; of api: requests at a time",
+        help="default: 16, on a GPU more where prompts are short; vLLM makes its own batches; of api: requests at a "
+        "time",
     )
     parser.add_argument("--limit", type=int, metavar="N", help="evaluate the first N questions of each task")
     parser.add_argument(
@@ -70,11 +70,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--backend",
-        choices=("hf", "hf-prefix", "vllm", "api"),
-        default="hf",
-        help="hf: lm_eval's, with prompts encoded whole and letters read in float32; hf-prefix also computes once what "
-        "prompts share: the same numbers, faster with few-shot examples; vllm: one request a question; api: an "
-        "OpenAI-compatible server, one request a question",
+        choices=("hf-prefix", "hf", "vllm", "api"),
+        default="hf-prefix",
+        help="hf-prefix (default): lm_eval's, with prompts encoded whole, letters read in float32, and what prompts "
+        "share computed once where the model's cache allows it; hf: the same without sharing; vllm: one request a "
+        "question; api: an OpenAI-compatible server, one request a question",
     )
     parser.add_argument(
         "--model-args",
@@ -107,7 +107,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def go_on(args: argparse.Namespace) -> str:
     """Return what is said after Ctrl-C."""
-    if getattr(args, "backend", "hf") == "api":
+    if getattr(args, "backend", None) == "api":
         return "run the same command again: replies are kept, and the others asked for"
     return "run the same command again: an evaluation begins anew"
 
@@ -126,7 +126,8 @@ def run(args: argparse.Namespace) -> int:
 
         check_base(args.guard_base, args.margin)
     if is_first_process():
-        logger.info("eval: %s on %s; starting", visible(str(args.artifact or args.model)), ", ".join(questions.names))
+        what, names = visible(str(args.artifact or args.model)), ", ".join(questions.names)
+        logger.info("eval: %s on %s, backend %s; starting", what, names, args.backend)
     from calibtune.api import evaluate
     from calibtune.results.table import for_json, numbers_table
 

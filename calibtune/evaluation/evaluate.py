@@ -50,6 +50,10 @@ from harness_ext.orders import Orders
 #: lm_eval's hf backend with prompts encoded whole and letters read in float32, and one that computes shared beginnings
 #: once.
 HF = {"hf": LetterLM, "hf-prefix": PrefixLM}
+#: Questions in a forward pass where none are given.
+BATCH_SIZE = "16"
+#: Tokens that a forward pass then has at least on a GPU, which waits for the host with fewer.
+GPU_TOKENS = 2**14
 #: Options of a model that is loaded here.
 LOADED = ("revision", "add_bos_token", "quantization", "precision", "device", "trust_remote_code")
 
@@ -70,8 +74,8 @@ class EvaluationOptions:
     add_bos_token: bool | None = None
     quantization: Quantization | None = None
     precision: Precision | None = None
-    #: A number, or "auto".
-    batch_size: str = "16"
+    #: A number, or "auto"; None: ``BATCH_SIZE``, and on a GPU at least ``GPU_TOKENS`` tokens.
+    batch_size: str | None = None
     limit: int | None = None
     #: Such as "3/8", the third eighth of each task's questions.
     shard: str | None = None
@@ -85,7 +89,7 @@ class EvaluationOptions:
     skip_bad_rows: bool = False
     as_letters: bool = False
     #: One of ``HF``, "vllm" or "api".
-    backend: str = "hf"
+    backend: str = "hf-prefix"
     #: Further arguments of vLLM.
     model_args: dict[str, Any] | None = None
     #: Of a server, for "api".
@@ -95,6 +99,11 @@ class EvaluationOptions:
     drop_seen: bool = False
     #: Of lm_eval's tracker, which pushes results and samples to the hub.
     hf_hub_log_args: dict[str, Any] | None = None
+
+    @property
+    def size(self) -> str:
+        """Return the questions in a forward pass."""
+        return BATCH_SIZE if self.batch_size is None else self.batch_size
 
     @property
     def questions(self) -> QuestionSpec:
@@ -175,7 +184,7 @@ def evaluate(options: EvaluationOptions) -> Evaluation | None:
     index, tasks, asked = _questions(options, artifact)
     check_prompts(tasks, spec, tokenizer, artifact)
     chosen = _choose(options, artifact, index, asked)
-    evaluation = _run(options, lambda: _load(options, arguments, spec), arguments, setup, index, chosen)
+    evaluation = _run(options, lambda: _filling(options, arguments, spec), arguments, setup, index, chosen)
     if evaluation is not None:
         warn_of_low_mass(evaluation.results, evaluation.questions, other_prompt(tokenizer, spec))
     return evaluation
@@ -233,7 +242,7 @@ def _evaluate_served(options: EvaluationOptions) -> Evaluation | None:
     index, tasks, asked = _questions(options, artifact)
     check_letter_tasks(tasks)
     chosen = _choose(options, artifact, index, asked)
-    with served(options.base_url, spec, int(options.batch_size), options.output) as server:
+    with served(options.base_url, spec, int(options.size), options.output) as server:
         evaluation = _run(options, lambda: ApiLM(server), arguments, setup, index, chosen)
     if evaluation is not None:
         other = "without" if spec.apply_chat_template else "with"
@@ -257,7 +266,7 @@ def _run(
             model_args=arguments,
             tasks=list(options.questions.names),
             num_fewshot=options.num_fewshot,
-            batch_size=options.batch_size,
+            batch_size=options.size,
             device=options.device or found_device(),
             # The harness takes one of these.
             limit=options.limit if chosen is None else None,
@@ -270,9 +279,7 @@ def _run(
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
-        raise WorkFailed(
-            f"out of memory with --batch-size {options.batch_size}; give a smaller one, or auto"
-        ) from error
+        raise WorkFailed(f"out of memory with --batch-size {options.size}; give a smaller one, or auto") from error
     if results is None:
         # lm_eval gives results on the first process alone.
         return None
@@ -316,7 +323,7 @@ def check_options(options: EvaluationOptions) -> None:
         Shard.parse(options.shard)
     if options.num_fewshot is not None and options.num_fewshot < 0:
         raise UserError(f"--num-fewshot is {options.num_fewshot}; give 0 or more")
-    if not re.fullmatch(r"[1-9]\d*|auto(:[1-9]\d*)?", options.batch_size):
+    if not re.fullmatch(r"[1-9]\d*|auto(:[1-9]\d*)?", options.size):
         raise UserError(f"--batch-size is {options.batch_size!r}; give a number from 1 up, or auto")
     if options.model_args and options.backend != "vllm":
         raise UserError(f"--model-args is for --backend vllm, and the backend is {options.backend}; leave it out")
@@ -336,7 +343,7 @@ def _check_served_options(options: EvaluationOptions) -> None:
             raise UserError(
                 f"{flag(item.name)} is for a model that is loaded here; --backend api asks one that a server has"
             )
-    if not options.batch_size.isdigit():
+    if not options.size.isdigit():
         raise UserError(f"--batch-size is {options.batch_size!r}; --backend api takes the number of requests at a time")
 
 
@@ -390,6 +397,14 @@ def model_arguments(options: EvaluationOptions, spec: ModelSpec, artifact: Artif
     return arguments
 
 
+def _filling(options: EvaluationOptions, arguments: dict[str, Any], spec: ModelSpec) -> Any:
+    """Load the harness's model, which fills its batches on a GPU where nobody said how large they are."""
+    model = _load(options, arguments, spec)
+    if options.batch_size is None and isinstance(model, LetterLM) and model.device.type == "cuda":
+        model.least_tokens = GPU_TOKENS
+    return model
+
+
 def _load(options: EvaluationOptions, arguments: dict[str, Any], spec: ModelSpec) -> Any:
     """Load the harness's model.
 
@@ -407,11 +422,9 @@ def _load(options: EvaluationOptions, arguments: dict[str, Any], spec: ModelSpec
         tokenizer = load_tokenizer(tokenizer_spec(spec, arguments))
         arguments["quantization"] = "nf4"
         given = {name: arguments[name] for name in ("chat_template_args", "add_bos_token") if name in arguments}
-        return backend(
-            pretrained=model, tokenizer=tokenizer, batch_size=options.batch_size, softmax_dtype="float32", **given
-        )
+        return backend(pretrained=model, tokenizer=tokenizer, batch_size=options.size, softmax_dtype="float32", **given)
     device = options.device or found_device()
-    more = {"batch_size": options.batch_size, "device": device, "use_safetensors": True}
+    more = {"batch_size": options.size, "device": device, "use_safetensors": True}
     try:
         return backend.create_from_arg_obj(arguments, more)
     # On damaged files, transformers and PEFT raise whatever comes.

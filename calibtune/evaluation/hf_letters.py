@@ -61,6 +61,8 @@ class LetterLM(WholePrompts, HFLM):
     """
 
     AUTO_MODEL_CLASS = WholeModel
+    #: Tokens that a batch may have in any case, however short the prompts are.
+    least_tokens = 0
 
     def _create_model(self, *args: Any, peft: str | None = None, **options: Any) -> None:
         """Load the model as lm_eval does, and an adapter as a fit does.
@@ -119,7 +121,7 @@ class LetterLM(WholePrompts, HFLM):
         that is shared costs its keys and values alone, once for each prompt, and counts as a whole one at most.
         """
         lengths = [len(prompt) for prompt in cluster.prompts]
-        most = size * max(lengths)
+        most = max(size * max(lengths), self.least_tokens)
         if cache is None:
             return even_batches(lengths, most)
         layers: Any = cache.layers
@@ -129,7 +131,8 @@ class LetterLM(WholePrompts, HFLM):
         costs = [max(n, min(length, ceil(length * kept / made))) for n, length in zip(own, lengths, strict=True)]
         found = []
         for batch in even_batches(costs, most):
-            alike = even_batches([own[i] for i in batch], inf, enough=size * max(own[i] for i in batch))
+            enough = max(size * max(own[i] for i in batch), self.least_tokens)
+            alike = even_batches([own[i] for i in batch], inf, enough=enough)
             found += [[batch[j] for j in part] for part in alike]
         return found
 

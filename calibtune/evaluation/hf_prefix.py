@@ -18,17 +18,20 @@ from calibtune.models.prefix import SHORTEST_PREFIX, common
 
 #: A cluster of prompts takes one more while this share of what they have in common remains.
 KEPT = 0.8
+#: Tokens that a cluster must save on a GPU, where two small passes take as long as a large one of so many tokens.
+GPU_LEAST = 2**12
 
 
-def clusters(prompts: Sequence[Tokens], spare: int) -> Iterator[Cluster]:
+def clusters(prompts: Sequence[Tokens], spare: int, least: int = 0) -> Iterator[Cluster]:
     """Split prompts into clusters that share a beginning.
 
     Args:
         prompts: Distinct.
         spare: Last tokens of each prompt that must stay its own.
+        least: Tokens that a cluster must save.
 
     Yields:
-        Clusters; each prompt is in one, and those that share nothing with another are the last one.
+        Clusters; each prompt is in one, and those that share too little with others are the last one.
 
     Example:
         >>> a, b = (*range(20), 7, 1), (*range(20), 8, 1)
@@ -46,13 +49,15 @@ def clusters(prompts: Sequence[Tokens], spare: int) -> Iterator[Cluster]:
             members.append(prompt)
             shared = rest
             continue
-        if len(members) > 1:
+        if len(members) > 1 and shared * (len(members) - 1) >= least:
             yield Cluster(shared, tuple(members))
         else:
             alone += members
         members, shared = [prompt] if prompt else [], 0
     if alone:
-        yield Cluster(0, tuple(alone))
+        shared = common(alone[0], alone[-1], spare)
+        worth = shared >= SHORTEST_PREFIX and shared * (len(alone) - 1) >= max(least, 1)
+        yield Cluster(shared if worth else 0, tuple(alone))
 
 
 @register_model("hf-prefix")
@@ -60,4 +65,4 @@ class PrefixLM(LetterLM):
     """Computes once what prompts begin with; models that keep another kind of cache compute it for each."""
 
     def _clusters(self, prompts: Sequence[Tokens], spare: int) -> Iterable[Cluster]:
-        return clusters(prompts, spare)
+        return clusters(prompts, spare, GPU_LEAST if self.device.type == "cuda" else 0)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import importlib.util
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -11,11 +14,16 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 
 from calibtune.artifacts.manifest import MANIFEST, STARTED
-from calibtune.errors import UserError
+from calibtune.errors import UserError, reason
 from calibtune.models.loading import check_packages, check_spec, device
 from calibtune.models.quantized import held_as
 from calibtune.models.sharding import check_sharding, launched_with
 from calibtune.recipe import Recipe
+
+logger = logging.getLogger(__name__)
+
+#: Model types that take Liger's kernels without being asked: dense ones of RMSNorm and SwiGLU.
+WITH_LIGER = ("llama", "mistral", "olmo2", "qwen2", "qwen3")
 
 
 def check_machine(recipe: Recipe) -> None:
@@ -59,20 +67,38 @@ def check_shared(recipe: Recipe, output: Path) -> None:
         )
 
 
-def check_kernels(recipe: Recipe, config: Any) -> None:
-    """Check that Liger has kernels for the model; else transformers ignores ``--liger-kernel``.
+def with_kernels(recipe: Recipe, config: Any) -> Recipe:
+    """Return the recipe with Liger's kernels on or off; where it says neither, on if machine and model have them.
 
     Raises:
-        UserError: Liger has no kernels for the model's type.
+        UserError: They are asked for, and Liger has none for the model's type, so that transformers would ignore it.
     """
-    if not recipe.liger_kernel:
-        return
+    if not recipe.trains or recipe.liger_kernel is False:
+        return recipe
+    if recipe.liger_kernel is None:
+        return dataclasses.replace(recipe, liger_kernel=_liger_serves(recipe, config))
     from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
 
     if config.model_type not in MODEL_TYPE_TO_APPLY_LIGER_FN:
         raise UserError(
             f"--liger-kernel: Liger has no kernels for a {config.model_type} model ({recipe.model}); leave it out"
         )
+    return recipe
+
+
+def _liger_serves(recipe: Recipe, config: Any) -> bool:
+    """Return whether a GPU computes, Liger is installed and can be loaded, and the model is of ``WITH_LIGER``."""
+    if device(recipe.device).type != "cuda" or config.model_type not in WITH_LIGER or recipe.trust_remote_code:
+        return False
+    if importlib.util.find_spec("liger_kernel") is None:
+        return False
+    try:
+        from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
+    # It compiles and patches other libraries; with a version of them that it does not know, anything may be raised.
+    except Exception as error:
+        logger.warning("the fit runs without Liger's kernels, which cannot be loaded (%s)", reason(error))
+        return False
+    return config.model_type in MODEL_TYPE_TO_APPLY_LIGER_FN
 
 
 def check_trainable(recipe: Recipe, config: Any) -> None:

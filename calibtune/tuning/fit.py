@@ -176,6 +176,8 @@ def _refuse_other(recipe: Recipe, before: Mapping[str, Any], output: Path) -> No
     own |= {"tasks", "orders"} if recipe.samples else set()
     # A local server has another port each time, and its replies are known by what was asked.
     own |= {"base_url"}
+    # They compute the same. A finished fit says whether it had them; this machine need not have what that one had.
+    own |= {"liger_kernel"} if recipe.liger_kernel is None else set()
     other = sorted(key for key in values if before[key] != values[key] and key not in own)
     if other:
         changes = ", ".join(f"{key} {before[key]!r} -> {values[key]!r}" for key in other)
@@ -208,7 +210,8 @@ def _announce(inputs: Inputs) -> None:
     recipe = inputs.recipe
     counts = f"{len(inputs.examples.train)} training and {len(inputs.examples.held_out)} held-out questions; loading"
     names, model = ", ".join(recipe.questions.names), visible(recipe.model)
-    logger.info("%s: %s, %s %s%s", recipe.method, names, counts, model, idle_gpus(recipe))
+    kernels = ", with Liger's kernels" if recipe.liger_kernel else ""
+    logger.info("%s: %s, %s %s%s%s", recipe.method, names, counts, model, kernels, idle_gpus(recipe))
 
 
 def _memory_advice(recipe: Recipe) -> str:

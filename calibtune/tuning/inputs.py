@@ -24,7 +24,7 @@ from calibtune.models.adapters import check_adapter, embedding_rows
 from calibtune.models.fingerprint import check_fingerprint
 from calibtune.models.loading import context_length, load_config, load_tokenizer
 from calibtune.recipe import Recipe
-from calibtune.tuning.checks import check_kernels, check_machine, check_trainable
+from calibtune.tuning.checks import check_machine, check_trainable, with_kernels
 from harness_ext.orders import count_of
 from harness_ext.task import OrderedTask
 
@@ -67,7 +67,7 @@ def read_inputs(recipe: Recipe) -> Inputs:
     """
     check_machine(recipe)
     config = load_config(recipe.spec)
-    check_kernels(recipe, config)
+    recipe = with_kernels(recipe, config)
     check_trainable(recipe, config)
     adapter = fitted_adapter(recipe)
     folder = tokenizer_folder(adapter)

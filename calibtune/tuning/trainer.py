@@ -274,7 +274,7 @@ def training_arguments(recipe: Recipe, folder: Path) -> TrainingArguments:
         "report_to": recipe.report_to,
         "save_strategy": "steps" if recipe.save_every else "epoch",
         "save_steps": recipe.save_every or 500,
-        "use_liger_kernel": recipe.liger_kernel,
+        "use_liger_kernel": bool(recipe.liger_kernel),
         "liger_kernel_config": LIGER,
         "remove_unused_columns": False,
     }

@@ -235,7 +235,7 @@ def test_four_bit_artifacts_take_their_own_tokenizer_and_their_files_name_the_ba
     assert evaluate(tmp_path / "out", "--artifact", templated[0], "--quantization", "nf4", "--limit", "2") == 0
     (path,) = (tmp_path / "out").rglob("results_*.json")
     results = json.loads(path.read_text())
-    assert (results["config"]["model"], results["model_source"]) == ("hf", "hf")
+    assert (results["config"]["model"], results["model_source"]) == ("hf-prefix", "hf-prefix")
     assert results["chat_template"] == CHAT_TEMPLATE
 
 

@@ -236,6 +236,23 @@ def test_every_prompt_is_in_one_cluster_and_begins_as_it_says(seed):
     assert any(cluster.shared >= 30 and len(cluster.prompts) > 2 for cluster in found)
 
 
+def test_clusters_that_save_too_little_are_put_together_again():
+    system = tuple(range(20))
+    questions = [(*system, *(100 * n + i for i in range(40)), order) for n in range(10) for order in range(4)]
+    assert [(c.shared, len(c.prompts)) for c in clusters(questions, 1)] == [(60, 4)] * 10
+    assert [(c.shared, len(c.prompts)) for c in clusters(questions, 1, least=181)] == [(20, 40)]
+    assert [(c.shared, len(c.prompts)) for c in clusters(questions, 1, least=1000)] == [(0, 40)]
+
+
+def test_batches_of_short_prompts_are_filled_up_to_the_least_tokens(model):
+    lm = PrefixLM(pretrained=model, **OPTIONS)
+    cluster = Cluster(shared=0, prompts=((1,) * 100,) * 50)
+    assert [len(batch) for batch in lm._batches(cluster, None, 8)] == [8] * 6 + [2]
+    lm.least_tokens = 2500
+    assert [len(batch) for batch in lm._batches(cluster, None, 8)] == [25, 25]
+    assert [len(batch) for batch in lm._batches(cluster, None, 40)] == [40, 10]
+
+
 def test_eval_takes_the_backend_by_name(model, tmp_path):
     import json
 

@@ -53,7 +53,7 @@ def test_the_model_passes_once_for_each_order(model, tmp_path, monkeypatch):
     fed = []
     forward = LetterLM._forward
     monkeypatch.setattr(LetterLM, "_forward", lambda self, ids, **o: fed.append(len(ids)) or forward(self, ids, **o))
-    small_evaluation(tmp_path / "out", model=str(model), orders="all", limit=4)
+    small_evaluation(tmp_path / "out", model=str(model), orders="all", limit=4, backend="hf")
     assert sum(fed) == 4 + 4 + 3 + 5
 
 

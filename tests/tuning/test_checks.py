@@ -1,4 +1,5 @@
 import sys
+from importlib.machinery import ModuleSpec
 from types import SimpleNamespace
 
 import pytest
@@ -10,6 +11,7 @@ from calibtune.errors import UserError
 from calibtune.tuning import checks, inputs
 from calibtune.tuning.checks import idle_gpus
 from calibtune.tuning.inputs import read_inputs
+from calibtune.tuning.trainer import LIGER
 
 
 def test_idle_gpus_are_reported_to_a_single_gpu_process(model, monkeypatch):
@@ -34,14 +36,60 @@ def test_missing_liger_says_what_to_install(model, monkeypatch):
         checks.check_machine(small_recipe(model, "cft", liger_kernel=True))
 
 
-def test_model_type_unknown_to_liger_is_refused(model, mirror, monkeypatch):
-    kernels = SimpleNamespace(MODEL_TYPE_TO_APPLY_LIGER_FN={"llama": print})
+def installed_liger(monkeypatch, kernels):
+    """Have a Liger with kernels for these model types; None: one that cannot be loaded."""
+    found = ModuleSpec("liger_kernel", None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: found if name == "liger_kernel" else None)
     for name in ("liger_kernel", "liger_kernel.transformers"):
         monkeypatch.setitem(sys.modules, name, SimpleNamespace())
-    monkeypatch.setitem(sys.modules, "liger_kernel.transformers.monkey_patch", kernels)
+    patches = None if kernels is None else SimpleNamespace(MODEL_TYPE_TO_APPLY_LIGER_FN=kernels)
+    monkeypatch.setitem(sys.modules, "liger_kernel.transformers.monkey_patch", patches)
+    return kernels
+
+
+def with_liger(model, device="cuda", kind="llama", **options):
+    return checks.with_kernels(small_recipe(model, device=device, **options), SimpleNamespace(model_type=kind))
+
+
+def test_gpu_fits_take_liger_by_default_where_it_serves_the_model(model, monkeypatch):
+    monkeypatch.setattr(checks, "device", torch.device)
+    installed_liger(monkeypatch, {"llama": print, "mixtral": print})
+    assert with_liger(model, method="cft").liger_kernel is True
+    assert with_liger(model, method="cft", liger_kernel=False).liger_kernel is False
+    assert with_liger(model, method="cft", device="cpu").liger_kernel is False
+    assert with_liger(model, method="cft", kind="mixtral").liger_kernel is False
+    assert with_liger(model, method="cft", kind="qwen2").liger_kernel is False  # which this Liger does not know
+    assert with_liger(model, method="cft", trust_remote_code=True).liger_kernel is False
+    assert with_liger(model, method="temperature").liger_kernel is None
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert with_liger(model, method="cft").liger_kernel is False
+
+
+def test_liger_that_cannot_be_loaded_is_left_out_with_a_warning(model, monkeypatch, caplog):
+    monkeypatch.setattr(checks, "device", torch.device)
+    installed_liger(monkeypatch, None)
+    assert with_liger(model, method="cft").liger_kernel is False
+    assert "the fit runs without Liger's kernels, which cannot be loaded (import of" in caplog.text
+
+
+@pytest.mark.parametrize("kind", checks.WITH_LIGER)
+def test_liger_replaces_the_norms_of_each_type_that_takes_it_by_default(kind):
+    pytest.importorskip("liger_kernel")
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.integrations.liger import apply_liger_kernel
+
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "vocab_size": 8}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "pad_token_id": None}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **sizes, **heads))
+    apply_liger_kernel(model, LIGER)
+    assert "liger_kernel" in model.model.norm.forward.__func__.__module__
+
+
+def test_model_type_unknown_to_liger_is_refused(model, mirror, monkeypatch):
+    kernels = installed_liger(monkeypatch, {"llama": print})
     monkeypatch.setattr(inputs, "check_machine", lambda recipe: None)
     read_inputs(small_recipe(model, "cft", liger_kernel=True))
-    kernels.MODEL_TYPE_TO_APPLY_LIGER_FN.clear()
+    kernels.clear()
     with pytest.raises(UserError, match=r"--liger-kernel: Liger has no kernels for a llama model .*; leave it out"):
         read_inputs(small_recipe(model, "cft", liger_kernel=True))
 

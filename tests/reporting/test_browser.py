@@ -1,7 +1,7 @@
 import base64
 
 import pytest
-from browser import BARE_DRAWINGS, CHROMIUM, CUT_TEXT, LOW_CONTRAST, browser
+from browser import BARE_DRAWINGS, CHROMIUM, CUT_TEXT, FOCUSED, LOW_CONTRAST, browser
 from lm_eval_files import answers, win_lines, write_run
 
 from calibtune.reporting.build import build
@@ -66,6 +66,30 @@ def test_links_inside_the_page_resolve(report, chromium):
     links = [link for link in links if link.startswith("#")]
     assert {"#task-1", "#task-2", "#win-rates", "#runs"} <= set(links)
     assert chromium.evaluate(f"{links!r}.filter((link) => !document.querySelector(link))") == []
+
+
+def test_tab_stops_at_everything_in_the_pages_order_and_shows_where_it_is(report, chromium):
+    chromium.open(report[1], 1280)
+    stops = chromium.tab_through()
+    assert [place for place, *_ in stops] == list(range(len(stops)))
+    assert [stop for stop in stops if not stop[1]] == []
+    assert {kind for *_, kind in stops} == {"a", "div scroll", "summary", "span badge"}
+    last = stops[-1][0]
+    chromium.press("Tab", shift=True)
+    assert chromium.evaluate(FOCUSED)[0] == last - 1
+
+
+@pytest.mark.parametrize("key", ["Enter", " "])
+def test_the_keyboard_opens_folds_and_says_why_a_badge_is_there(report, chromium, key):
+    chromium.open(report[1], 1280)
+    chromium.evaluate("document.querySelector('summary').focus()")
+    for is_open in (True, False):
+        chromium.press(key)
+        assert chromium.evaluate("document.querySelector('details').open") == is_open
+    why = "document.querySelector('.badge .why').checkVisibility()"
+    assert not chromium.evaluate(why)
+    chromium.evaluate("document.querySelector('.badge').focus()")
+    assert chromium.evaluate(why)
 
 
 def test_page_prints_black_on_white_in_dark_mode(report, chromium):

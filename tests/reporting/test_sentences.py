@@ -1,6 +1,7 @@
 """What the report says in plain words: sentences, badges and the most confident mistakes."""
 
 import json
+import math
 
 from lm_eval_files import answers, write_run
 from report_files import BASE, CFT, report, two_runs
@@ -41,6 +42,34 @@ def test_badges_tell_guessing_calibration_ties_and_cut_tasks(tmp_path):
     assert list(good) == ["cannot be told from calibrated"]
     assert {"at chance", "ties", "cut"} <= set(flat)
     assert flat["cut"] == "300 of 900 questions were asked"
+
+
+def hide_letters(folder, rows):
+    """Have the first rows' least likely letter unseen, as behind a server that shows its top tokens alone."""
+    (path,) = folder.glob("samples_*.jsonl")
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    for line in lines[:rows]:
+        min(line["resps"], key=lambda response: float(response[0][0]))[0][1] = "None"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def test_questions_with_letters_that_a_server_did_not_show_are_counted_in_a_badge(tmp_path):
+    folder = write_run(tmp_path / "served", {"arc": answers(60)}, BASE)
+    hide_letters(folder, 7)
+    whole = write_run(tmp_path / "whole", {"arc": answers(60)}, CFT)
+    served, other = (entry["badges"] for entry in build([folder, whole])["tasks"]["arc"]["methods"].values())
+    assert served["letters missing"] == "in 7 of 60 questions the server did not show all letters"
+    assert "letters missing" not in other
+    report(folder, "--output", tmp_path / "out")
+    assert "letters missing<span" in (tmp_path / "out" / "report.html").read_text()
+    assert "Letters missing: in 7 of 60 questions" in (tmp_path / "out" / "tables.md").read_text()
+
+
+def test_a_model_that_writes_something_else_than_letters_has_a_badge(tmp_path):
+    rows, gold = answers(60)
+    write_run(tmp_path / "prose", {"arc": ([[x + math.log(0.3) for x in row] for row in rows], gold)}, BASE)
+    (entry,) = build([tmp_path / "prose"])["tasks"]["arc"]["methods"].values()
+    assert entry["badges"]["letters missing"] == "the letters hold 29% of the probability"
 
 
 def test_other_prompts_have_a_badge(tmp_path):

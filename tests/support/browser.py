@@ -43,6 +43,19 @@ LOW_CONTRAST = """(() => {
   }
   return [...found];
 })()"""
+#: What has the focus: its place among all that can have it, whether an outline shows it in the window, and its kind.
+FOCUSED = """(() => {
+  const all = [...document.querySelectorAll("a[href], button, input, summary, [tabindex='0']")];
+  const own = document.activeElement, style = getComputedStyle(own), box = own.getBoundingClientRect();
+  const outlined = style.outlineStyle !== "none" && parseFloat(style.outlineWidth) >= 2;
+  const inside = box.bottom > 0 && box.top < innerHeight && box.right > 0 && box.left < innerWidth;
+  const place = all.filter((each) => each.checkVisibility()).indexOf(own);
+  return [place, outlined && inside, `${own.localName} ${own.className}`.trim()];
+})()"""
+FOCUSABLE = """[...document.querySelectorAll("a[href], button, input, summary, [tabindex='0']")]
+  .filter((each) => each.checkVisibility()).length"""
+#: Keys by their name: code, and the text that they write.
+KEYS = {"Tab": (9, ""), "Enter": (13, "\r"), " ": (32, " ")}
 
 
 class Browser:
@@ -95,6 +108,20 @@ class Browser:
         if "exceptionDetails" in found:
             raise RuntimeError(str(found["exceptionDetails"]))
         return found["result"].get("value")
+
+    def press(self, key, shift=False):
+        code, text = KEYS[key]
+        told = {"key": key, "code": key.replace(" ", "Space"), "windowsVirtualKeyCode": code, "modifiers": 8 * shift}
+        self.call("Input.dispatchKeyEvent", type="keyDown", **told, **({"text": text} if text else {}))
+        self.call("Input.dispatchKeyEvent", type="keyUp", **told)
+
+    def tab_through(self):
+        """Press Tab from the page's beginning to its end; returns what `FOCUSED` says of each stop."""
+        found = []
+        for _ in range(self.evaluate(FOCUSABLE)):
+            self.press("Tab")
+            found.append(self.evaluate(FOCUSED))
+        return found
 
     def complaints(self):
         """Console messages, log entries and exceptions."""

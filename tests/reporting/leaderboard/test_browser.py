@@ -83,13 +83,28 @@ def test_the_filter_leaves_the_models_with_all_words(page, chromium):
     assert len(chromium.evaluate(NAMES)) == 12
 
 
-def test_the_keyboard_sorts(page, chromium):
+def test_tab_stops_at_everything_in_the_pages_order_and_shows_where_it_is(page, chromium):
+    chromium.open(page, 1280)
+    stops = chromium.tab_through()
+    assert [place for place, *_ in stops] == list(range(len(stops)))
+    assert [stop for stop in stops if not stop[1]] == []
+    assert len(stops) > 3 * 10
+
+
+@pytest.mark.parametrize("key", ["Enter", " "])
+def test_the_keyboard_sorts_either_way_and_opens_pairs(page, chromium, key):
     chromium.open(page, 1280)
     chromium.evaluate("document.querySelector('.board th[data-ranks=\"conf_ece\"] button').focus()")
-    key = {"key": "Enter", "code": "Enter", "windowsVirtualKeyCode": 13}
-    chromium.call("Input.dispatchKeyEvent", type="keyDown", text="\r", **key)
-    chromium.call("Input.dispatchKeyEvent", type="keyUp", **key)
+    chromium.press(key)
     assert numbers(chromium, 3) == sorted(numbers(chromium, 3))
+    chromium.press(key)
+    assert numbers(chromium, 3) == sorted(numbers(chromium, 3), reverse=True)
+    assert chromium.evaluate("document.activeElement.closest('th').ariaSort") == "descending"
+    chromium.evaluate("document.querySelector('summary').focus()")
+    chromium.press(key)
+    assert chromium.evaluate("document.querySelector('details').open")
+    chromium.press(key)
+    assert not chromium.evaluate("document.querySelector('details').open")
 
 
 def test_page_is_a_table_without_scripts(page, chromium):

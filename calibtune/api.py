@@ -67,8 +67,11 @@ def fit(
         names = " and ".join(text.removeprefix("--").removesuffix(" is missing") for text in lacking)
         raise UserError(f"the recipe lacks {names}; give it to fit() or to the recipe")
     from calibtune.locks import held
-    from calibtune.tuning.fit import fit as run
 
+    if recipe.method == "auto":
+        from calibtune.tuning.auto import fit_auto as run
+    else:
+        from calibtune.tuning.fit import fit as run
     with held(Path(output)):
         return run(recipe, Path(output), resume, overwrite)
 

@@ -104,6 +104,7 @@ def write_dry(folder: Path, repo: str, output: Path) -> None:
     with held(output):
         refuse_existing(output, overwrite=False)
         for name, content in staged(folder, repo).items():
+            (output / name).parent.mkdir(exist_ok=True)
             if isinstance(content, bytes):
                 (output / name).write_bytes(content)
             else:
@@ -136,11 +137,12 @@ def staged(folder: Path, repo: str) -> dict[str, Path | bytes]:
         raise UserError(f"{folder} is an adapter of another program; give what `calibtune fit` wrote")
     _warn_of_paths(artifact)
     files: dict[str, Path | bytes] = {}
-    for path in sorted(folder.iterdir()):
+    folders = [folder] + ([folder / artifact.own_adapter.name] if artifact.own_adapter else [])
+    for path in sorted(path for each in folders for path in each.iterdir()):
         if any(fnmatch.fnmatchcase(path.name, pattern) for pattern in OWN):
             if path.is_symlink() or not path.is_file():
                 raise UserError(f"{path} is a link or a folder, not a file of the artifact; put the file in its place")
-            files[path.name] = path
+            files[str(path.relative_to(folder))] = path
     if picture := figure(artifact):
         files[FIGURE] = picture
     files[CARD] = model_card(artifact, repo, FIGURE if picture else None).encode()
@@ -154,7 +156,8 @@ def _hash(content: Path | bytes) -> str:
 
 def _warn_of_paths(artifact: Artifact) -> None:
     """Say which paths of this machine the artifact names; those of models it also needs."""
-    needed = [name for name in (artifact.model, artifact.adapter) if name and is_local(name)]
+    adapter = None if artifact.own_adapter else artifact.adapter
+    needed = [name for name in (artifact.model, adapter) if name and is_local(name)]
     if needed:
         logger.warning("others do not have %s, on which the artifact stands: fit on a model of the hub", needed[-1])
     recipe = [value for value in artifact.recipe.values() if isinstance(value, str) and Path(value).is_absolute()]

@@ -22,9 +22,10 @@ from calibtune.reading import read_yaml
 from calibtune.spec import ModelSpec, Precision, Quantization, QuestionSpec
 from harness_ext.binning import MOST_BINS
 
-METHODS = ("temperature", "label-smoothing", "cft", "rcft", "strength")
-#: The methods that train.
-TRAINED = "label-smoothing cft rcft"
+METHODS = ("temperature", "label-smoothing", "cft", "rcft", "strength", "auto")
+#: The methods that train weights, and those that take the options of training.
+TRAINS = ("label-smoothing", "cft", "rcft")
+TRAINED = " ".join((*TRAINS, "auto"))
 #: Options of a model that is loaded here, or of answers that are at hand.
 NOT_SERVED = (
     "artifact",
@@ -40,6 +41,8 @@ NOT_SERVED = (
 )
 #: No layer of a model of today gains by a higher rank, and memory grows with it.
 MOST_RANK = 4096
+#: Each takes as long as a fit.
+MOST_ADAPTERS = 64
 #: Passes over the training questions where none are given: held-out NLL was lowest after as many.
 EPOCHS = {"label-smoothing": 2.0, "cft": 2.0, "rcft": 3.0}
 #: The recipes that ship with calibtune.
@@ -78,7 +81,7 @@ class Recipe:
         2.0
     """
 
-    method: Literal["temperature", "label-smoothing", "cft", "rcft", "strength"] = _option("", "what to fit")
+    method: Literal["temperature", "label-smoothing", "cft", "rcft", "strength", "auto"] = _option("", "what to fit")
     model: str = _option("", "base model, or an adapter below a temperature: hub id or folder")
     tasks: Names = _option((), "harness tasks to fit on, separated by commas")
     apply_chat_template: bool = _option(False, "render prompts with the tokenizer's chat template")
@@ -86,6 +89,9 @@ class Recipe:
     limit: Annotated[int, Ge(1)] | None = _option(None, "use at most this many training questions")
     seed: int = _option(
         0, "seed of the held-out draw, the order of questions and options, and the adapter", ge=0, le=2**32 - 1
+    )
+    split_seed: Annotated[int, Ge(0)] | None = _option(
+        None, "seed of the held-out draw alone, so that fits of several seeds hold out the same questions", "method"
     )
     epochs: Annotated[float, Gt(0)] | None = _option(
         None, "passes over the training questions (default: 3; cft and label-smoothing: 2)", only=TRAINED
@@ -124,6 +130,9 @@ class Recipe:
         "ask each held-out question in N cyclic orders of its options, or in all, and fit T on the mean probabilities",
         "method",
         "temperature",
+    )
+    adapters: int = _option(
+        4, "adapters that are trained, RCFT and CFT by turns, and averaged", "method", "auto", ge=1, le=MOST_ADAPTERS
     )
     with_temperature: bool = _option(
         False, "choose the strength for an adapter that gets a temperature afterwards", "method", "strength"
@@ -211,7 +220,12 @@ class Recipe:
     @property
     def trains(self) -> bool:
         """Return whether the method trains weights."""
-        return self.method in TRAINED.split()
+        return self.method in TRAINS
+
+    @property
+    def draw_seed(self) -> int:
+        """Return the seed of the held-out draw."""
+        return self.seed if self.split_seed is None else self.split_seed
 
     @property
     def spec(self) -> ModelSpec:
@@ -439,9 +453,11 @@ def _together(recipe: Any, given: Collection[str]) -> list[tuple[str, str]]:
         wrong.append(("lambda_", "--lambda 0 with --no-sft leaves nothing to train on"))
     if recipe.tuning == "full" and recipe.quantization != "none":
         wrong.append(("quantization", "--quantization nf4 cannot be trained in full; use --tuning lora"))
+    if recipe.method == "auto" and recipe.tuning == "full":
+        wrong.append(("tuning", "--tuning full: --method auto averages adapters; leave it out"))
     if recipe.cuda_graphs and (recipe.gradient_checkpointing or recipe.lora_dropout > 0):
         wrong.append(("cuda_graphs", "--cuda-graphs needs --lora-dropout 0 and no --gradient-checkpointing"))
-    if recipe.held_out == 0 and recipe.method == "temperature":
+    if recipe.held_out == 0 and recipe.method in ("temperature", "auto"):
         wrong.append(("held_out", "--held-out is 0; a temperature needs held-out questions to be fitted on"))
     if recipe.held_out == 0 and recipe.method == "rcft" and recipe.e_step_rows == "held-out":
         wrong.append(("held_out", "--held-out is 0; the E-step needs held-out questions, or --e-step-rows train"))

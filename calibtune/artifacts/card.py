@@ -147,7 +147,8 @@ def usage(artifact: Artifact, repo: str | None = None) -> str:
     base = artifact.model or "THE_MODEL"
     base = "THE_BASE" if repo and is_local(base) else base
     given: dict[str, Any] = {"pretrained": place if artifact.kind == "model" else base}
-    if adapter := place if artifact.kind == "adapter" else artifact.adapter:
+    own = artifact.own_adapter and f"{place}/{artifact.own_adapter.name}"
+    if adapter := place if artifact.kind == "adapter" else own or artifact.adapter:
         given["peft"] = adapter
     if (folder := tokenizer_folder(artifact)) and artifact.kind != "model":
         given["tokenizer"] = place if folder == artifact.folder else folder
@@ -177,15 +178,18 @@ def _python(artifact: Artifact, repo: str | None) -> str:
             f"    print(ct.load({place!r}).probs([[-0.1, -2.5, -4.0]]))\n"
         )
     base = "THE_BASE" if repo and is_local(artifact.model) else artifact.model
-    model = artifact.adapter if artifact.kind == "temperature" and artifact.adapter else base
-    model = model if artifact.kind == "temperature" else place
+    own = artifact.own_adapter
+    model = own.name if own and not repo else None if own else artifact.adapter
+    model = (model or base) if artifact.kind == "temperature" else place
     revision = f", revision={artifact.revision!r}" if model == artifact.model and artifact.revision else ""
+    subfolder = {"subfolder": own.name} if own and repo else None
+    below = f"    model.load_adapter({place!r}, adapter_kwargs={subfolder})\n" if subfolder else ""
     tokenizer = place if artifact.kind == "model" or tokenizer_folder(artifact) == artifact.folder else base
     return (
         f"{where}:\n\n"
         "    import calibtune as ct\n"
         "    from transformers import AutoModelForCausalLM, AutoTokenizer\n"
-        f"    model = AutoModelForCausalLM.from_pretrained({model!r}{revision})\n"
+        f"    model = AutoModelForCausalLM.from_pretrained({model!r}{revision})\n{below}"
         f"    tokenizer = AutoTokenizer.from_pretrained({tokenizer!r})\n"
         f'    print(ct.load({place!r}).score(model, tokenizer, "Which is hot?", ["ice", "fire", "snow"]))\n'
     )

@@ -214,8 +214,20 @@ class Artifact:
 
     @property
     def adapter(self) -> str | None:
-        """Return the folder of the adapter that a temperature was fitted on, or None."""
-        return self.recipe.get("artifact") if self.kind == "temperature" else None
+        """Return the folder of the adapter that a temperature was fitted on, or None.
+
+        One that lies in the temperature's own folder moves with it.
+        """
+        own = self.own_adapter
+        given: str | None = self.recipe.get("artifact") if self.kind == "temperature" else None
+        return given if own is None else str(own)
+
+    @property
+    def own_adapter(self) -> Path | None:
+        """Return the adapter below a temperature that lies in the temperature's folder, or None."""
+        name = self.kind == "temperature" and self.folder and self.recipe.get("artifact")
+        own = self.folder / Path(name).name if name and self.folder else None
+        return own if own is not None and (own / ADAPTER).is_file() else None
 
 
 def read_artifact(folder: Path) -> Artifact:

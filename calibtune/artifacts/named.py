@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 #: What is read of an adapter on the hub.
 FILES = ["adapter_*", "*token*", "*.jinja", "*.json", "*.model"]
 #: What is read of an artifact on the hub beside it.
-MORE = ["*.yaml", "model*.safetensors"]
+MORE = ["*.yaml", "model*.safetensors", "adapter/*"]
 
 
 def named(

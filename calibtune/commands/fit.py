@@ -1,6 +1,6 @@
 """Mend a model's calibration: fit a temperature, or train an adapter.
 
-The five methods, with an example each:
+The methods, with an example each:
 
   temperature      one number T that divides the letters' log-likelihoods; seconds; keeps accuracy as it is
       python -m calibtune fit --method temperature --model M --tasks mc_calib_indomain --output runs/t
@@ -12,6 +12,9 @@ The five methods, with an example each:
       python -m calibtune fit --method cft --model M --tasks mc_calib_indomain --output runs/cft
   rcft             its regularized form: question tokens too, and lambda times the calibration error, by EM
       python -m calibtune fit --method rcft --model M --tasks mc_calib_indomain --output runs/rcft
+  auto             the mean of adapters that RCFT and CFT trained by turns, with a temperature on top; takes as
+                   long as --adapters fits
+      python -m calibtune fit --method auto --model M --tasks mc_calib_indomain --output runs/auto
   strength         one number in [0, 1] that scales what a trained adapter adds to its base, by held-out NLL
       python -m calibtune fit --method strength --artifact runs/cft --output runs/weaker
 
@@ -60,7 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def go_on(args: argparse.Namespace) -> str:
     """Return what is said after Ctrl-C: --resume where there is something to resume."""
-    from calibtune.artifacts.manifest import STARTED
+    from calibtune.artifacts.manifest import MANIFEST, STARTED
     from calibtune.models.served import REPLIES
     from calibtune.tuning.checkpoints import CHECKPOINTS, WHOLE
 
@@ -68,7 +71,7 @@ def go_on(args: argparse.Namespace) -> str:
         return "run the same command again"
     if (args.output / REPLIES).is_file():
         return "the same command with --resume asks for the replies that are missing"
-    if not any((args.output / CHECKPOINTS).glob(f"checkpoint-*/{WHOLE}")):
+    if not any(path for name in (WHOLE, MANIFEST) for path in (args.output / CHECKPOINTS).rglob(name)):
         return "no checkpoint was written yet; the same command with --resume begins anew"
     return "the same command with --resume goes on from the last checkpoint"
 

@@ -80,26 +80,19 @@ def fit(recipe: Recipe, output: Path, resume: bool = False, overwrite: bool = Fa
         UserError: Bad input, before anything is loaded where it can be known.
         WorkFailed: Out of memory, a loss that is not finite, a full disk.
     """
-    if recipe.samples is None and recipe.backend == "hf":
-        # Before the hub is asked for the model.
-        check_spec(recipe.spec)
-        if recipe.chat_template is not None:
-            read_template(recipe.chat_template)
-        recipe = _on_base(recipe)
-        # An evaluation on another machine takes the precision of the fit, not its own.
-        recipe = dataclasses.replace(recipe, precision=resolved_precision(recipe.spec))
+    recipe = prepared(recipe)
     if resume:
         check_shared(recipe, output)
     if resume and (output / MANIFEST).is_file():
         artifact = read_artifact(output)
-        _refuse_other(recipe, artifact.recipe, output)
+        refuse_other(recipe, artifact.recipe, output)
         return artifact
     if overwrite:
         given = (recipe.model, recipe.artifact, recipe.samples, recipe.chat_template, recipe.include_path, recipe.data)
         keep_inputs(output, Path.cwd(), *given)
     # Bad input must neither remove what --overwrite is for nor leave a folder behind: it is taken once all is read.
     if is_first_process():
-        _check_output(recipe, output, resume, overwrite)
+        check_output(recipe, output, resume, overwrite)
     if recipe.samples is not None:
         return fit_samples(recipe, output, resume, overwrite)
     if recipe.backend == "api":
@@ -129,6 +122,22 @@ def fit(recipe: Recipe, output: Path, resume: bool = False, overwrite: bool = Fa
         raise
 
 
+def prepared(recipe: Recipe) -> Recipe:
+    """Return the recipe with its base model, local folders and precision, which an evaluation elsewhere takes too.
+
+    Raises:
+        UserError: The model or the chat template cannot be used; or see :func:`_on_base`.
+    """
+    if recipe.samples is not None or recipe.backend != "hf":
+        return recipe
+    # Before the hub is asked for the model.
+    check_spec(recipe.spec)
+    if recipe.chat_template is not None:
+        read_template(recipe.chat_template)
+    recipe = _on_base(recipe)
+    return dataclasses.replace(recipe, precision=resolved_precision(recipe.spec))
+
+
 def _on_base(recipe: Recipe) -> Recipe:
     """Return the recipe with its base model and the local folder of the adapter on it, if there is one.
 
@@ -139,7 +148,7 @@ def _on_base(recipe: Recipe) -> Recipe:
         from calibtune.tuning.strength import as_fitted
 
         return as_fitted(recipe)
-    if recipe.trains:
+    if recipe.trains or recipe.method == "auto":
         if folder := adapter_folder(recipe.model, recipe.revision):
             raise UserError(
                 f"--model {recipe.model} is an adapter; train on the model that it makes: python -m calibtune merge "
@@ -157,18 +166,18 @@ def _on_base(recipe: Recipe) -> Recipe:
     return dataclasses.replace(recipe, model=base_model(model, artifact), artifact=str(folder), revision=revision)
 
 
-def _check_output(recipe: Recipe, output: Path, resume: bool, overwrite: bool) -> None:
+def check_output(recipe: Recipe, output: Path, resume: bool, overwrite: bool) -> None:
     """Refuse an output folder that this fit may not have, and change nothing."""
     if resume and (output / STARTED).is_file():
         started = read_json(output / STARTED, dict[str, Any], "begin anew with --overwrite")
         # Replies of a server are known by what was asked, so that T can be fitted to them otherwise.
         if not recipe.backend == started.get("backend") == "api":
-            _refuse_other(recipe, recorded(started, str(output / STARTED)), output)
+            refuse_other(recipe, recorded(started, str(output / STARTED)), output)
     elif not overwrite:
         refuse_existing(output, overwrite)
 
 
-def _refuse_other(recipe: Recipe, before: Mapping[str, Any], output: Path) -> None:
+def refuse_other(recipe: Recipe, before: Mapping[str, Any], output: Path) -> None:
     """Refuse to resume a fit with another recipe."""
     values = recipe_values(recipe)
     # What a finished fit has filled in by itself.
@@ -187,7 +196,7 @@ def _refuse_other(recipe: Recipe, before: Mapping[str, Any], output: Path) -> No
         )
 
 
-def _claim(recipe: Recipe, output: Path, resume: bool, overwrite: bool) -> None:
+def claim(recipe: Recipe, output: Path, resume: bool, overwrite: bool) -> None:
     """Take the output folder for this recipe."""
     if not is_first_process() or (resume and (output / STARTED).is_file()):
         return
@@ -202,7 +211,7 @@ def _begun(recipe: Recipe, output: Path, resume: bool, overwrite: bool) -> Any:
     model = load_base(recipe.spec, torch.float32 if full else None, in_shares=recipe.artifact is None)
     if recipe.artifact is not None:
         model = load_adapter(model, Path(recipe.artifact))
-    _claim(recipe, output, resume, overwrite)
+    claim(recipe, output, resume, overwrite)
     return model
 
 
@@ -311,7 +320,7 @@ def fit_samples(recipe: Recipe, output: Path, resume: bool, overwrite: bool) -> 
             f"--orders is {recipe.orders}, but the questions of {path} were asked in {count_of(rows.orders)}; "
             "leave it out"
         )
-    _claim(recipe, output, resume, overwrite)
+    claim(recipe, output, resume, overwrite)
     recipe = dataclasses.replace(recipe, tasks=recipe.tasks or (rows.task,), orders=rows.orders)
     asked = Marks.of(question_of(doc, *prompt) for doc, prompt in zip(rows.documents, prompts, strict=True))
     found = _write_temperature(recipe, output, rows.log_probs, rows.labels, rows.unseen)
@@ -336,11 +345,11 @@ def fit_served(recipe: Recipe, output: Path, resume: bool, overwrite: bool) -> A
     started = time.perf_counter()
     Endpoint.from_environment(recipe.base_url)  # refuses a malformed one before anything is removed
     _, tasks = load_questions(recipe.questions)
-    _claim(recipe, output, resume, overwrite)
+    claim(recipe, output, resume, overwrite)
     try:
         again = "run the same command with --resume"
         with served(recipe.base_url, recipe.spec, recipe.batch_size, output, again) as server:
-            shown = (recipe.held_out, recipe.seed, recipe.limit, None, 1.0)
+            shown = (recipe.held_out, recipe.draw_seed, recipe.limit, None, 1.0)
             examples = load_examples(tasks, server, recipe.apply_chat_template, *shown).held_out
             if not examples:
                 raise UserError(f"no question of {', '.join(recipe.questions.names)} is left; raise --limit")

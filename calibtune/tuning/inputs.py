@@ -81,7 +81,7 @@ def read_inputs(recipe: Recipe) -> Inputs:
         encoder,
         recipe.apply_chat_template,
         recipe.held_out,
-        recipe.seed,
+        recipe.draw_seed,
         recipe.limit,
         None if adapter is None else adapter.seen("train"),
         1.0 if recipe.method == "temperature" else 0.25,

@@ -10,6 +10,7 @@ from calibtune.artifacts.card import summary
 from calibtune.errors import UserError
 from calibtune.recipe import Recipe
 from calibtune.results.samples import find_samples, read_samples
+from calibtune.tuning.auto import fit_auto
 from calibtune.tuning.fit import fit
 
 pytestmark = pytest.mark.usefixtures("mirror")
@@ -50,6 +51,16 @@ def test_the_python_of_a_card_for_a_temperature_of_samples_runs_too(model, tmp_p
     small_evaluation(tmp_path / "out", model=str(model))
     fit(Recipe(method="temperature", samples=str(find_samples(tmp_path / "out")[0])), tmp_path / "a", False, False)
     assert run_lines(tmp_path / "a", monkeypatch, capsys).sum() == pytest.approx(1, abs=1e-6)
+
+
+def test_the_python_of_a_mean_of_adapters_runs_where_its_folder_was_moved_to(model, tmp_path, monkeypatch, capsys):
+    options = {"adapters": 1, "max_steps": 1, "held_out": 6, "batch_size": 4, "rank": 4, "precision": "fp32"}
+    recipe = Recipe(method="auto", model=str(model), tasks=("mc_calib_arc",), device="cpu", **options)
+    fit_auto(recipe, tmp_path / "a")
+    card = (tmp_path / "a" / "README.md").read_text()
+    assert f"pretrained={model},peft=THIS_FOLDER/adapter" in card
+    (tmp_path / "a").rename(tmp_path / "b")
+    assert run_lines(tmp_path / "b", monkeypatch, capsys).sum() == pytest.approx(1, abs=1e-6)
 
 
 def test_an_artifact_asks_a_question_as_the_harness_does(model, tmp_path):

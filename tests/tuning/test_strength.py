@@ -148,7 +148,7 @@ def test_nothing_held_out_is_refused(model, tmp_path, capsys):
         (["--tasks", "mc_calib_arc"], "--tasks is that of the adapter's own fit in --method strength; leave it out"),
         (["--held-out", "3"], "--held-out is that of the adapter's own fit"),
         (["--orders", "2"], "--orders is for --method temperature, not strength"),
-        (["--rank", "2"], "--rank is for --method label-smoothing or cft or rcft, not strength"),
+        (["--rank", "2"], "--rank is for --method label-smoothing or cft or rcft or auto, not strength"),
     ],
 )
 def test_options_of_the_adapters_own_fit_are_refused(adapter, tmp_path, capsys, words, message):

@@ -25,7 +25,7 @@ TOLD = {
     "classes": "cw-ECE against TCE, expected and drawn,",
 }
 #: What a fit's method is called.
-METHODS = {"cft": "CFT", "rcft": "RCFT", "label-smoothing": "label smoothing"}
+METHODS = {"cft": "CFT", "rcft": "RCFT", "label-smoothing": "label smoothing", "auto": "mean of adapters"}
 
 
 def render(results: Mapping[str, Any], step: Callable[[str], None] = lambda _: None, file: str = "regime.json") -> str:

@@ -103,7 +103,7 @@ def test_recipe_object_is_validated():
         Recipe(method="nonsense", rank=-3)
     assert "--method is 'nonsense'; give temperature or" in str(error.value)
     assert "--rank is -3; give a whole number from 1 to 4096" in str(error.value)
-    with pytest.raises(UserError, match="--rank is for --method label-smoothing or cft or rcft or auto, not temperature"):
+    with pytest.raises(UserError, match="--rank is for --method label-smoothing or cft or rcft or auto, not temp"):
         Recipe(method="temperature", rank=4)
 
 

@@ -165,6 +165,31 @@ def even_batches(lengths: Sequence[int], most: float, enough: float | None = Non
     return batches
 
 
+def halves(lengths: Sequence[int], most: float) -> list[list[int]]:
+    """Halve a batch until its parts are small enough, the longest prompts first: few shapes for many batches.
+
+    Args:
+        lengths: Tokens of each prompt.
+        most: Tokens that a part may have, padding counted; one prompt may have more.
+
+    Returns:
+        The prompts' numbers, each once.
+
+    Example:
+        >>> halves([30, 10, 29, 10], most=60)
+        [[0, 2], [1, 3]]
+    """
+    rows = sorted(range(len(lengths)), key=lambda i: lengths[i], reverse=True)
+    if len(rows) == 1 or lengths[rows[0]] * len(rows) <= most:
+        return [rows]
+    middle = len(rows) // 2
+    return [
+        [part[i] for i in found]
+        for part in (rows[:middle], rows[middle:])
+        for found in halves([lengths[i] for i in part], most)
+    ]
+
+
 def parts(batch: dict[str, Any], most: float, multiple: int = 1) -> list[dict[str, Any]]:
     """Cut a batch into parts that take no more memory than their tokens allow.
 
@@ -173,7 +198,7 @@ def parts(batch: dict[str, Any], most: float, multiple: int = 1) -> list[dict[st
     Args:
         batch: Of :func:`collate`, padded on the right.
         most: Tokens that a part may have, padding counted; one prompt may have more.
-        multiple: T of each part is made one of it.
+        multiple: T of each part is made one of it; above 1, parts have few shapes.
 
     Returns:
         One batch or several, each with its ``share`` of the questions, a scalar: their mean losses, so weighted, sum to
@@ -182,7 +207,8 @@ def parts(batch: dict[str, Any], most: float, multiple: int = 1) -> list[dict[st
     import torch
 
     lengths = [-(-length // multiple) * multiple for length in (batch["answer"] + 1).tolist()]
-    cut = [list(range(len(lengths)))] if batch["input_ids"].numel() <= most else even_batches(lengths, most)
+    alike = halves if multiple > 1 else even_batches
+    cut = [list(range(len(lengths)))] if batch["input_ids"].numel() <= most else alike(lengths, most)
     found = []
     for rows in cut:
         part = batch if len(cut) == 1 else {name: value[rows] for name, value in batch.items()}

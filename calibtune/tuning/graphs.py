@@ -20,8 +20,9 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from calibtune.errors import UserError
 from calibtune.models.heads import Batch
 
-#: Prompts are padded to a multiple of this many tokens, so that there are few shapes.
-BUCKET = 64
+#: Prompts are padded to a multiple of this many tokens, so that there are few shapes: 21 in a fit of
+#: 2,500 questions of mc_calib_indomain and 3 epochs, with 18% of padding. With 64: 13, with 41%.
+BUCKET = 32
 #: Largest accepted relative distance between gradients with and without a graph; bfloat16 and other
 #: kernels cause small ones.
 APART = 0.05

@@ -209,10 +209,14 @@ def mend(
     trust_remote_code: bool = False,
     limit: int | None = None,
     budget: float = 60.0,
+    orders: int | str = 1,
 ) -> Mended:
     """Measure a model, fit what may mend it, choose by held-out NLL, measure again, and recommend.
 
-    It runs ordinary commands in processes of their own. Called again, it goes on after the last one that is done.
+    A model that cannot be told from calibrated is left as it is. Else the candidates are a temperature, an adapter
+    (:func:`fit` with ``method="auto"``) and both; with ``orders`` also a temperature at several orders of the options,
+    on the base and on the adapter. It runs ordinary commands in processes of their own. Called again, it goes on after
+    the last one that is done.
 
     Args:
         model: Hub id or folder.
@@ -232,7 +236,10 @@ def mend(
         device: See revision.
         trust_remote_code: See revision.
         limit: Measure on the first so many questions of each task.
-        budget: Minutes that training an adapter and measuring it may take, as estimated; else it is left out.
+        budget: Minutes that training adapters and what follows may take, as estimated: the mean of 4, 2 or 1, as there
+            is time for; else none.
+        orders: Orders of its options in which a question may be asked, at as many passes of the model; "all": as many
+            as it has options; 1: its own alone.
 
     Returns:
         The recommendation, the artifact, and the numbers before and after.
@@ -246,6 +253,7 @@ def mend(
     from calibtune.mending.run import mend as run
     from calibtune.models.loading import load_tokenizer
     from calibtune.spec import ModelSpec, QuestionSpec
+    from harness_ext.orders import read_orders
 
     spec = ModelSpec(
         os.fspath(model),
@@ -265,12 +273,13 @@ def mend(
         as_letters=as_letters,
     )
     out = (OUT,) if out_tasks is None and questions.names == (IN,) else _names(out_tasks or ())
-    check(Options(spec, Path(output), questions, out, limit, budget))
+    options = Options(spec, Path(output), questions, out, limit, budget, read_orders(orders, "--orders"))
+    check(options)
     if apply_chat_template is None:
         apply_chat_template = bool(load_tokenizer(spec).chat_template)
     spec = dataclasses.replace(spec, apply_chat_template=apply_chat_template)
     with held(Path(output)):
-        return run(Options(spec, Path(output), questions, out, limit, budget))
+        return run(dataclasses.replace(options, model=spec))
 
 
 def report(

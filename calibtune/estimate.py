@@ -11,6 +11,7 @@ from typing import Any
 from calibtune.recipe import Recipe, load_recipe, make_recipe
 from calibtune.spec import ModelSpec
 from calibtune.steps import Step
+from harness_ext.orders import Orders
 
 #: Tokens of a prompt, and of a pair of responses with its instruction, on average.
 PROMPT, PAIR = 150, 800
@@ -80,16 +81,30 @@ def estimate(step: Step, model: Model) -> tuple[float, float]:
     if step.words[0] not in ("fit", "eval"):
         return (START, 1.0) if step.words[0] in ("report", "doctor") else (float("nan"), float("nan"))
     flags = dict(zip(step.words[1:], step.words[2:], strict=False))
-    recipe = _recipe(flags) if step.words[0] == "fit" else None
-    four_bit = (recipe.quantization if recipe else flags.get("--quantization")) == "nf4"
-    weights = model.parameters * (0.75 if four_bit else 2)
-    if recipe is None:
-        pairs = "ultrafeedback_winrate" in step.tasks
-        count, length, passed = (PAIRS, PAIR, 2 * PAIR) if pairs else (TEST * len(step.tasks), PROMPT, PROMPT)
-        memory = weights + 64 * passed * (model.hidden * 8 + model.vocabulary)
-        return START + _scoring(model, count, length, 16), memory / 2**30
+    seconds, memory = _fit(_recipe(flags), model) if step.words[0] == "fit" else _evaluation(step, flags, model)
+    return START + seconds, memory / 2**30
+
+
+def _evaluation(step: Step, flags: Mapping[str, str], model: Model) -> tuple[float, float]:
+    """Return seconds and bytes of an evaluation."""
+    pairs = "ultrafeedback_winrate" in step.tasks
+    each = min(TEST, int(flags.get("--limit", TEST))) * _passes(flags.get("--orders", "1"))
+    count, length, passed = (PAIRS, PAIR, 2 * PAIR) if pairs else (each * len(step.tasks), PROMPT, PROMPT)
+    memory = _weights(model, flags.get("--quantization")) + 64 * passed * (model.hidden * 8 + model.vocabulary)
+    return _scoring(model, count, length, 16), memory
+
+
+def _fit(recipe: Recipe, model: Model) -> tuple[float, float]:
+    """Return seconds and bytes of a fit."""
+    weights = _weights(model, recipe.quantization)
     if recipe.method == "temperature":
-        return START + _scoring(model, recipe.held_out, PROMPT, 16), weights / 2**30 + 1
+        return _scoring(model, recipe.held_out * _passes(recipe.orders), PROMPT, 16), weights + 2**30
+    if recipe.method == "auto":
+        from calibtune.tuning.auto import members
+
+        each = [_fit(member, model) for member in members(recipe)]
+        on_top = _scoring(model, recipe.held_out, PROMPT, 16)
+        return sum(seconds for seconds, _ in each) + on_top, max(memory for _, memory in each)
     rows, tokens = TRAIN - recipe.held_out, recipe.batch_size * PROMPT
     batch = max(LAUNCH_BOTH * model.layers, tokens * 4 * model.parameters / (TRAINING * model.rate))
     epochs = recipe.epochs or 1
@@ -99,11 +114,22 @@ def estimate(step: Step, model: Model) -> tuple[float, float]:
     largest = 2 * tokens
     memory = weights + 16 * _adapter(model, recipe.rank) + ACTIVATION * largest * model.layers * model.hidden
     memory += LOGIT * largest * model.vocabulary if recipe.method == "rcft" else 0
-    return START + seconds, memory / 2**30
+    return seconds, memory
+
+
+def _weights(model: Model, quantization: str | None) -> float:
+    """Return the bytes of the model's weights."""
+    return model.parameters * (0.75 if quantization == "nf4" else 2)
+
+
+def _passes(orders: Orders | str) -> int:
+    """Return the passes that a question of four options takes in some orders."""
+    return 4 if orders == "all" else min(int(orders), 4)
 
 
 def _recipe(flags: Mapping[str, str]) -> Recipe:
-    given = {name: flags[f"--{name}"] for name in ("method", "lambda", "quantization") if f"--{name}" in flags}
+    names = ("method", "lambda", "quantization", "adapters", "orders")
+    given = {name: flags[f"--{name}"] for name in names if f"--{name}" in flags}
     config = load_recipe(Path(flags["--config"])) if "--config" in flags else {}
     return make_recipe({**config, "model": flags["--model"], "tasks": "mc_calib_indomain", **given}, {})
 

@@ -14,6 +14,7 @@ from calibtune.artifacts.tasks import SUFFIX
 from calibtune.errors import UserError, WorkFailed
 from calibtune.files import write_json
 from calibtune.reading import read_json
+from harness_ext.orders import SUFFIX as ORDERS
 
 #: What was run, in the output folder.
 PLAN = "plan.json"
@@ -45,7 +46,8 @@ def _evaluated(folder: Path, task: str) -> bool:
     """Return whether a task has results and as many samples as they say; lm_eval writes the samples last."""
     for path in folder.rglob("results_*.json"):
         results = read_json(path)
-        for name in {task, task + SUFFIX} & results["results"].keys():
+        names = {task + orders + scaled for orders in ("", ORDERS) for scaled in ("", SUFFIX)}
+        for name in names & results["results"].keys():
             samples = path.with_name(f"samples_{name}_{path.stem.removeprefix('results_')}.jsonl")
             # A question has a line for each filter.
             filters = {key.partition(",")[2] for key in results["results"][name]} - {""}

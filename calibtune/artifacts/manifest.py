@@ -84,7 +84,7 @@ class Artifact:
     recipe: dict[str, Any] = field(repr=False)
     #: Keys of the questions by role, "train" and "held_out"; see :class:`calibtune.data.seen.Marks`.
     documents: dict[str, list[str]] = field(repr=False)
-    #: Metrics on the held-out questions before and after the fit, by the harness's names.
+    #: Metrics on the held-out questions before and after the fit, by the harness's names, and p-values of "calibrated".
     before: dict[str, float]
     after: dict[str, float]
     versions: dict[str, str] = field(repr=False)

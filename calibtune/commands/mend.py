@@ -3,11 +3,14 @@
   python -m calibtune mend --model M --output mended                     # the paper's pool, ARC out of domain
   python -m calibtune mend --model M --data quiz.csv --output mended     # questions of one's own
   python -m calibtune mend --model M --budget 5 --limit 500 --output mended    # a laptop: a temperature alone
+  python -m calibtune mend --model M --orders all --output mended    # try several orders of the options, too
 
-It runs ordinary commands, which it prints: doctor, eval, fit, report. First a temperature; if that says that the model
-cannot be told from calibrated, it is left as it is. Else an adapter too (RCFT, with and without a temperature), if it
-can be trained within --budget minutes. The lowest NLL on held-out questions wins, never one on evaluated questions; an
-adapter that loses more than 2 points of win rate on preference pairs does not. Started again, it goes on.
+It runs ordinary commands, which it prints: doctor, eval, fit, report. First a temperature; if the model cannot be told
+from calibrated on its held-out questions, it is left as it is. Else an adapter too (`fit --method auto`: the mean of 4,
+2 or 1, as many as --budget has time for), with and without a temperature. With --orders also a temperature at several
+orders of the options, on the model and on the adapter: as many passes of the model for each question. The lowest NLL on
+held-out questions wins, never one on evaluated questions; an adapter that loses more than 2 points of win rate on
+preference pairs does not. Started again, it goes on.
 """
 
 from __future__ import annotations
@@ -36,7 +39,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser)
     parser.add_argument("--quantization", choices=("none", "nf4"), default="none", help="default: none")
     parser.add_argument("--limit", type=int, metavar="N", help="measure on the first N questions of each task")
-    parser.add_argument("--budget", type=float, default=60, metavar="MINUTES", help="for an adapter (default: 60)")
+    parser.add_argument("--budget", type=float, default=60, metavar="MINUTES", help="for adapters (default: 60)")
+    parser.add_argument(
+        "--orders",
+        default=1,
+        metavar="N|all",
+        help="try N cyclic orders of each question's options, or as many as it has options, too (default: 1, no more)",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON at the end")
 
 

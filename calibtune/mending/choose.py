@@ -7,13 +7,24 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from calibtune.artifacts.manifest import Artifact, read_artifact
+from calibtune.results.measures import calibrated_p
+from calibtune.results.table import LEVEL
 
 #: Names of the candidates, as the user reads them.
 NAMES = {
     "base": "the model as it is",
     "temperature": "a temperature",
-    "rcft": "an adapter (RCFT)",
-    "rcft-temperature": "an adapter (RCFT) with a temperature",
+    "adapter": "an adapter",
+    "adapter-temperature": "an adapter with a temperature",
+    "orders": "several orders of the options with a temperature",
+    "adapter-orders": "an adapter and several orders of the options with a temperature",
+}
+#: Where the output folder has what was fitted after the first temperature.
+PLACES = {
+    "adapter": "auto/adapter",
+    "adapter-temperature": "auto",
+    "orders": "orders",
+    "adapter-orders": "adapter-orders",
 }
 
 
@@ -27,24 +38,21 @@ class Candidate:
     nll: float
 
 
-def candidates(folder: Path, compared: str, trained: bool) -> list[Candidate]:
+def candidates(folder: Path, compared: str = "temperature", others: Sequence[str] = ()) -> list[Candidate]:
     """Return the candidates of a folder, all measured on the same held-out questions.
 
     Args:
         folder: The output folder.
-        compared: Name of the temperature that was fitted on the same questions as the adapter's.
-        trained: Whether there is an adapter.
+        compared: Name of the temperature that was fitted on the same questions as the others.
+        others: Names of what was fitted beside it, the simpler first.
     """
     temperature = read_artifact(folder / compared)
-    found = [
+    # Cross-fitted: a question's T was fitted on others.
+    return [
         Candidate("base", None, temperature.before["nll"]),
-        # Cross-fitted: a question's T was fitted on others.
         Candidate("temperature", folder / "temperature", temperature.after["nll"]),
+        *(Candidate(name, folder / PLACES[name], read_artifact(folder / PLACES[name]).after["nll"]) for name in others),
     ]
-    if trained:
-        for name in ("rcft", "rcft-temperature"):
-            found.append(Candidate(name, folder / name, read_artifact(folder / name).after["nll"]))
-    return found
 
 
 def best(found: Sequence[Candidate]) -> Candidate:
@@ -53,9 +61,13 @@ def best(found: Sequence[Candidate]) -> Candidate:
 
 
 def looks_calibrated(temperature: Artifact) -> bool:
-    """Return whether T = 1 lies within the interval of the T that was fitted on held-out questions."""
+    """Return whether the base of a temperature cannot be told from calibrated on the held-out questions.
+
+    T's interval holds 1, and a calibrated model would show as much ECE: another error than T's may be large.
+    """
     fitted = temperature.temperature
-    return fitted is not None and fitted["low"] <= 1 <= fitted["high"]
+    assert fitted is not None
+    return fitted["low"] <= 1 <= fitted["high"] and calibrated_p(temperature.before) >= LEVEL
 
 
 def held_out_count(artifact: Path) -> int:

@@ -13,6 +13,7 @@ from calibtune.models.loading import load_config
 from calibtune.recipe import flag
 from calibtune.spec import ModelSpec, QuestionSpec
 from calibtune.steps import Step
+from harness_ext.orders import Orders
 
 IN, OUT, WIN = "mc_calib_indomain", "mc_calib_arc_merged", "ultrafeedback_winrate"
 
@@ -29,8 +30,10 @@ class Options:
     out_tasks: tuple[str, ...] = (OUT,)
     #: Measure on the first so many questions of each task.
     limit: int | None = None
-    #: Minutes that the whole may take; an adapter is trained only if there is time for it.
+    #: Minutes that adapters and what follows may take; as many are trained as there is time for.
     budget: float = 60.0
+    #: In how many orders of its options a question may be asked.
+    orders: Orders = 1
 
 
 def check(options: Options) -> None:
@@ -61,11 +64,25 @@ def fit(options: Options, name: str, *flags: str) -> Step:
     return Step(f"fit {name}", words, folder)
 
 
+def adapter(options: Options, count: int) -> Step:
+    """Return the fit of the mean of so many adapters, with a temperature on top."""
+    return fit(options, "auto", "--method", "auto", "--adapters", str(count))
+
+
+def orders(options: Options, below: Path | None, *flags: str) -> Step:
+    """Return the fit of a temperature at the orders of the options, on the base or on an adapter."""
+    given = () if below is None else ("--artifact", str(below))
+    name = "orders" if below is None else "adapter-orders"
+    return fit(options, name, "--method", "temperature", "--orders", str(options.orders), *given, *flags)
+
+
 def evaluation(options: Options, name: str, artifact: Path | None = None) -> Step:
     """Return the evaluation of the base, or of an artifact, in and out of domain."""
     spec = dataclasses.replace(options.questions, tasks=(*options.questions.tasks, *options.out_tasks))
     limit = () if options.limit is None else ("--limit", str(options.limit))
-    return _evaluation(options, f"eval {name}", f"{name}-eval", (*_questions(spec), *limit), spec.names, artifact)
+    asked = ("--orders", str(options.orders)) if name.endswith("orders") else ()
+    words = (*_questions(spec), *limit, *asked)
+    return _evaluation(options, f"eval {name}", f"{name}-eval", words, spec.names, artifact)
 
 
 def pairs(options: Options, name: str, artifact: Path | None = None) -> Step:

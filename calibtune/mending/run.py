@@ -15,14 +15,17 @@ from calibtune.estimate import estimate, inspect
 from calibtune.evaluation.guard import guard
 from calibtune.files import write_json, write_text
 from calibtune.mending import plan
-from calibtune.mending.choose import NAMES, Candidate, best, candidates, held_out_count, looks_calibrated
+from calibtune.mending.choose import NAMES, PLACES, Candidate, best, candidates, held_out_count, looks_calibrated
 from calibtune.mending.plan import Options
 from calibtune.reading import read_json
 from calibtune.reporting.numbers import scaled_label
-from calibtune.steps import Step, check_plan, run_step
+from calibtune.results.measures import calibrated_p
+from calibtune.steps import PLAN, Step, check_plan, run_step
 
 #: Loss of win rate that is tolerated, as `eval --guard winrate` has it.
 MARGIN = 0.02
+#: How many adapters may be averaged, the best first.
+COUNTS = (4, 2, 1)
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +34,7 @@ logger = logging.getLogger(__name__)
 class Mended:
     """Hold what was found for a model, and what is recommended."""
 
-    #: "leave it", "temperature", "rcft" or "rcft-temperature".
+    #: "leave it", "temperature", "adapter", "adapter-temperature", "orders" or "adapter-orders".
     recommendation: str
     #: What was gained, and what is recommended, for a reader who knows nothing of it.
     sentences: list[str]
@@ -66,17 +69,13 @@ def mend(options: Options) -> Mended:
     _run(options, base)
     _run(options, plan.fit(options, "temperature", "--method", "temperature"))
     if looks_calibrated(temperature := read_artifact(options.output / "temperature")):
-        found = candidates(options.output, "temperature", trained=False)
+        found = candidates(options.output)
         return _finish(options, found[0], found, [_calibrated(temperature), *remarks])
-    trained = _train(options, remarks)
-    found = candidates(options.output, _compared(options, trained), trained)
-    chosen = _guarded(options, found, remarks)
-    why = (
-        "Leave it: nothing that was fitted has a lower NLL on held-out questions."
-        if chosen.artifact is None
-        else f"Use {NAMES[chosen.name]}: of {len(found)} candidates it has the lowest NLL on held-out questions."
-    )
-    return _finish(options, chosen, found, [why, *remarks])
+    fitted, compared = _fitted(options, remarks)
+    found = candidates(options.output, compared, fitted)
+    left = _guarded(options, found, remarks)
+    chosen = best(left)
+    return _finish(options, chosen, found, [_why(options, chosen, len(left)), *remarks])
 
 
 def _calibrated(temperature: Artifact) -> str:
@@ -84,8 +83,21 @@ def _calibrated(temperature: Artifact) -> str:
     assert fitted is not None
     return (
         f"Leave it: on {fitted['questions']} held-out questions it cannot be told from calibrated (T "
-        f"{fitted['temperature']:.2f}, 95 % interval {fitted['low']:.2f} to {fitted['high']:.2f})."
+        f"{fitted['temperature']:.2f}, 95 % interval {fitted['low']:.2f} to {fitted['high']:.2f}; p-value of "
+        f'"calibrated" {calibrated_p(temperature.before):.2f}).'
     )
+
+
+def _why(options: Options, chosen: Candidate, count: int) -> str:
+    """Say what is recommended, and what it costs where orders of the options were tried."""
+    use = "Leave it" if chosen.artifact is None else f"Use {NAMES[chosen.name]}"
+    said = f"{use}: of {count} candidates it has the lowest NLL on held-out questions."
+    if options.orders == 1:
+        return said
+    if not chosen.name.endswith("orders"):
+        return f"{said} A question then takes one pass of the model."
+    most = "" if options.orders == "all" else f", at most {options.orders}"
+    return f"{said} A question then takes as many passes of the model as it has options{most}."
 
 
 def _check(options: Options, remarks: list[str]) -> None:
@@ -105,61 +117,65 @@ def _run(options: Options, step: Step) -> None:
     run_step(step)
 
 
-def _adapter_steps(options: Options) -> list[Step]:
-    """Return the fits of an adapter and of a temperature on top of it."""
-    adapter = plan.fit(options, "rcft", "--method", "rcft")
-    on_top = ("--method", "temperature", "--artifact", str(adapter.output))
-    return [adapter, plan.fit(options, "rcft-temperature", *on_top)]
+def _fitted(options: Options, remarks: list[str]) -> tuple[list[str], str]:
+    """Fit what is compared to a temperature, for which there is time.
+
+    Returns:
+        Names of the candidates, and of a temperature that was fitted on the same held-out questions.
+    """
+    names, compared, held_out = list[str](), "temperature", tuple[str, ...]()
+    adapter = _adapter(options, remarks)
+    if adapter is not None:
+        _run(options, adapter)
+        names += ["adapter", "adapter-temperature"]
+        if (count := held_out_count(adapter.output)) != held_out_count(options.output / "temperature"):
+            compared, held_out = "temperature-compared", ("--held-out", str(count))
+            _run(options, plan.fit(options, compared, "--method", "temperature", *held_out))
+    if options.orders != 1:
+        for below in (None, *([adapter.output / "adapter"] if adapter else [])):
+            _run(options, step := plan.orders(options, below, *held_out))
+            names.append(step.output.name)
+    return names, compared
 
 
-def _train(options: Options, remarks: list[str]) -> bool:
-    """Train an adapter if there is time for it, and return whether there is one."""
-    steps = _adapter_steps(options)
-    if not steps[0].done():
-        model = inspect(options.model)
-        later = [plan.evaluation(options, "rcft"), plan.pairs(options, "base"), plan.pairs(options, "rcft")]
-        minutes = sum(estimate(step, model)[0] for step in [*steps, *later]) / 60
-        logger.info("an adapter takes about %.0f minutes on this device; the budget is %g", minutes, options.budget)
-        if minutes > options.budget:
-            remarks.append(
-                f"No adapter was trained: it takes about {minutes:.0f} minutes on this device, and --budget is "
-                f"{options.budget:g}."
-            )
-            return False
-    for step in steps:
-        _run(options, step)
-    return True
+def _adapter(options: Options, remarks: list[str]) -> Step | None:
+    """Return the fit that was begun, or that of as many adapters as there is time for; None: for none."""
+    if begun := read_json(options.output / PLAN).get(plan.adapter(options, 1).name):
+        return plan.adapter(options, int(begun[begun.index("--adapters") + 1]))
+    model = inspect(options.model)
+    tried = options.orders != 1
+    later = [plan.evaluation(options, "adapter-orders" if tried else "adapter")]
+    later += [plan.pairs(options, "base"), plan.pairs(options, "adapter"), *[plan.orders(options, None)] * 2 * tried]
+    for count in COUNTS:
+        step = plan.adapter(options, count)
+        minutes = sum(estimate(each, model)[0] for each in (step, *later)) / 60
+        said = f"the mean of {count} adapters takes" if count > 1 else "an adapter takes"
+        logger.info("%s about %.0f minutes on this device; the budget is %g", said, minutes, options.budget)
+        if minutes <= options.budget:
+            return step
+    remarks.append(
+        f"No adapter was trained: it takes about {minutes:.0f} minutes on this device, and --budget is "
+        f"{options.budget:g}."
+    )
+    return None
 
 
-def _compared(options: Options, trained: bool) -> str:
-    """Return the name of a temperature fitted on the adapter's held-out questions, which is made where it lacks."""
-    if not trained or held_out_count(options.output / "temperature") == (
-        count := held_out_count(options.output / "rcft")
-    ):
-        return "temperature"
-    name = "temperature-compared"
-    _run(options, plan.fit(options, name, "--method", "temperature", "--held-out", str(count)))
-    return name
-
-
-def _guarded(options: Options, found: Sequence[Candidate], remarks: list[str]) -> Candidate:
-    """Return the best candidate, an adapter only if it did not lose the win rate on preference pairs."""
-    chosen = best(found)
-    if not chosen.name.startswith("rcft"):
-        return chosen
+def _guarded(options: Options, found: Sequence[Candidate], remarks: list[str]) -> Sequence[Candidate]:
+    """Return the candidates, without an adapter's if it is the best and lost the win rate on preference pairs."""
+    if not best(found).name.startswith("adapter"):
+        return found
     # A temperature changes no win rate: it divides the letters' log-likelihoods alone.
-    before, after = plan.pairs(options, "base"), plan.pairs(options, "rcft", options.output / "rcft")
+    before, after = plan.pairs(options, "base"), plan.pairs(options, "adapter", options.output / PLACES["adapter"])
     try:
         for step in (before, after):
             _run(options, step)
     except WorkFailed:
         remarks.append("Its win rate on preference pairs could not be measured; do so before you use the adapter.")
-        return chosen
+        return found
     verdict = guard(before.output, after.output, MARGIN)
-    remarks.append(f"On preference pairs: {verdict.sentence()}.")
-    if verdict.passed:
-        return chosen
-    return best([candidate for candidate in found if not candidate.name.startswith("rcft")])
+    lost = "" if verdict.passed else ", so no adapter is recommended"
+    remarks.append(f"On preference pairs: {verdict.sentence()}{lost}.")
+    return [each for each in found if verdict.passed or not each.name.startswith("adapter")]
 
 
 def _finish(options: Options, chosen: Candidate, found: Sequence[Candidate], remarks: Sequence[str]) -> Mended:
@@ -181,7 +197,12 @@ def _finish(options: Options, chosen: Candidate, found: Sequence[Candidate], rem
         step.output / "report.html",
     )
     write_text(options.output / "mend.md", mended.text())
-    write_json(options.output / "mend.json", _record(mended))
+    # Names, not paths: the folder can be moved.
+    names = {
+        "artifact": mended.artifact and mended.artifact.relative_to(options.output).as_posix(),
+        "report": "report/report.html",
+    }
+    write_json(options.output / "mend.json", dataclasses.asdict(mended) | names)
     return mended
 
 
@@ -204,9 +225,3 @@ def _gains(model: str, chosen: Candidate, numbers: dict[str, dict[str, dict[str,
         mended = "" if chosen.artifact is None else f"; with {NAMES[chosen.name]} {after} and {now}"
         sentences.append(f"{Path(model).name} is {sure} and {right} on {task}{mended}.")
     return sentences
-
-
-def _record(mended: Mended) -> dict[str, Any]:
-    values = dataclasses.asdict(mended)
-    # Names, not paths: the folder can be moved.
-    return {**values, "artifact": mended.artifact and mended.artifact.name, "report": "report/report.html"}

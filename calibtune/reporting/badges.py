@@ -9,6 +9,7 @@ import numpy as np
 
 from calibtune.reporting.questions import Questions
 from calibtune.reporting.runs import Run
+from calibtune.results.measures import calibrated_p
 from calibtune.results.table import LEVEL
 from harness_ext.sanity import count_ties
 
@@ -31,7 +32,7 @@ def badges(questions: Questions, numbers: Mapping[str, Any], run: Run, task: str
     chance = float(np.mean(1 / (~np.isnan(questions.loglikelihoods)).sum(axis=1)))
     if numbers["acc_low"] <= chance:
         found[AT_CHANCE] = f"its accuracy cannot be told from that of guessing, {chance:.3f}, or is below"
-    if min(numbers["conf_ece_10_p"], numbers["cw_ece_10_p"]) >= LEVEL:
+    if calibrated_p(numbers) >= LEVEL:
         found["cannot be told from calibrated"] = "a calibrated model shows as much ECE on so many questions"
     if questions.unseen:
         found["letters missing"] = f"in {questions.unseen:,} of {rows:,} questions the server did not show all letters"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from harness_ext.binning import Edge, FloatArray, IntArray
@@ -106,6 +108,11 @@ def floor_measures(
             f"{name}_{count}_debiased": debiased[name](count),
         }
     return numbers
+
+
+def calibrated_p(numbers: Mapping[str, float]) -> float:
+    """Return the lesser p-value of "calibrated" of the two ECEs with 10 bins, from :func:`floor_measures`."""
+    return min(numbers["conf_ece_10_p"], numbers["cw_ece_10_p"])
 
 
 def refinement_measures(loglikelihoods: FloatArray, gold: IntArray, temperature: float = 1.0) -> dict[str, float]:

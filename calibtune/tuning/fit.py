@@ -43,7 +43,7 @@ from calibtune.models.sharding import launched_with
 from calibtune.processes import is_first_process
 from calibtune.reading import read_json
 from calibtune.recipe import Recipe, recipe_values, recorded
-from calibtune.results.measures import harness_measures
+from calibtune.results.measures import floor_measures, harness_measures
 from calibtune.spec import ModelSpec
 from calibtune.text import visible
 from calibtune.tuning.checkpoints import CHECKPOINTS, last_checkpoint, remove_unfinished
@@ -292,7 +292,9 @@ class Measured(NamedTuple):
 def _measured(scores: FloatArray, gold: IntArray) -> Measured:
     table = score_bins(scores, gold, 10)
     bins = np.nan_to_num(np.stack([table.count, table.accuracy, table.confidence], axis=1))
-    return Measured(harness_measures(scores, gold), bins.tolist())
+    noise = floor_measures(scores, gold, bins=(10,))
+    numbers = harness_measures(scores, gold) | {name: noise[name] for name in ("conf_ece_10_p", "cw_ece_10_p")}
+    return Measured(numbers, bins.tolist())
 
 
 def _temperature_measures(recipe: Recipe, scores: FloatArray, gold: IntArray) -> tuple[Measured, Measured]:

@@ -43,6 +43,7 @@ def test_a_small_budget_gives_a_temperature_and_nothing_runs_twice(command, tmp_
     found = json.loads((tmp_path / "out" / "mend.json").read_text())
     assert found["recommendation"] in ("leave it", "temperature")
     assert set(found["held_out"]) == {"base", "temperature"}
+    assert not (tmp_path / "out" / "orders").exists()
     assert found["sentences"][0] in told
     assert " % sure and " in found["sentences"][0]
     assert found["sentences"][-1].startswith("No adapter was trained: it takes about ")
@@ -59,21 +60,28 @@ def test_an_adapter_that_wins_is_measured_and_its_win_rate_guarded(command, tmp_
     small = ("--epochs", "1", "--batch-size", "4", "--rank", "2", "--precision", "fp32")
 
     def small_step(step):
-        trained = step.words[:3] == ("fit", "--method", "rcft")
+        trained = step.words[:3] == ("fit", "--method", "auto")
         return run_step(steps.Step(step.name, (*step.words, *(small if trained else ())), step.output, step.tasks))
 
     run_step = run.run_step
     monkeypatch.setattr(run, "run_step", small_step)
+    monkeypatch.setattr(run, "COUNTS", (2, 1))
     monkeypatch.setattr(run, "looks_calibrated", lambda _: False)
-    monkeypatch.setattr(run, "best", lambda found: next((c for c in found if c.name == "rcft"), found[0]))
-    assert command("--budget", "1000") == 0
-    found = json.loads((tmp_path / "out" / "mend.json").read_text())
-    assert set(found["held_out"]) == {"base", "temperature", "rcft", "rcft-temperature"}
+    monkeypatch.setattr(run, "best", lambda found: next((c for c in found if c.name == "adapter-orders"), found[0]))
+    assert command("--budget", "1000", "--orders", "2") == 0
+    out = tmp_path / "out"
+    found = json.loads((out / "mend.json").read_text())
+    names = ["base", "temperature", "adapter", "adapter-temperature", "orders", "adapter-orders"]
+    assert set(found["held_out"]) == set(names)
     # All are measured on the questions that the adapter held out.
-    adapter, temperature = (read_artifact(tmp_path / "out" / name) for name in ("rcft", "temperature-compared"))
-    assert set(adapter.documents["held_out"]) == set(temperature.documents["held_out"])
+    adapter, *others = (read_artifact(out / name) for name in ("auto", "temperature-compared", "orders", names[-1]))
+    for other in others:
+        assert set(adapter.documents["held_out"]) == set(other.documents["held_out"])
     assert any(sentence.startswith("On preference pairs: win rate ") for sentence in found["sentences"])
-    assert found["recommendation"] in ("rcft", "leave it")
+    assert found["recommendation"] in ("adapter-orders", "leave it")
+    if found["recommendation"] == "adapter-orders":
+        assert (found["artifact"], others[-1].orders) == ("adapter-orders", 2)
+        assert any("as many passes of the model as it has options, at most 2" in each for each in found["sentences"])
 
 
 @pytest.mark.slow
@@ -85,7 +93,8 @@ def test_a_model_that_cannot_be_told_from_calibrated_is_left_as_it_is(command, t
     found = json.loads((tmp_path / "out" / "mend.json").read_text())
     assert (found["recommendation"], found["artifact"]) == ("leave it", None)
     assert any("it cannot be told from calibrated (T " in sentence for sentence in found["sentences"])
-    assert not (tmp_path / "out" / "rcft").exists()
+    assert any('; p-value of "calibrated" ' in sentence for sentence in found["sentences"])
+    assert not (tmp_path / "out" / "auto").exists()
     assert set(found["numbers"]) == {"mc_calib_arc", "mc_calib_openbookqa"}
 
 

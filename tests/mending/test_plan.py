@@ -16,20 +16,28 @@ SPEC = ModelSpec("M", revision="v1", quantization="nf4", device="cpu", apply_cha
     "options",
     [
         Options(ModelSpec("M"), Path("out")),
-        Options(SPEC, Path("o ut"), QuestionSpec(data="quiz.csv", columns="answer=a", skip_bad_rows=True), (), limit=9),
+        Options(
+            SPEC,
+            Path("o ut"),
+            QuestionSpec(data="quiz.csv", columns="answer=a", skip_bad_rows=True),
+            (),
+            limit=9,
+            orders="all",
+        ),
     ],
     ids=["plain", "everything"],
 )
 def test_every_step_is_a_command_that_its_parser_takes(options):
-    adapter = plan.fit(options, "rcft", "--method", "rcft")
+    adapter = plan.adapter(options, 2)
     steps = [
         plan.doctor(options),
         plan.evaluation(options, "base"),
         adapter,
-        plan.fit(options, "rcft-temperature", "--method", "temperature", "--artifact", str(adapter.output)),
-        plan.evaluation(options, "rcft", adapter.output),
-        plan.pairs(options, "rcft", adapter.output),
-        plan.report(options, {"base": Path("a"), "rcft": Path("b")}),
+        plan.orders(options, None),
+        plan.orders(options, adapter.output / "adapter", "--held-out", "9"),
+        plan.evaluation(options, "adapter-orders", adapter.output),
+        plan.pairs(options, "adapter", adapter.output / "adapter"),
+        plan.report(options, {"base": Path("a"), "adapter": Path("b")}),
     ]
     for step in steps:
         words = shlex.split(str(step))[3:]
@@ -42,7 +50,7 @@ def test_every_step_is_a_command_that_its_parser_takes(options):
 def test_what_is_fitted_is_measured_beside_the_tasks_out_of_domain():
     options = Options(ModelSpec("M"), Path("out"), QuestionSpec((IN,)), (OUT,))
     assert plan.evaluation(options, "base").tasks == (IN, OUT)
-    assert OUT not in " ".join(plan.fit(options, "rcft").words)
+    assert OUT not in " ".join(plan.adapter(options, 4).words)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,8 @@ from calibtune.__main__ import main
 from calibtune.artifacts.manifest import MANIFEST
 from calibtune.errors import UserError
 from calibtune.evaluation.evaluate import EvaluationOptions, evaluate
-from calibtune.results.samples import find_samples
+from calibtune.results.measures import floor_measures
+from calibtune.results.samples import find_samples, read_samples
 from calibtune.tuning.inputs import read_inputs
 from calibtune.tuning.trainer import CalibrationTrainer
 
@@ -132,6 +133,9 @@ def test_temperature_is_fitted_on_a_samples_file_without_a_model(model, tmp_path
     assert artifact.after["nll"] <= artifact.before["nll"]
     assert artifact.tasks == ("mc_calib_arc",)
     assert math.isfinite(artifact.temperature["low"])
+    rows = read_samples(path)
+    noise = floor_measures(rows.log_probs, rows.labels)
+    assert {name: artifact.before[name] for name in ("conf_ece_10_p", "cw_ece_10_p")}.items() <= noise.items()
     # Rows that T was fitted on cannot evaluate it.
     with pytest.raises(UserError, match="24 of its 24 evaluated questions were used for this fit"):
         small_evaluation(tmp_path / "again", model=str(model), artifact=tmp_path / "t")

@@ -8,12 +8,13 @@ from typing import Any
 from lm_eval.api.model import TemplateLM
 from lm_eval.models.huggingface import HFLM
 
+from calibtune.data.ahead import TextsAhead
 from calibtune.data.templates import limited
 from calibtune.spec import ModelSpec
 from harness_ext.encoding import split_whole
 
 
-class Encoder(HFLM):
+class Encoder(TextsAhead, HFLM):
     """Encode as the harness's hf backend does, without a model: chat template and tokenizer alone."""
 
     def __init__(self, tokenizer: Any, spec: ModelSpec | None = None) -> None:

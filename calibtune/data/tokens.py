@@ -45,6 +45,12 @@ def tokenize(examples: Sequence[LetterExample], encoder: Encoder, max_length: in
     Raises:
         UserError: A letter is several tokens, two share one, or a prompt does not fit the context.
     """
+    texts = {text for example in examples for text in (example.context, example.context + example.letters[0])}
+    with encoder.ahead(texts):
+        return _tokenized(examples, encoder, max_length)
+
+
+def _tokenized(examples: Sequence[LetterExample], encoder: Encoder, max_length: int) -> list[TokenExample]:
     tokenized: list[TokenExample] = []
     #: Letters after the same last characters of a prompt need encoding once only.
     known: dict[tuple[str, tuple[str, ...]], LetterIds] = {}

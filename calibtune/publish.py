@@ -17,7 +17,7 @@ from calibtune.endpoints.redaction import reason_without
 from calibtune.errors import UserError, WorkFailed, reason
 from calibtune.files import LOCK, WHOLE, keep_inputs, refuse_existing, sha256
 from calibtune.locks import held
-from calibtune.reporting.figures import add_key, reliability
+from calibtune.reporting.figures import reliability
 from calibtune.reporting.style import png, styled
 from harness_ext.intervals import wilson
 
@@ -174,9 +174,7 @@ def figure(artifact: Artifact) -> bytes | None:
         return None
     buffer = io.BytesIO()
     with styled():
-        drawn = reliability(entries)
-        add_key(drawn, lines=True)
-        png(drawn, buffer)
+        png(reliability(entries), buffer)
     return buffer.getvalue()
 
 

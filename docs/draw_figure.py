@@ -13,7 +13,7 @@ from pathlib import Path
 from PIL import Image
 
 from calibtune.reporting.build import build
-from calibtune.reporting.figures import add_key, reliability
+from calibtune.reporting.figures import reliability
 from calibtune.reporting.style import save, styled
 
 TASK = "mc_calib_world_ood"
@@ -26,8 +26,6 @@ def draw(demo: Path, output: Path) -> None:
     results = build(folders, labels=LABELS)
     with styled(), tempfile.TemporaryDirectory() as folder:
         figure = reliability(results["tasks"][TASK]["methods"])
-        figure.set_size_inches(6.6, 3.75)
-        add_key(figure, lines=True)
         save(figure, Path(folder) / "figure")
         # Few colors: a palette is a third of the size.
         Image.open(Path(folder) / "figure.png").convert("RGB").quantize(64).save(output, optimize=True)

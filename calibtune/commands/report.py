@@ -44,15 +44,13 @@ def run(args: argparse.Namespace) -> int:
 def _summary(output: Path) -> str:
     from calibtune.reading import MOST_LISTED, read_json
 
-    results, figures = (
-        read_json(output / "results.json", most=MOST_LISTED),
-        len(list((output / "figures").glob("*.png"))),
-    )
+    results = read_json(output / "results.json", most=MOST_LISTED)
+    figures = len(list((output / "figures").glob("*.svg")))
     methods, tasks = len(results["methods"]), len(results["tasks"])
     lines = [
         f"Report of {methods} method{'s' * (methods > 1)} on {tasks} task{'s' * (tasks > 1)}, base {results['base']}:",
         f"  page     {output / 'report.html'}",
-        f"  figures  {output / 'figures'} ({figures}, each as SVG, PDF and PNG)",
+        f"  figures  {output / 'figures'} ({figures}, each as SVG and PDF, those for a slide as PNG too)",
         f"  tables   {output / 'tables.md'}, {output / 'tables.tex'}, {output / 'tables.csv'}",
         f"  numbers  {output / 'results.json'}",
         *(f"Note: {note}" for note in results["notes"]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,16 +11,14 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
 
-from calibtune.reporting.style import LIGHT, SHADE_TEXTS, line, shade
+from calibtune.reporting.style import KEY, LIGHT, SHADE_RANGES, Panel, line, shade
 
 Entries = Mapping[str, Mapping[str, Any]]
-#: Number of panels in a row of a figure file.
-ACROSS = 4
-#: Key of the hatched area.
-GAP = Patch(facecolor="none", edgecolor=LIGHT["gap"], hatch="/////", label="gap to mean confidence")
+#: Inches of a method's panel: width, height, and what lies around its axes on the left, right, top and bottom.
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 2.75, 3.55, 0.63, 0.14, 0.42, 0.4
+#: Corners of a key's mark.
+SQUARE = (0, 0), (0, 1), (1, 1), (1, 0)
 #: Largest number of class-wise panels of a method; results.json has all letters.
 MOST_CLASSES = 10
 
@@ -34,8 +33,8 @@ def questions_text(count: int) -> str:
     return f"N = {count:,} question{'' if count == 1 else 's'}"
 
 
-def reliability(entries: Entries, scale: Entries | None = None, across: int = ACROSS) -> Figure:
-    """Draw a reliability diagram and a histogram of the confidence for each method.
+def reliability(entries: Entries, scale: Entries | None = None) -> Panel:
+    """Draw a reliability diagram and a histogram of the confidence for each method, side by side.
 
     Bars are the bins' accuracies with 95 % intervals, shaded by the bin's share of the questions.
     The hatched area is the gap to the bin's mean confidence; the dashed line is the diagonal.
@@ -43,15 +42,13 @@ def reliability(entries: Entries, scale: Entries | None = None, across: int = AC
     Args:
         entries: Results of a task by method label.
         scale: Results of all methods that share the axes' scale; ``entries`` by default.
-        across: Number of panels in a row.
     """
-    columns, rows = min(across, len(entries)), math.ceil(len(entries) / across)
-    figure = Figure(figsize=(2.75 * columns, 3.55 * rows), layout="constrained")
-    grid = figure.subplots(2 * rows, columns, squeeze=False, height_ratios=[3, 1] * rows)
+    figure = Panel(figsize=(WIDTH * len(entries), HEIGHT))
     most = max(max(_shares(entry["bins"])) for entry in (scale or entries).values())
-    pairs = [(grid[2 * row, column], grid[2 * row + 1, column]) for row in range(rows) for column in range(columns)]
-    for (upper, lower), (label, entry) in zip(pairs, entries.items(), strict=False):
-        numbers = entry["numbers"]
+    width = WIDTH - LEFT - RIGHT
+    for number, (label, entry) in enumerate(entries.items()):
+        numbers, left = entry["numbers"], WIDTH * number + LEFT
+        upper, lower = axes_at(figure, left, TOP, width, 1.9), axes_at(figure, left, 2.51, width, 0.64)
         draw_bins(upper, entry["bins"])
         upper.set(ylabel="accuracy (share right)", xticklabels=[])
         upper.set_title(f"{shorten(label)}\n{questions_text(entry['questions'])}", loc="left")
@@ -60,15 +57,14 @@ def reliability(entries: Entries, scale: Entries | None = None, across: int = AC
         lower.axvline(numbers["mean_confidence"], color=LIGHT["gap"], linewidth=1.3)
         lower.axvline(numbers["acc"], color=LIGHT["ink"], linestyle=":", linewidth=1.3)
         lower.set(xlabel="confidence (probability)", xlim=(0, 1), xticks=upper.get_xticks())
-    for axes in [axes for pair in pairs[len(entries) :] for axes in pair]:
-        axes.set_visible(False)
+    figure.below = add_key(figure, lines=True)
     return figure
 
 
 def slide(label: str, entry: Mapping[str, Any]) -> Figure:
     """Draw a method's reliability diagram so that a slide can show it."""
-    figure = Figure(figsize=(4.4, 4.3), layout="constrained")
-    axes, numbers = figure.subplots(), entry["numbers"]
+    figure, numbers = Figure(figsize=(4.4, 4.3)), entry["numbers"]
+    axes = axes_at(figure, 0.66, 0.5, 3.54, 3.3, larger=1.2)
     draw_bins(axes, entry["bins"])
     sure, right = (f"{100 * numbers[name]:.0f} %" for name in ("mean_confidence", "acc"))
     axes.set_title(f"{shorten(label, 34)}\n{sure} sure, {right} right", loc="left", size=12)
@@ -76,8 +72,28 @@ def slide(label: str, entry: Mapping[str, Any]) -> Figure:
     axes.set_ylabel("accuracy", size=11)
     axes.tick_params(labelsize=10)
     axes.text(0.03, 0.97, f"conf-ECE {numbers['conf_ece_10']:.3f}", va="top", size=11, transform=axes.transAxes)
-    axes.legend(handles=[GAP], loc="upper left", bbox_to_anchor=(0, 0.93), borderpad=0.2, fontsize=10)
+    add_key(figure, lines=False, size=9)
     return figure
+
+
+def axes_at(figure: Figure, left: float, top: float, width: float, height: float, larger: float = 1.0) -> Axes:
+    """Return axes at a place in inches from the figure's upper left corner, with a place for their labels.
+
+    matplotlib finds such places itself, which takes as long as drawing does.
+
+    Args:
+        figure: The figure.
+        left: Distance of the axes from the figure's left end.
+        top: Distance from its upper end.
+        width: Width of the axes.
+        height: Height of the axes.
+        larger: Size of the labels' text, as a multiple of the usual one.
+    """
+    across, up = figure.get_size_inches()
+    axes = figure.add_axes((left / across, 1 - (top + height) / up, width / across, height / up))
+    axes.xaxis.set_label_coords(0.5, -0.22 * larger / height)
+    axes.yaxis.set_label_coords(-0.39 * larger / width, 0.5)
+    return axes
 
 
 def _shares(bins: Mapping[str, Sequence[float]]) -> list[float]:
@@ -109,7 +125,9 @@ def _histogram(axes: Axes, bins: Mapping[str, Sequence[float]], most: float) -> 
     size = len(shares)
     shades = [shade(share) for share in shares.tolist()]
     _boxes(axes, np.arange(size) / size, 1 / size, 0 * shares, shares, facecolors=shades, edgecolors=LIGHT["ink"])
-    axes.set(ylim=(0, most * 1.08), ylabel="share of\nquestions")
+    axes.set(ylim=(0, most * 1.08))
+    axes.set_ylabel("share of\nquestions", size=7)
+    axes.yaxis.set_label_coords(-0.145, 0.5)
 
 
 def _boxes(axes: Axes, left: Any, width: float, bottom: Any, top: Any, **style: Any) -> None:
@@ -119,65 +137,53 @@ def _boxes(axes: Axes, left: Any, width: float, bottom: Any, top: Any, **style: 
     axes.add_collection(PolyCollection(list(boxes), **{"linewidths": 0.6, **style}), autolim=False)
 
 
-def classwise(entries: Entries, across: int | None = None) -> Figure:
-    """Draw class-wise reliability diagrams: how often a letter is right, by its probability.
-
-    Args:
-        entries: Results of a task by method label.
-        across: Number of panels in a row; by default all letters of a method are in one row.
-    """
-    letters = {label: list(entry["classes"].items())[:MOST_CLASSES] for label, entry in entries.items()}
-    columns = across or max(map(len, letters.values()))
-    rows = {label: math.ceil(len(classes) / columns) for label, classes in letters.items()}
-    heights = [1.75 * count + 0.65 for count in rows.values()]
-    figure = Figure(figsize=(max(1.7 * columns, 3.9), sum(heights)), layout="constrained")
-    parts = figure.subfigures(len(entries), 1, height_ratios=heights, hspace=0.02, squeeze=False).ravel()
-    for part, (label, entry) in zip(parts, entries.items(), strict=True):
-        name = shorten(label, 24 if columns < 4 else 44)
-        part.suptitle(f"{name}, {questions_text(entry['questions'])}", size=8.5, weight="bold")
-        grid = part.subplots(rows[label], columns, sharex=True, sharey=True, squeeze=False)
-        for axes, (letter, bins) in zip(grid.ravel(), letters[label], strict=False):
-            draw_bins(axes, bins, ticks=3)
-            axes.set_title(f"{letter} (N = {sum(bins['count']):,})", size=8, weight="normal", loc="left")
-        for axes in grid.ravel()[len(letters[label]) :]:
-            axes.set_visible(False)
-        part.supxlabel("probability given to the letter", size=8)
-        part.supylabel("frequency (share right)", size=8)
+def classwise(label: str, entry: Mapping[str, Any]) -> Panel:
+    """Draw class-wise reliability diagrams of a method: how often a letter is right, by its probability."""
+    classes = list(entry["classes"].items())[:MOST_CLASSES]
+    rows = math.ceil(len(classes) / 2)
+    figure = Panel(figsize=(3.9, 1.8 * rows + 0.84))
+    high = figure.get_figheight()
+    title = f"{shorten(label, 38)}\n{questions_text(entry['questions'])}"
+    figure.text(0.56 / 3.9, 1 - 0.08 / high, title, size=8.5, weight="bold", va="top")
+    for number, (letter, bins) in enumerate(classes):
+        row, column = divmod(number, 2)
+        axes = axes_at(figure, 0.56 + 1.71 * column, 0.6 + 1.8 * row, 1.46, 1.5)
+        draw_bins(axes, bins, ticks=3)
+        axes.set_title(f"{letter} (N = {sum(bins['count']):,})", size=8, weight="normal", loc="left")
+        if column:
+            axes.set_yticklabels([])
+        if number + 2 < len(classes):
+            axes.set_xticklabels([])
+    figure.text(0.57, 0.1 / high, "probability given to the letter", size=8, ha="center", va="bottom")
+    middle = 1 - (0.6 + 0.9 * rows) / high
+    figure.text(0.03, middle, "frequency (share right)", size=8, rotation=90, ha="left", va="center")
+    figure.below = add_key(figure, lines=False)
     return figure
 
 
-def options(entries: Entries, scale: Entries | None = None, across: int = ACROSS) -> Figure:
-    """Draw how often each letter is chosen, with a 95 % interval, and how often it is right.
+def options(label: str, entry: Mapping[str, Any], scale: Entries) -> Figure:
+    """Draw how often a method chooses each letter, with a 95 % interval, and how often it is right.
 
     Args:
-        entries: Results of a task by method label; each method has a panel.
-        scale: Results of all methods that share the axes' scale; ``entries`` by default.
-        across: Number of panels in a row.
+        label: The method's label.
+        entry: Its results of a task.
+        scale: Results of all methods that share the axes' scale.
     """
-    shares = [entry["options"][name] for entry in (scale or entries).values() for name in ("chosen_high", "right")]
-    most = max(map(max, shares))
-    columns, rows = min(across, len(entries)), math.ceil(len(entries) / across)
-    figure = Figure(figsize=(2.75 * columns, 2.45 * rows), layout="constrained")
-    grid = figure.subplots(rows, columns, sharey=True, squeeze=False)
-    for axes, (label, entry) in zip(grid.ravel(), entries.items(), strict=False):
-        found = entry["options"]
-        place = np.arange(len(found["letters"]))
-        chosen = np.array(found["chosen"])
-        ends = np.array([chosen - found["chosen_low"], np.array(found["chosen_high"]) - chosen])
-        axes.bar(place - 0.2, chosen, 0.4, color=LIGHT["shade4"], edgecolor=LIGHT["ink"], linewidth=0.5, label="chosen")
-        axes.errorbar(place - 0.2, chosen, np.maximum(ends, 0), fmt="none", color=LIGHT["ink"], linewidth=0.9)
-        axes.bar(
-            place + 0.2, found["right"], 0.4, facecolor="none", edgecolor=LIGHT["gap"], hatch="/////", label="right"
-        )
-        axes.set_xticks(place, found["letters"])
-        axes.set(xlabel="option", ylim=(0, 1.18 * most))
-        axes.grid(axis="x", visible=False)
-        axes.set_title(f"{shorten(label)}\n{questions_text(entry['questions'])}", loc="left")
-    grid[0, 0].legend(loc="upper right", ncols=2, handlelength=1.2, columnspacing=0.8)
-    for axes in grid[:, 0]:
-        axes.set_ylabel("share of questions")
-    for axes in grid.ravel()[len(entries) :]:
-        axes.set_visible(False)
+    shares = [each["options"][name] for each in scale.values() for name in ("chosen_high", "right")]
+    found, chosen = entry["options"], np.array(entry["options"]["chosen"])
+    figure = Figure(figsize=(WIDTH, 2.45))
+    axes = axes_at(figure, LEFT, TOP, WIDTH - LEFT - RIGHT, 2.45 - TOP - BOTTOM)
+    place = np.arange(len(found["letters"]))
+    ends = np.array([chosen - found["chosen_low"], np.array(found["chosen_high"]) - chosen])
+    axes.bar(place - 0.2, chosen, 0.4, color=LIGHT["shade4"], edgecolor=LIGHT["ink"], linewidth=0.5, label="chosen")
+    axes.errorbar(place - 0.2, chosen, np.maximum(ends, 0), fmt="none", color=LIGHT["ink"], linewidth=0.9)
+    right: dict[str, Any] = {"facecolor": "none", "edgecolor": LIGHT["gap"], "hatch": "/////", "label": "right"}
+    axes.bar(place + 0.2, found["right"], 0.4, **right)
+    axes.set_xticks(place, found["letters"])
+    axes.set(xlabel="option", ylabel="share of questions", ylim=(0, 1.18 * max(map(max, shares))))
+    axes.grid(axis="x", visible=False)
+    axes.set_title(f"{shorten(label)}\n{questions_text(entry['questions'])}", loc="left")
+    axes.legend(loc="upper right", ncols=2, handlelength=1.2, columnspacing=0.8)
     return figure
 
 
@@ -258,23 +264,59 @@ def _legend(figure: Figure, axes: Axes, entries: Entries) -> None:
     figure.legend(handles, labels, loc="outside lower left", ncols=columns, handlelength=3)
 
 
-def add_key(figure: Figure, lines: bool) -> None:
-    """Add a key of shades, hatching and lines to a reliability diagram that is not on the page.
+def add_key(figure: Figure, lines: bool, size: float = 6.2) -> float:
+    """Add a key of shades, hatching and lines below a reliability diagram, and return its height in inches.
 
     Args:
-        figure: The drawn figure; it grows by the key's height.
+        figure: The drawn figure; it grows by the key's height, and its axes and texts keep their places and sizes.
         lines: Whether the figure has a histogram with lines for mean confidence and accuracy.
+        size: Points of the key's text.
     """
-    patches = [
-        Patch(facecolor=LIGHT[f"shade{number}"], edgecolor=LIGHT["ink"], linewidth=0.5, label=f"bin holds {text}")
-        for number, text in enumerate(SHADE_TEXTS, start=1)
+    shades = [{"facecolors": LIGHT[f"shade{number}"], "edgecolors": LIGHT["ink"]} for number in range(1, 6)]
+    ends = (0, 0.5), (1, 0.5)
+    marks: list[tuple[str, Any, dict[str, Any]]] = [
+        ("gap to mean confidence", SQUARE, {"facecolors": "none", "edgecolors": LIGHT["gap"], "hatch": "/////"}),
+        ("perfect calibration", ends, {"edgecolors": LIGHT["faint"], "linestyles": [(0, (4, 3))], "linewidths": 1}),
+        ("95 % interval", ((0.5, 0), (0.5, 1)), {"edgecolors": LIGHT["ink"], "linewidths": 0.9}),
+        ("mean confidence", ends, {"edgecolors": LIGHT["gap"], "linewidths": 1.3}),
+        ("accuracy", ends, {"edgecolors": LIGHT["ink"], "linestyles": [":"], "linewidths": 1.3}),
     ]
-    patches.append(GAP)
-    handles: list[Any] = list(patches)
-    if lines:
-        handles.append(Line2D([], [], color=LIGHT["gap"], label="mean confidence"))
-        handles.append(Line2D([], [], color=LIGHT["ink"], linestyle=":", label="accuracy"))
-    columns = max(1, min(6, int(figure.get_figwidth() / 1.45)))
-    rows = math.ceil(len(handles) / columns)
-    figure.set_figheight(figure.get_figheight() + 0.2 * rows)
-    figure.legend(handles=handles, loc="outside lower left", ncols=columns, fontsize=7)
+    marks = marks if lines else marks[:3]
+    rows = 2 + math.ceil(len(marks) / 2)
+    row = 1.65 * size / 72
+    below = row * rows + 0.06
+    _grow(figure, below)
+    unit = size / 72
+    put = functools.partial(_put, figure, unit)
+    put(0.9, rows - 0.5, "share of the questions in the bin", None, {})
+    for place, text, style in zip((0.9, 6.3, 11.7, 17.8, 24.5), SHADE_RANGES, shades, strict=True):
+        put(place, rows - 1.5, text, SQUARE, style)
+    for number, mark in enumerate(marks):
+        column, line = divmod(number, rows - 2)
+        put(0.9 + 15.2 * column, rows - 2.5 - line, *mark)
+    return below
+
+
+def _put(figure: Figure, unit: float, left: float, row: float, text: str, mark: Any, style: Mapping[str, Any]) -> None:
+    """Draw an entry of a key and its mark, at a place in the text's size and in rows from below."""
+    across, up = figure.get_size_inches()
+    bottom, name = 1.65 * row * unit, f"{KEY}-{len(figure.texts)}"
+    if mark is not None:
+        corners = [((left + 1.25 * x) * unit / across, (bottom + 0.75 * (y - 0.5) * unit) / up) for x, y in mark]
+        figure.add_artist(
+            PolyCollection([corners], **{"linewidths": 0.6, **style}, closed=mark is SQUARE, gid=f"{name}-mark")
+        )
+        left += 1.75
+    figure.text(left * unit / across, bottom / up, text, size=72 * unit, va="center_baseline", gid=name)
+
+
+def _grow(figure: Figure, inches: float) -> None:
+    """Add room below a figure's axes and texts."""
+    before = figure.get_figheight()
+    figure.set_figheight(before + inches)
+    share = before / (before + inches)
+    for axes in figure.axes:
+        left, bottom, width, height = axes.get_position().bounds
+        axes.set_position((left, 1 - (1 - bottom) * share, width, height * share))
+    for text in figure.texts:
+        text.set_y(1 - (1 - text.get_position()[1]) * share)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from markupsafe import Markup
@@ -10,12 +10,19 @@ from matplotlib.figure import Figure
 
 from calibtune.reporting import figures, tables
 from calibtune.reporting.html import rendered
-from calibtune.reporting.numbers import drawn
+from calibtune.reporting.numbers import drawn as few
 from calibtune.reporting.sentences import before_after, sentences
-from calibtune.reporting.style import FORMATS, SHADE_TEXTS, file_stem, inline_svg, styled
+from calibtune.reporting.style import (
+    FORMATS,
+    SHADE_TEXTS,
+    SLIDE_FORMATS,
+    drawn,
+    file_formats,
+    file_stem,
+    inline_svg,
+    styled,
+)
 
-#: Number of class-wise panels in a row on the page; two are legible on a phone.
-CLASSES_ACROSS = 2
 #: Page beside the report's, of several methods.
 REGIME = "regime.html"
 
@@ -23,14 +30,14 @@ REGIME = "regime.html"
 def render(
     results: Mapping[str, Any],
     step: Callable[[str], None] = lambda _: None,
-    keep: Callable[[str, Figure], Any] = lambda *_: None,
+    keep: Callable[[dict[str, bytes]], Any] = lambda _: None,
 ) -> str:
     """Render the page as HTML.
 
     Args:
         results: Results of :func:`calibtune.reporting.build.build`.
         step: Called with a text after each task's figures.
-        keep: Called with each figure and the stem of the name of its file beside the page.
+        keep: Called with the files of each figure, which lie beside the page, by their names.
 
     Returns:
         An HTML document without external references.
@@ -42,7 +49,7 @@ def render(
             tasks[-1]["pair"] = pair["figures"]
         with styled():
             for item in _items(tasks[-1]):
-                keep(item["file"], item.pop("figure"))
+                keep(file_formats(item["file"], item.pop("figure"), item.pop("whole"), item["formats"]))
         step(f"drawn {name}")
     shown = [task["name"] for task in tasks if task["figures"]]
     many = len(shown) < len(tasks)
@@ -52,7 +59,6 @@ def render(
         results=results,
         summary=_summary(results),
         pair=pair,
-        formats=FORMATS,
         tasks=tasks,
         shade_texts=SHADE_TEXTS,
         many=tables.all_tasks(results["tasks"]) if many else None,
@@ -96,6 +102,7 @@ def _pair(results: Mapping[str, Any]) -> dict[str, Any] | None:
                     figures.slide(label, entry),
                     _tell_reliability(label, entry, name),
                     file=f"{('before', 'after')[i]}_{file_stem(label)}",
+                    formats=SLIDE_FORMATS,
                 )
                 for i, (label, entry) in enumerate(entries.items())
             ],
@@ -104,7 +111,7 @@ def _pair(results: Mapping[str, Any]) -> dict[str, Any] | None:
 
 def _task(number: int, name: str, results: Mapping[str, Any]) -> dict[str, Any]:
     task = results["tasks"][name]
-    entries = drawn(task)
+    entries = few(task)
     pooled = f"{len(task['pooled'])} tasks pooled into one, " if task["pooled"] else ""
     with styled():
         scaled = tables.temperature(task)
@@ -161,46 +168,48 @@ def _items(task: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 def panels(mark: str, task: str, entries: figures.Entries) -> dict[str, list[dict[str, Any]]]:
     """Return the figures that each method has of its own: ``reliability``, ``options`` and ``classwise``.
 
+    Methods have the same scale, and figures of their own, so that a phone can stack them.
+
     Args:
         mark: Prefix of their ids on the page.
         task: Name of the task.
         entries: Its methods, by label.
     """
+    kinds: dict[str, tuple[Callable[..., Figure], Callable[..., str]]] = {
+        "reliability": (lambda label, entry: figures.reliability({label: entry}, entries), _tell_reliability),
+        "options": (lambda label, entry: figures.options(label, entry, entries), _tell_options),
+        "classwise": (figures.classwise, _tell_classes),
+    }
     return {
-        "reliability": _panels(f"{mark}-reliability", entries, figures.reliability, _tell_reliability, task),
-        "options": _panels(f"{mark}-options", entries, figures.options, _tell_options, task),
-        "classwise": _panels(f"{mark}-classwise", entries, _classes, _tell_classes, task),
+        kind: [
+            # The caption has the full label if the title is shortened.
+            _drawn(
+                f"{mark}-{kind}-{i}",
+                draw(label, entry),
+                tell(label, entry, task),
+                label * (figures.shorten(label) != label),
+                f"{file_stem(task)}_{kind}_{file_stem(label)}",
+            )
+            for i, (label, entry) in enumerate(entries.items())
+        ]
+        for kind, (draw, tell) in kinds.items()
     }
 
 
-def _panels(
-    name: str,
-    entries: figures.Entries,
-    draw: Callable[..., Any],
-    tell: Callable[[str, Mapping[str, Any], str], str],
-    task: str,
-) -> list[dict[str, Any]]:
-    """Draw a separate figure for each method with the same scale, so that a phone can stack them."""
-    return [
-        # The caption has the full label if the title is shortened.
-        _drawn(
-            f"{name}-{i}",
-            draw({label: entry}, entries),
-            tell(label, entry, task),
-            label * (figures.shorten(label) != label),
-            f"{file_stem(task)}_{name.split('-')[-1]}_{file_stem(label)}",
-        )
-        for i, (label, entry) in enumerate(entries.items())
-    ]
-
-
-def _classes(entries: figures.Entries, _: figures.Entries) -> Any:
-    return figures.classwise(entries, across=CLASSES_ACROSS)
-
-
-def _drawn(name: str, figure: Figure, description: str, caption: str = "", file: str = "") -> dict[str, Any]:
-    svg = Markup(inline_svg(figure, name, description))
-    return {"id": name, "svg": svg, "caption": caption, "figure": figure, "file": file}
+def _drawn(
+    name: str, figure: Figure, description: str, caption: str = "", file: str = "", formats: Sequence[str] = FORMATS
+) -> dict[str, Any]:
+    whole = drawn(figure)
+    svg = Markup(inline_svg(figure, name, description, whole))
+    return {
+        "id": name,
+        "svg": svg,
+        "caption": caption,
+        "figure": figure,
+        "whole": whole,
+        "file": file,
+        "formats": formats,
+    }
 
 
 def _tell_reliability(label: str, entry: Mapping[str, Any], task: str) -> str:

@@ -10,7 +10,6 @@ from calibtune.files import refuse_existing, replacing, write_json, write_text
 from calibtune.reporting.formats import latex, markdown, table_csv
 from calibtune.reporting.page import REGIME, regime_page, render
 from calibtune.reporting.regime.page import render as render_regime
-from calibtune.reporting.style import FORMATS, file_formats
 
 
 def write(
@@ -32,7 +31,7 @@ def write(
         WorkFailed: A file cannot be written.
     """
     drawn: dict[str, bytes] = {}
-    page = render(results, step, lambda stem, figure: drawn.update(file_formats(stem, figure)))
+    page = render(results, step, drawn.update)
     refuse_existing(output, overwrite)
     for name, data in drawn.items():
         with replacing(output / "figures" / name) as temporary:
@@ -44,4 +43,4 @@ def write(
     if regime_page(results):
         write_text(output / REGIME, render_regime(results, step, "results.json"))
     write_text(output / "report.html", page)
-    return len(drawn) // len(FORMATS)
+    return len({Path(name).stem for name in drawn})

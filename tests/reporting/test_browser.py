@@ -57,6 +57,17 @@ def test_page_is_complete_legible_and_self_contained(report, chromium, width, da
     assert len(ids) == len(set(ids))
 
 
+def test_nothing_in_a_panels_file_is_cut(report, chromium):
+    page = report[1].parent / "panels.html"
+    files = sorted((report[1].parent / "figures").glob("*.svg"))
+    drawings = [path.read_text().partition("<svg")[2] for path in files]
+    figures = [f'<figure id="{path.stem}"><svg {text}</figure>' for path, text in zip(files, drawings, strict=True)]
+    page.write_text("".join(figures))
+    chromium.open(page, 1280)
+    assert chromium.evaluate("document.querySelectorAll('figure svg').length") == len(files) == 32
+    assert chromium.evaluate(CUT_TEXT) == []
+
+
 def test_links_inside_the_page_resolve(report, chromium):
     chromium.open(report[1], 1280)
     links = chromium.evaluate("[...document.querySelectorAll('a')].map((link) => link.getAttribute('href'))")

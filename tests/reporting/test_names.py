@@ -100,6 +100,6 @@ def test_tasks_whose_names_differ_in_one_sign_have_figures_of_their_own(tmp_path
         results.write_text(text)
         samples.rename(samples.with_name(samples.name.replace("samples_t_", f"samples_{name}_")))
     assert report(tmp_path / "run", "--output", tmp_path / "report") == 0
-    figures = [path.name for path in (tmp_path / "report" / "figures").glob("*_reliability_*.png")]
+    figures = [path.name for path in (tmp_path / "report" / "figures").glob("*_reliability_*.svg")]
     assert len(figures) == 3
     assert any(name.startswith("a_b_reliability_") for name in figures)

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from calibtune.reporting.figures import Entries, questions_text, shorten
+from calibtune.reporting.figures import BOTTOM, LEFT, RIGHT, TOP, WIDTH, Entries, axes_at, questions_text, shorten
 from calibtune.reporting.style import LIGHT, line
 
 SIZE = (4.4, 3.5)
@@ -102,8 +102,8 @@ def classes_bound(entries: Entries) -> Figure:
 def spread(entries: Entries, scale: Entries | None = None) -> Figure:
     """Draw the histogram of the probabilities of all options for one model, over that of p* where it is known."""
     (label, entry), *_ = entries.items()
-    figure = Figure(figsize=(2.75, 2.5), layout="constrained")
-    axes = figure.subplots()
+    figure = Figure(figsize=(WIDTH, 2.5))
+    axes = axes_at(figure, LEFT, TOP, WIDTH - LEFT - RIGHT, 2.5 - TOP - BOTTOM)
     shares = np.array(entry["spread"]["shares"])
     width = 1 / len(shares)
     style: dict[str, Any] = {"facecolor": LIGHT["shade4"], "edgecolor": LIGHT["ink"], "linewidth": 0.5}

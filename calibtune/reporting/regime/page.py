@@ -121,7 +121,7 @@ def _task(mark: str, name: str, results: Mapping[str, Any]) -> dict[str, Any]:
             "options": [
                 _figure(
                     f"{mark}-options-{i}",
-                    report_figures.options({label: entry}, shown),
+                    report_figures.options(label, entry, shown),
                     f"How often {label} chooses each option on {name}, and how often it is right.",
                 )
                 for i, (label, entry) in enumerate(shown.items())

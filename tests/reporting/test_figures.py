@@ -1,0 +1,83 @@
+"""The files of single panels: what a reader of one alone sees."""
+
+import re
+import resource
+import subprocess
+import sys
+
+import pytest
+from lm_eval_files import answers, write_run
+from report_files import report, two_runs
+
+SHADES = ["0–1 %", "1–3 %", "3–10 %", "10–30 %", "30–100 %"]
+MARKS = ["share of the questions in the bin", "gap to mean confidence", "perfect calibration", "95 % interval"]
+LINES = ["mean confidence", "accuracy"]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("figures")
+    assert report(*two_runs(folder), "--output", folder / "out") == 0
+    return folder / "out"
+
+
+def texts(svg):
+    return re.findall(r"<text[^>]*>([^<]+)</text>", svg)
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("arc_reliability_cft", [*SHADES, *MARKS, *LINES]),
+        ("arc_classwise_cft", [*SHADES, *MARKS]),
+        ("before_base-7b", [*SHADES, *MARKS]),
+        ("after_cft", [*SHADES, *MARKS]),
+        ("arc_options_cft", ["chosen", "right"]),
+        ("arc_coverage", ["base-7b", "cft"]),
+        ("arc_plane", ["base-7b", "cft"]),
+    ],
+)
+def test_a_panels_file_has_the_key_of_what_is_drawn_in_it(made, name, key):
+    shown = texts((made / "figures" / f"{name}.svg").read_text())
+    assert [text for text in key if shown.count(text) != 1] == []
+
+
+def test_the_page_has_the_key_once_and_not_in_each_panel(made):
+    page = (made / "report.html").read_text()
+    shown = texts(page)
+    # The pair for a slide stands before the page's key, and keeps its own.
+    assert [shown.count(text) for text in [*SHADES, *MARKS]] == [2] * 9
+    assert page.count("bin holds up to 1 %") == 1
+    box = r'aria-label="Reliability diagram of cft on arc[^"]*" viewBox="0 0 ([\d.]+) ([\d.]+)"'
+    _, (width, height) = re.findall(box, page)
+    whole = re.search('viewBox="0 0 ([0-9.]+) ([0-9.]+)"', (made / "figures" / "arc_reliability_cft.svg").read_text())
+    assert whole.group(1) == width
+    assert float(whole.group(2)) > float(height) + 30
+
+
+def test_a_pdf_embeds_true_type_fonts_and_ends_as_one(made):
+    for path in (made / "figures").glob("*.pdf"):
+        data = path.read_bytes()
+        assert b"/FontFile2" in data
+        assert b"/Type3" not in data
+        assert data.endswith(b"%%EOF\n")
+
+
+def test_signs_that_the_small_font_lacks_are_drawn_from_the_whole_one(tmp_path, recwarn):
+    folder = write_run(tmp_path / "run", {"arc": answers(20)}, {"pretrained": "org/Модель-7b"})
+    assert report(folder, "--output", tmp_path / "out") == 0
+    assert [str(each.message) for each in recwarn if "Glyph" in str(each.message)] == []
+
+
+@pytest.mark.slow
+def test_seven_methods_of_2000_questions_on_two_tasks_take_ten_seconds(tmp_path):
+    for number in range(7):
+        args = {"pretrained": "org/base", **({"peft": f"runs/fit-{number}"} if number else {})}
+        tasks = {task: answers(2000, 4, 3 / (1 + number), seed=seed) for seed, task in enumerate(("arc", "obqa"))}
+        write_run(tmp_path / "runs" / str(number), tasks, args)
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    command = [sys.executable, "-m", "calibtune", "report", "runs", "--output", "out"]
+    subprocess.run(command, cwd=tmp_path, check=True, timeout=600)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    # Of the processor, since other programs may have it too, and that costs some time.
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 15

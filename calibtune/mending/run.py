@@ -19,6 +19,7 @@ from calibtune.mending.choose import NAMES, PLACES, Candidate, best, candidates,
 from calibtune.mending.plan import Options
 from calibtune.reading import read_json
 from calibtune.reporting.numbers import scaled_label
+from calibtune.reporting.sentences import gain
 from calibtune.results.measures import calibrated_p
 from calibtune.steps import PLAN, Step, check_plan, run_step
 
@@ -218,10 +219,8 @@ def _numbers(results: dict[str, Any], label: str) -> dict[str, dict[str, dict[st
 
 def _gains(model: str, chosen: Candidate, numbers: dict[str, dict[str, dict[str, float]]]) -> list[str]:
     """Say for each task how sure the model is and how often it is right, before and after."""
-    sentences = []
-    for task, entry in numbers.items():
-        sure, after = (f"{100 * n['mean_confidence']:.0f} % sure" for n in (entry["before"], entry["after"]))
-        right, now = (f"{100 * n['acc']:.0f} % right" for n in (entry["before"], entry["after"]))
-        mended = "" if chosen.artifact is None else f"; with {NAMES[chosen.name]} {after} and {now}"
-        sentences.append(f"{Path(model).name} is {sure} and {right} on {task}{mended}.")
-    return sentences
+    name, fit = Path(model).name, NAMES[chosen.name]
+    return [
+        f"{name}: {gain(task, entry['before'], fit, None if chosen.artifact is None else entry['after'])}"
+        for task, entry in numbers.items()
+    ]

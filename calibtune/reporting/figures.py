@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 
+from calibtune.reporting.sentences import sure_and_right
 from calibtune.reporting.style import KEY, LIGHT, SHADE_RANGES, Panel, line, shade
 
 Entries = Mapping[str, Mapping[str, Any]]
@@ -66,8 +67,7 @@ def slide(label: str, entry: Mapping[str, Any]) -> Figure:
     figure, numbers = Figure(figsize=(4.4, 4.3)), entry["numbers"]
     axes = axes_at(figure, 0.66, 0.5, 3.54, 3.3, larger=1.2)
     draw_bins(axes, entry["bins"])
-    sure, right = (f"{100 * numbers[name]:.0f} %" for name in ("mean_confidence", "acc"))
-    axes.set_title(f"{shorten(label, 34)}\n{sure} sure, {right} right", loc="left", size=12)
+    axes.set_title(f"{shorten(label, 34)}\n{sure_and_right(numbers)}", loc="left", size=12)
     axes.set_xlabel("confidence", size=11)
     axes.set_ylabel("accuracy", size=11)
     axes.tick_params(labelsize=10)
@@ -282,18 +282,19 @@ def add_key(figure: Figure, lines: bool, size: float = 6.2) -> float:
         ("accuracy", ends, {"edgecolors": LIGHT["ink"], "linestyles": [":"], "linewidths": 1.3}),
     ]
     marks = marks if lines else marks[:3]
-    rows = 2 + math.ceil(len(marks) / 2)
-    row = 1.65 * size / 72
-    below = row * rows + 0.06
+    unit, half = size / 72, math.ceil(len(marks) / 2)
+    # Beside the shades where there is room, else below them.
+    beside = figure.get_figwidth() > 62 * unit
+    rows = max(2, half) if beside else 2 + half
+    below = 1.65 * unit * rows + 0.06
     _grow(figure, below)
-    unit = size / 72
     put = functools.partial(_put, figure, unit)
     put(0.9, rows - 0.5, "share of the questions in the bin", None, {})
     for place, text, style in zip((0.9, 6.3, 11.7, 17.8, 24.5), SHADE_RANGES, shades, strict=True):
         put(place, rows - 1.5, text, SQUARE, style)
     for number, mark in enumerate(marks):
-        column, line = divmod(number, rows - 2)
-        put(0.9 + 15.2 * column, rows - 2.5 - line, *mark)
+        column, line = divmod(number, half)
+        put(0.9 + 15.2 * column + 33 * beside, half - 0.5 - line, *mark)
     return below
 
 

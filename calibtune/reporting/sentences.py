@@ -22,23 +22,36 @@ def sentences(results: Mapping[str, Any], task: str) -> list[dict[str, Any]]:
         label, before = method["label"], plain.get(method["model"])
         if label not in entries:
             continue
-        text = f"{_said(entries[label])} on {task}"
+        numbers = entries[label]["numbers"]
         if before != label and before in entries:
-            text = f"{_said(entries[before])} on {task}; after "
-            # A comma divides the number of a temperature from the next one.
-            fit = label.removeprefix(f"{before} + ")
-            text += f"{fit}{',' * fit[-1].isdigit()} {_said(entries[label])}"
-        rows.append({"label": label, "text": f"{text}.", "badges": entries[label]["badges"]})
+            text = gain(task, entries[before]["numbers"], label.removeprefix(f"{before} + "), numbers)
+        else:
+            text = gain(task, numbers)
+        rows.append({"label": label, "text": text, "badges": entries[label]["badges"]})
     return rows
+
+
+def gain(task: str, numbers: Mapping[str, Any], fit: str = "", after: Mapping[str, Any] | None = None) -> str:
+    """Say how sure a model is and how often it is right, and the same after a fit.
+
+    Example:
+        >>> gain("arc", {"mean_confidence": 0.96, "acc": 0.7}, "RCFT", {"mean_confidence": 0.71, "acc": 0.71})
+        '96 % sure, 70 % right on arc; after RCFT 71 % sure, 71 % right.'
+    """
+    text = f"{sure_and_right(numbers)} on {task}"
+    if after is not None:
+        # A comma divides the number of a temperature from the next one.
+        text += f"; after {fit}{',' * fit[-1].isdigit()} {sure_and_right(after)}"
+    return f"{text}."
+
+
+def sure_and_right(numbers: Mapping[str, Any]) -> str:
+    """Return mean confidence and accuracy in words, such as "96 % sure, 70 % right"."""
+    return f"{100 * numbers['mean_confidence']:.0f} % sure, {100 * numbers['acc']:.0f} % right"
 
 
 def _unfitted(method: Mapping[str, Any]) -> bool:
     return not (method["adapter"] or method["method"] or method["temperature_from"])
-
-
-def _said(entry: Mapping[str, Any]) -> str:
-    numbers = entry["numbers"]
-    return f"{100 * numbers['mean_confidence']:.0f} % sure, {100 * numbers['acc']:.0f} % right"
 
 
 def before_after(results: Mapping[str, Any], task: str) -> list[str]:

@@ -31,17 +31,26 @@ class Cell:
 
     value: str
     interval: str = ""
-    #: "better" or "worse" if the difference's interval excludes 0, "text" for words, else empty.
+    #: "better" or "worse" if the difference's interval excludes 0, "text" for words, "above" of a name, else empty.
     kind: str = ""
     mark: str = ""
 
 
+#: Name of a row that has the name of the row above.
+ABOVE = Cell("", kind="above")
+
+
 @dataclass
 class Table:
-    """Hold a table's head and rows; the first cell of a row is its name."""
+    """Hold a table's head and rows; the first cell of a row is its name, :data:`ABOVE` where the row above has it."""
 
     head: list[str]
     rows: list[list[Cell]] = field(default_factory=list)
+
+    def named(self, number: int) -> int:
+        """Return how many rows the name of a row is for."""
+        later = [row[0] == ABOVE for row in self.rows[number + 1 :]]
+        return 1 + (later.index(False) if False in later else len(later))
 
 
 def measures(task: Mapping[str, Any], names: Sequence[str] = FIRST) -> Table:
@@ -69,14 +78,14 @@ def noise(task: Mapping[str, Any], names: Sequence[str] = FIRST) -> Table:
     table = Table(["method", "measure", "value", "floor", "excess", "debiased", "calibrated?"])
     for label, entry in task["methods"].items():
         numbers = entry["numbers"]
-        for name in (name for name in names if f"{name}_floor" in numbers):
+        for place, name in enumerate(name for name in names if f"{name}_floor" in numbers):
             floor = Cell(f"{numbers[f'{name}_floor']:.{DIGITS}f}", f"95% to {numbers[f'{name}_floor_95']:.{DIGITS}f}")
             found = [number_cell(numbers, name), floor, Cell(signed(numbers[f"{name}_excess"], DIGITS))]
             found += [
                 Cell(f"{numbers[f'{name}_debiased']:.{DIGITS}f}"),
                 Cell(calibrated(numbers[f"{name}_p"]), kind="text"),
             ]
-            table.rows.append([Cell(label), Cell(METRICS[name].title, kind="text"), *found])
+            table.rows.append([ABOVE if place else Cell(label), Cell(METRICS[name].title, kind="text"), *found])
     return table
 
 

@@ -31,7 +31,16 @@ def test_the_page_and_the_tables_show_each_eces_noise_and_what_calibration_costs
             f"{numbers[f'{name}_{more}']:.3f}" for more in ("low", "high", "floor", "floor_95", "excess", "debiased")
         )
         value, answer = f"{numbers[name]:.3f} ({low}–{high})", calibrated(numbers[f"{name}_p"])
-        cells = ["base-7b", title, value, f"{floor} (95% to {below})", f"+{excess}", debiased, answer]
+        # A method's name stands in its first row alone.
+        cells = [
+            "base-7b" if name.startswith("conf") else "",
+            title,
+            value,
+            f"{floor} (95% to {below})",
+            f"+{excess}",
+            debiased,
+            answer,
+        ]
         assert f"| {' | '.join(cells)} |" in markdown
     assert numbers["nll_calibration"] > 0.1
     refined, cost = (f"{numbers[f'nll_{part}']:.3f}" for part in ("refined", "calibration"))
@@ -41,6 +50,8 @@ def test_the_page_and_the_tables_show_each_eces_noise_and_what_calibration_costs
         assert f"<td>{numbers[f'{name}_floor']:.3f}<small>95% to {numbers[f'{name}_floor_95']:.3f}</small>" in page
     assert re.search(rf"<td>{refined}\s*</td>\s*<td>\+{cost}", page)
     assert "no, p &lt; .001" in page
+    # One for 10 bins, one for 14.
+    assert page.count('<th scope="row" rowspan="2">base-7b</th>') == 2
 
 
 def test_a_refinement_that_few_right_answers_leave_unknown_is_a_dash(tmp_path):

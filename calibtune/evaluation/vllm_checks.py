@@ -68,10 +68,12 @@ def check_engine() -> None:
     """Check that vLLM is there and gives the log-probabilities of named tokens.
 
     Raises:
-        UserError: It is missing or too old.
+        UserError: It is missing or too old, or the environment stops its progress bar, which it reads.
     """
     if importlib.util.find_spec("vllm") is None:
         raise UserError("--backend vllm needs the package vllm; pip install 'calibtune[vllm]'")
+    if os.environ.get("TQDM_DISABLE"):
+        raise UserError("TQDM_DISABLE is set, and without its progress bar vLLM divides by zero seconds; unset it")
     from vllm import SamplingParams
 
     # 0.20 has `logprob_token_ids`, and gives them only beside the likeliest tokens.

@@ -220,6 +220,11 @@ def test_4_bits_are_refused_where_vllm_has_none(engine, model, tmp_path, capsys,
     assert "pip install vllm-bnb-plugin" in refusal(capsys, tmp_path, "--model", model, "--quantization", "nf4")
 
 
+def test_a_progress_bar_that_is_off_which_vllm_reads_is_refused(engine, model, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+    assert "TQDM_DISABLE is set" in refusal(capsys, tmp_path, "--model", model)
+
+
 def test_an_engine_that_does_not_start_is_one_sentence(engine, model, tmp_path, capsys, monkeypatch):
     def fail(self, **_):
         raise RuntimeError("Engine core initialization failed. See root cause above.")

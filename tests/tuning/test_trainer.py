@@ -1,10 +1,16 @@
 """Train steps: accumulation, devices, precision, order of the questions, Trainer's arguments."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
-from fitting import METHODS, same_weights, small_fit, small_recipe
+from fitting import METHODS, same_weights, small_fit, small_recipe, words
 from peft.tuners.tuners_utils import BaseTunerLayer
 
+from calibtune.__main__ import main
+from calibtune.artifacts.manifest import read_artifact
 from calibtune.errors import UserError, WorkFailed
 from calibtune.tuning import trainer
 from calibtune.tuning.trainer import CalibrationTrainer, training_arguments
@@ -93,17 +99,38 @@ def test_question_order_depends_on_the_seed_not_the_method(model, tmp_path, meth
     assert len(seen) == 2 * 2 * 4
 
 
-def test_tensorboard_logs_loss_and_held_out_metrics_per_epoch(model, tmp_path):
+CURVES = ("held_out_nll", "held_out_conf_ece_10", "held_out_acc")
+
+
+@pytest.mark.parametrize("method", ["cft", "rcft"])
+def test_tensorboard_has_curves_of_the_held_out_questions_by_epoch(model, tmp_path, method):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    small_fit(model, tmp_path / "out", "cft", report_to="tensorboard", epochs=3)
+    assert main(words(model, tmp_path / "out", method, report_to="tensorboard", epochs=3)) == 0
     (folder,) = (tmp_path / "out" / "runs").iterdir()
     events = EventAccumulator(str(folder))
     events.Reload()
-    scalars = {name: [event.step for event in events.Scalars(name)] for name in events.Tags()["scalars"]}
-    assert scalars["train/held_out_conf_ece_10"] == [0, 4, 8, 12]
-    assert scalars["train/held_out_nll"] == [0, 4, 8, 12]
-    assert scalars["train/loss"] == [10]
+    for name in CURVES:
+        assert [event.step for event in events.Scalars(f"train/{name}")] == [0, 4, 8, 12]
+    epochs = {event.step: event.value for event in events.Scalars("train/epoch")}
+    assert [epochs[step] for step in (0, 4, 8, 12)] == [0, 1, 2, 3]
+    assert [event.step for event in events.Scalars("train/loss")] == [10]
+    ends = [events.Scalars(f"train/{name}")[place].value for name in CURVES for place in (0, -1)]
+    artifact = read_artifact(tmp_path / "out")
+    names = [name.removeprefix("held_out_") for name in CURVES]
+    assert ends == pytest.approx([side[name] for name in names for side in (artifact.before, artifact.after)], rel=1e-5)
+
+
+@pytest.mark.slow
+def test_wandb_gets_the_same_curves(model, mirror, tmp_path):
+    pytest.importorskip("wandb", reason="wandb is not installed")
+    environment = {**os.environ, "WANDB_MODE": "offline", "WANDB_DIR": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-m", "calibtune", *words(model, tmp_path / "out", report_to="wandb", epochs=2)]
+    subprocess.run(command, cwd=mirror, env=environment, check=True, timeout=300)
+    (file,) = tmp_path.rglob("run-*.wandb")
+    data = file.read_bytes()
+    # Before the fit and after each epoch; the summary at the end has each once more.
+    assert [data.count(f"train/{name}".encode()) >= 3 for name in CURVES] == [True] * 3
 
 
 def test_training_arguments_are_passed_to_transformers(model, tmp_path):

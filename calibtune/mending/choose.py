@@ -15,9 +15,9 @@ NAMES = {
     "base": "the model as it is",
     "temperature": "a temperature",
     "adapter": "an adapter",
-    "adapter-temperature": "an adapter with a temperature",
-    "orders": "several orders of the options with a temperature",
-    "adapter-orders": "an adapter and several orders of the options with a temperature",
+    "adapter-temperature": "an adapter and a temperature",
+    "orders": "several orders of the options and a temperature",
+    "adapter-orders": "an adapter, several orders of the options and a temperature",
 }
 #: Where the output folder has what was fitted after the first temperature.
 PLACES = {

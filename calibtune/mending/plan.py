@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -90,12 +91,10 @@ def pairs(options: Options, name: str, artifact: Path | None = None) -> Step:
     return _evaluation(options, f"win rate of {name}", f"{name}-pairs", ("--tasks", WIN), (WIN,), artifact)
 
 
-def report(options: Options, runs: dict[str, Path]) -> Step:
-    """Return the report of the base and what was chosen, by label."""
-    labels = [word for label in runs for word in ("--label", label)]
+def report(options: Options, evaluated: Sequence[Path]) -> Step:
+    """Return the report of the base's evaluation and of what was chosen."""
     folder = options.output / "report"
-    base, *others = map(str, runs.values())
-    return Step("report", ("report", base, *others, *labels, "--output", str(folder), "--overwrite"), folder)
+    return Step("report", ("report", *map(str, evaluated), "--output", str(folder), "--overwrite"), folder)
 
 
 def _evaluation(

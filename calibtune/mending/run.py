@@ -18,7 +18,6 @@ from calibtune.mending import plan
 from calibtune.mending.choose import NAMES, PLACES, Candidate, best, candidates, held_out_count, looks_calibrated
 from calibtune.mending.plan import Options
 from calibtune.reading import read_json
-from calibtune.reporting.numbers import scaled_label
 from calibtune.reporting.sentences import gain
 from calibtune.results.measures import calibrated_p
 from calibtune.steps import PLAN, Step, check_plan, run_step
@@ -181,14 +180,14 @@ def _guarded(options: Options, found: Sequence[Candidate], remarks: list[str]) -
 
 def _finish(options: Options, chosen: Candidate, found: Sequence[Candidate], remarks: Sequence[str]) -> Mended:
     """Measure what was chosen, write the report and the recommendation."""
-    runs = {"base": options.output / "base-eval"}
+    evaluated = [options.output / "base-eval"]
     if chosen.artifact is not None:
         step = plan.evaluation(options, chosen.name, chosen.artifact)
         _run(options, step)
-        runs[chosen.name] = step.output
-    step = plan.report(options, runs)
+        evaluated.append(step.output)
+    step = plan.report(options, evaluated)
     _run(options, step)
-    numbers = _numbers(read_json(step.output / "results.json"), chosen.name)
+    numbers = _numbers(read_json(step.output / "results.json"))
     mended = Mended(
         "leave it" if chosen.artifact is None else chosen.name,
         [*_gains(options.model.name, chosen, numbers), *remarks],
@@ -207,14 +206,13 @@ def _finish(options: Options, chosen: Candidate, found: Sequence[Candidate], rem
     return mended
 
 
-def _numbers(results: dict[str, Any], label: str) -> dict[str, dict[str, dict[str, float]]]:
-    """Return each task's metrics before and after, from a report's results."""
-    found = {}
-    for task, entry in results["tasks"].items():
-        methods = entry["methods"]
-        after = methods[scaled_label(methods, label)]
-        found[task] = {"before": methods["base"]["numbers"], "after": after["numbers"]}
-    return found
+def _numbers(results: dict[str, Any]) -> dict[str, dict[str, dict[str, float]]]:
+    """Return each task's metrics before and after, from a report's results, which end with what was chosen."""
+    labels = {"before": results["base"], "after": results["methods"][-1]["label"]}
+    return {
+        task: {when: entry["methods"][label]["numbers"] for when, label in labels.items()}
+        for task, entry in results["tasks"].items()
+    }
 
 
 def _gains(model: str, chosen: Candidate, numbers: dict[str, dict[str, dict[str, float]]]) -> list[str]:

@@ -37,7 +37,7 @@ def test_every_step_is_a_command_that_its_parser_takes(options):
         plan.orders(options, adapter.output / "adapter", "--held-out", "9"),
         plan.evaluation(options, "adapter-orders", adapter.output),
         plan.pairs(options, "adapter", adapter.output / "adapter"),
-        plan.report(options, {"base": Path("a"), "adapter": Path("b")}),
+        plan.report(options, [Path("a"), Path("b")]),
     ]
     for step in steps:
         words = shlex.split(str(step))[3:]

@@ -75,7 +75,7 @@ def mend(options: Options) -> Mended:
     found = candidates(options.output, compared, fitted)
     left = _guarded(options, found, remarks)
     chosen = best(left)
-    return _finish(options, chosen, found, [_why(options, chosen, len(left)), *remarks])
+    return _finish(options, chosen, found, [_why(options, chosen, len(left)), *_warnings(chosen), *remarks])
 
 
 def _calibrated(temperature: Artifact) -> str:
@@ -98,6 +98,12 @@ def _why(options: Options, chosen: Candidate, count: int) -> str:
         return f"{said} A question then takes one pass of the model."
     most = "" if options.orders == "all" else f", at most {options.orders}"
     return f"{said} A question then takes as many passes of the model as it has options{most}."
+
+
+def _warnings(chosen: Candidate) -> list[str]:
+    """Repeat what a user should know of a temperature that is recommended, such as letters without signal."""
+    fitted = None if chosen.artifact is None else read_artifact(chosen.artifact).temperature
+    return [f"Mind what its fit warned of: {text}." for text in (fitted["warnings"] if fitted else [])]
 
 
 def _check(options: Options, remarks: list[str]) -> None:

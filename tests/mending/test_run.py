@@ -1,6 +1,7 @@
 """What mend plans and says, without a model."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
@@ -53,6 +54,14 @@ def test_a_resumed_mend_keeps_its_number_of_adapters_whatever_the_clock_says(opt
 )
 def test_the_recommendation_says_how_many_passes_a_question_takes_where_orders_were_tried(options, name, orders, said):
     assert run._why(options(orders=orders), Candidate(name, "folder", 1.0), 3).endswith(said)
+
+
+def test_warnings_of_a_temperature_are_said_where_it_is_recommended(tmp_path, monkeypatch):
+    fitted = {"warnings": ["T says nothing of other questions"]}
+    monkeypatch.setattr(run, "read_artifact", lambda _: SimpleNamespace(temperature=fitted))
+    said = ["Mind what its fit warned of: T says nothing of other questions."]
+    assert run._warnings(Candidate("temperature", tmp_path, 1.0)) == said
+    assert run._warnings(Candidate("base", None, 1.0)) == []
 
 
 @pytest.mark.parametrize("orders", ["0", "some", "-1"])

@@ -108,10 +108,8 @@ def _right(loglikelihoods: FloatArray, unseen: BoolArray, gold: IntArray) -> tup
     """Return whether each question is answered right for sure, and whether it can be; 0 or 1, both of shape (N,)."""
     predicted = top(loglikelihoods)[1] == gold
     least = np.where(np.isnan(loglikelihoods) | unseen, -np.inf, loglikelihoods)
-    can_be = np.zeros(loglikelihoods.shape, dtype=bool)
-    for letter in range(loglikelihoods.shape[1]):
-        others = np.delete(least, letter, axis=1).max(axis=1)
-        can_be[:, letter] = loglikelihoods[:, letter] >= others
+    others = [np.delete(least, letter, axis=1).max(axis=1) for letter in range(least.shape[1])]
+    can_be = loglikelihoods >= np.stack(others, axis=1)
     is_gold = np.arange(loglikelihoods.shape[1]) == gold[:, None]
     cut = unseen.any(axis=1)
     sure = np.where(cut, ~(can_be & ~is_gold).any(axis=1), predicted)
@@ -154,12 +152,13 @@ def _ece_range(
     A question whose two ends lie in one bin adds a number between two ends to that bin's sum. Any other adds to the sum
     of one bin, whichever it is, at most its largest gap. No ECE is below the gap between the two means.
     """
-    first, last = (np.clip(bin_index(np.clip(each, 0.0, 1.0), bins, edge), 0, bins - 1) for each in probs)
+    # Rounding can lift a probability above 1.
+    first, last = (bin_index(np.minimum(each, 1.0), bins, edge) for each in probs)
     sure, gaps = first == last, (right[0] - probs[1], right[1] - probs[0])
     low, high = (np.bincount(first[sure], gap[sure], bins).astype(np.float64) for gap in gaps)
     loose = np.maximum(np.abs(gaps[0]), np.abs(gaps[1]))[~sure].sum()
     least = max(_distance(low, high).sum() - loose, _distance(gaps[0].sum(), gaps[1].sum()), 0.0) / len(first)
-    most = min((np.maximum(np.abs(low), np.abs(high)).sum() + loose) / len(first), 1.0)
+    most = (np.maximum(np.abs(low), np.abs(high)).sum() + loose) / len(first)
     # Sums in two orders differ in their last digit.
     return float(min(least, most)), float(most)
 

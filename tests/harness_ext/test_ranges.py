@@ -129,3 +129,34 @@ def test_a_question_none_of_whose_letters_is_seen_can_have_any_answer():
     ranges = metric_ranges(letters, unseen, np.array([0]), bins=(10,))
     assert ranges["acc"] == (0.0, 1.0)
     assert ranges["nll"][1] == np.inf
+
+
+def test_without_arguments_t_is_1_and_bins_are_10():
+    letters, unseen, gold = questions(np.random.default_rng(5), 60, 3, 0.5)
+    assert unseen.any()
+    for found, wanted in zip(log_prob_ranges(letters, unseen), log_prob_ranges(letters, unseen, 1.0), strict=True):
+        np.testing.assert_array_equal(found, wanted)
+    ranges = metric_ranges(letters, unseen, gold)
+    assert ranges == metric_ranges(letters, unseen, gold, 1.0, (10,))
+    assert set(ranges) == {"acc", "nll", "brier", "letter_mass", "conf_ece_10", "cw_ece_10"}
+    assert conf_ece_range(letters, unseen, gold) == conf_ece_range(letters, unseen, gold, 1.0, 10)
+    assert conf_ece_range(letters, unseen, gold) == ranges["conf_ece_10"]
+    assert conf_ece_range(letters, unseen, gold) != conf_ece_range(letters, unseen, gold, 2.0)
+    letters, unseen, gold = questions(np.random.default_rng(5), 60, 10, 0.5)
+    expected = conf_ece(np.exp(letter_log_softmax(letters)), gold)
+    assert conf_ece_range(letters, unseen, gold) == pytest.approx((expected, expected))
+
+
+def test_no_range_goes_beyond_what_its_metric_can_be():
+    letters, unseen = np.log([[0.4, 0.4, 0.4, 0.4]] * 3), np.array([[True] * 4] * 3)
+    ranges = metric_ranges(letters, unseen, np.zeros(3, dtype=int), bins=(1,))
+    assert ranges["letter_mass"] == (0.0, 1.0)
+    assert ranges["brier"][1] == 2.0
+    assert ranges["conf_ece_1"] == (0.0, 1.0)
+
+
+def test_the_likeliest_of_k_letters_has_at_least_a_kth():
+    # None of the first question's letters is seen: it is right or wrong, with a confidence of .5 to 1. The second is
+    # right with .6 and sure to be: .4 too few. Above: .5 and .4 too few; below: 1 too much and .4 too few.
+    letters, unseen = np.log([[0.1, 0.1], [0.6, 0.4]]), np.array([[True, True], [False, False]])
+    assert conf_ece_range(letters, unseen, np.array([0, 0]), bins=1) == pytest.approx((0.0, 0.45))

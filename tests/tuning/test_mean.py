@@ -1,7 +1,12 @@
+import json
+import logging
+
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
-from calibtune.tuning.mean import mean_product
+from calibtune.models.adapters import WEIGHTS
+from calibtune.tuning.mean import mean_product, write_mean
 
 
 def products(count, rank, experts=1, width=5, height=7):
@@ -42,3 +47,46 @@ def test_weights_keep_their_precision():
     pairs = [tuple(each.bfloat16() for each in pair) for pair in products(2, 2)]
     a, b, _ = mean_product(pairs, 2)
     assert (a.dtype, b.dtype) == (torch.bfloat16, torch.bfloat16)
+
+
+def written(folder, pairs, names):
+    """Write an adapter of a layer and an embedding, with a tokenizer."""
+    folder.mkdir()
+    weights = {
+        name: each
+        for (a, b), (first, second) in zip(pairs, names, strict=True)
+        for name, each in ((first, a), (second, b))
+    }
+    save_file(weights, folder / WEIGHTS)
+    for name in ("adapter_config.json", "tokenizer.json", "chat_template.jinja", "vocab.json", "README.md"):
+        (folder / name).write_text(json.dumps({"name": f"{folder.name} {name}"}))
+    return folder
+
+
+def test_an_adapter_is_written_with_configuration_and_tokenizer_of_the_first(tmp_path, caplog):
+    names = [("x.lora_A.weight", "x.lora_B.weight"), ("e.lora_embedding_A", "e.lora_embedding_B")]
+    each = products(4, 2)
+    adapters = [written(tmp_path / str(i), each[2 * i : 2 * i + 2], names) for i in range(2)]
+    with caplog.at_level(logging.INFO):
+        share = write_mean(adapters, tmp_path / "mean", 2)
+    found, norms = load_file(tmp_path / "mean" / WEIGHTS), []
+    assert set(found) == {name for pair in names for name in pair}
+    for place, (first, second) in enumerate(names):
+        a, b, both = mean_product([each[place], each[2 + place]], 2)
+        assert torch.equal(found[first], a)
+        assert torch.equal(found[second], b)
+        norms.append(both)
+    assert share == pytest.approx(sum(kept for _, kept in norms) / sum(whole for whole, _ in norms))
+    assert 0.5 < share < 0.99
+    assert f"the mean of 2 adapters, at rank 2: {100 * share:.2f} % of its squared norm" in caplog.text
+    kept = {"adapter_config.json", "tokenizer.json", "chat_template.jinja", "vocab.json", WEIGHTS}
+    assert {path.name for path in (tmp_path / "mean").iterdir()} == kept
+    for name in kept - {WEIGHTS}:
+        assert json.loads((tmp_path / "mean" / name).read_text()) == {"name": f"0 {name}"}
+
+
+def test_a_mean_of_nothing_keeps_all_of_it(tmp_path):
+    zero = [(torch.zeros(2, 5), torch.zeros(7, 2))]
+    adapter = written(tmp_path / "0", zero, [("x.lora_A.weight", "x.lora_B.weight")])
+    assert write_mean([adapter], tmp_path / "deep" / "mean", 2) == 1
+    assert write_mean([adapter], tmp_path / "deep" / "mean", 2) == 1

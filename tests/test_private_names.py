@@ -11,6 +11,7 @@ USED = {
     "calibtune/__main__.py": {"_actions"},
     "calibtune/commands/fit.py": {"_ArgumentGroup"},
     "calibtune/data/encoder.py": {"_encode_pair"},
+    "calibtune/models/shares.py": {"_fsdp_param_group", "_set_unshard_async_op"},
     "calibtune/tuning/graphs.py": {"_attn_implementation"},
     "calibtune/tuning/trainer.py": {"_get_grad_norm"},
     "harness_ext/encoding.py": {"_encode_pair"},

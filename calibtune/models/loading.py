@@ -24,7 +24,7 @@ from calibtune.errors import UserError, is_out_of_memory, reason
 from calibtune.models.heads import check_places
 from calibtune.models.quantized import FOUR_BITS, check_held, four_bit, held_as, keep_exact, mismatched, passed_by
 from calibtune.models.sharding import launched_with
-from calibtune.models.shares import reading_shares, share_options
+from calibtune.models.shares import reading_shares, share_options, split_alike
 from calibtune.reading import BOM, check_folder, checked, read_text
 from calibtune.spec import ModelSpec
 from harness_ext.encoding import appended
@@ -142,7 +142,9 @@ def load_base(spec: ModelSpec, dtype: torch.dtype | None = None, in_shares: bool
             known = model.hf_quantizer.modules_to_not_convert
             del model
             model, info = _load(spec, dtype, {}, [*known, *unfit])
-    elif not options:
+    elif options:
+        model = split_alike(model)
+    else:
         model = model.to(device(spec.device))
     check_loaded(model, info, spec.name)
     return model

@@ -374,7 +374,7 @@ def _train(inputs: Inputs, model: Any, output: Path, resume: bool, started: floa
 
     from calibtune.artifacts.whole_models import check_answers
     from calibtune.models.sharding import save_whole, split_by_fsdp, whole
-    from calibtune.models.shares import split, without_weights
+    from calibtune.models.shares import Shares, split, without_weights
     from calibtune.tuning.memory import fitting
     from calibtune.tuning.trainer import CalibrationTrainer, training_arguments
 
@@ -383,7 +383,7 @@ def _train(inputs: Inputs, model: Any, output: Path, resume: bool, started: floa
     questions = inputs.questions
     with whole(model):
         before = _measures(model, inputs)
-    shares: dict[str, torch.Tensor] = {}
+    shares: Shares | None = None
     if split_by_fsdp(model):
         model, shares = without_weights(model)
     set_seed(recipe.seed)
@@ -393,7 +393,7 @@ def _train(inputs: Inputs, model: Any, output: Path, resume: bool, started: floa
             recipe = fitting(model, questions, recipe, arguments.world_size)
         arguments = training_arguments(recipe, output / CHECKPOINTS)
     trainer = CalibrationTrainer(model, arguments, recipe, questions)
-    if shares:
+    if shares is not None:
         split(trainer, shares)
     checkpoint = last_checkpoint(output / CHECKPOINTS) if resume else None
     trainer.accelerator.wait_for_everyone()

@@ -86,10 +86,12 @@ transformers.AutoTokenizer.from_pretrained(sys.argv[2]).save_pretrained(sys.argv
       --fsdp_state_dict_type FULL_STATE_DICT --fsdp_reshard_after_forward true $fit --batch-size 8 --output "$out/split")
   rm -rf "$out/8b"
 }
-shares() { # memory of two GPUs on a model that is read in shares, and read whole; transformers 5.23 or newer
-  for how in "" --whole; do
-    python3 "$repo/tests/benchmarks/shares_memory.py" --processes 2 --device cuda --hidden 2048 --layers 16 $how
+shares() { # memory of two GPUs on a model that is read in shares, one of large embeddings, and one read whole, at the same time; transformers 5.23 or newer
+  local sizes="--hidden 2048 --layers 16"
+  for how in "$sizes" "--hidden 512 --layers 6 --vocabulary 65536" "$sizes --whole"; do
+    python3 "$repo/tests/benchmarks/shares_memory.py" --processes 2 --device cuda $how &
   done
+  wait
 }
 for part in ${4:-table test big small scoring ideas again packing}; do
   [ "$part" = test ] && part=test_

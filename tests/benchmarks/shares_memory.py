@@ -1,13 +1,13 @@
 """Memory of each process of a fit that FSDP 2 splits, beside a share of the model and its largest layer.
 
-    python tests/benchmarks/shares_memory.py --processes 2 4 [--device cuda] [--hidden 1024] [--layers 12]
+    python tests/benchmarks/shares_memory.py --processes 2 4 [--device cuda] [--hidden 1536] [--layers 12]
 
 The whole command runs in each process on a Llama with random float32 weights: loaded, scored, trained, written. Its
-memory is what it has more than before the model is loaded, less the same of a process with a tiny model: the peak of
-RssAnon of /proc, read every 5 ms, and the pages of the model's file that it has mapped, up to what it reads of it,
-since the kernel maps more. On GPUs, the peak of what torch has allocated comes beside it. glibc is told to return freed
-memory at once. ``--whole`` loads as before shares could be read. On CPUs the processes talk through gloo. FSDP itself
-holds several copies of a layer in a pass, so "scored" and "ended" have them.
+memory is what it has more than before the model is loaded: the peak of RssAnon of /proc, read every 5 ms, and the pages
+of the model's file that it has mapped, up to what it reads of it, since the kernel maps more. On GPUs, the peak of what
+torch has allocated comes beside it. "beside" is what one process that has the whole model has at the same point without
+the weights: activations, Python's objects. The rest is held of the weights, with all copies of them. glibc is told to
+return freed memory at once. ``--whole`` loads as before shares could be read. On CPUs the processes talk through gloo.
 """
 
 from __future__ import annotations
@@ -36,12 +36,13 @@ POINTS = ("loaded", "scored", "ended")
 
 
 def main() -> None:
-    """Run fits and print one line of JSON for each number of processes."""
+    """Run the fits and print one line of JSON for each number of processes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--processes", type=int, nargs="+", default=[2, 4])
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--hidden", type=int, default=1024)
+    parser.add_argument("--hidden", type=int, default=1536)
     parser.add_argument("--layers", type=int, default=12)
+    parser.add_argument("--vocabulary", type=int, default=512)
     parser.add_argument("--tuning", default="lora")
     parser.add_argument("--whole", action="store_true")
     parser.add_argument("--output", type=Path)
@@ -49,24 +50,30 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_arc_mirror(folder / "hub")
-        tiny = save_tiny(folder / "tiny")
-        large = save_tiny(folder / "large", hidden=args.hidden, layers=args.layers)
-        rows = [compare(folder, tiny, large, count, args) for count in args.processes]
+        model = save_tiny(folder / "model", hidden=args.hidden, layers=args.layers, vocabulary=args.vocabulary)
+        rows = compare(folder, model, args.processes, args)
     if args.output:
         args.output.write_text(json.dumps(rows, indent=1) + "\n")
 
 
-def compare(folder: Path, tiny: Path, large: Path, processes: int, args: argparse.Namespace) -> dict[str, Any]:
-    """Fit both models in so many processes and return MB of each process at each point."""
-    peaks = [measure(folder, model, processes, args) for model in (tiny, large)]
-    size, layer = sizes(large)
-    row: dict[str, Any] = {"processes": processes, "device": args.device, "tuning": args.tuning, "whole": args.whole}
-    row |= {"model": size, "largest_layer": layer, "bound": round(size / processes + layer, 1)}
-    for kind in peaks[1][0]:
-        more = [np.subtract(large[kind], small[kind]).round(1).tolist() for small, large in zip(*peaks, strict=True)]
-        row[kind] = {point: list(values) for point, values in zip(POINTS, zip(*more, strict=True), strict=True)}
-    print(json.dumps(row), flush=True)
-    return row
+def compare(folder: Path, model: Path, processes: list[int], args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Fit a model in one process, then in each number of processes; return MB of each process at each point."""
+    size, layer = sizes(model)
+    (one,) = measure(folder, model, 1, args)
+    # On the host the one process has mapped the weights and holds none of its own.
+    beside = {kind: np.subtract(peaks, size if kind == "gpu" else 0).clip(0).round(1) for kind, peaks in one.items()}
+    rows = []
+    for count in processes:
+        found = measure(folder, model, count, args)
+        row = {"processes": count, "device": args.device, "tuning": args.tuning, "whole": args.whole}
+        row |= {"model": size, "largest_layer": layer, "bound": round(size / count + layer, 1)}
+        for kind, without in beside.items():
+            peaks = np.array([process[kind] for process in found])
+            row[kind] = dict(zip(POINTS, (peaks - without).round(1).T.tolist(), strict=True))
+            row[f"{kind}_beside"] = dict(zip(POINTS, without.tolist(), strict=True))
+        print(json.dumps(row), flush=True)
+        rows.append(row)
+    return rows
 
 
 def sizes(model: Path) -> tuple[float, float]:
@@ -88,8 +95,10 @@ def measure(folder: Path, model: Path, processes: int, args: argparse.Namespace)
     fit = [*words(model, folder / "out", "cft", **changes), "--gradient-checkpointing", "--overwrite"]
     hidden = {} if args.device == "cuda" else {"CUDA_VISIBLE_DEVICES": ""}
     whole = {"WHOLE": "1"} if args.whole else {}
-    environment = {**os.environ, **FSDP2, **hidden, **whole, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    environment |= {"PEAKS": str(folder), "SHARE": str(sizes(model)[0] / (1 if args.whole else processes))}
+    split = FSDP2 if processes > 1 else {}
+    environment = {**os.environ, **split, **hidden, **whole, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    share = 0 if processes == 1 else sizes(model)[0] / (1 if args.whole else processes)
+    environment |= {"PEAKS": str(folder), "SHARE": str(share)}
     environment |= {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
     command = launched(__file__, fit, processes)
     done = subprocess.run(

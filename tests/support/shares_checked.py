@@ -43,8 +43,9 @@ def differences(folder, accelerator):
         if hasattr(module, "reshard"):
             module.reshard()
     found = [] if torch.equal(*logits) else ["logits"]
-    mine = dict(model.named_parameters())
-    for name, weight in whole.named_parameters():
+    # A frozen weight that two layers share is two, so that each is gathered on its own.
+    mine = dict(model.named_parameters(remove_duplicate=False))
+    for name, weight in whole.named_parameters(remove_duplicate=False):
         share = mine.pop(name)
         if not torch.equal(share.full_tensor(), weight) or share.requires_grad != weight.requires_grad:
             found.append(name)

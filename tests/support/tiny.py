@@ -40,14 +40,14 @@ def build_tokenizer(chat_template=CHAT_TEMPLATE):
     return tokenizer
 
 
-def build_model(tokenizer, seed=0, context=512, hidden=32, layers=2):
+def build_model(tokenizer, seed=0, context=512, hidden=32, layers=2, vocabulary=None):
     """A random Llama for the tokenizer; about 50,000 parameters."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(seed)
     config = LlamaConfig(
-        vocab_size=len(tokenizer),
+        vocab_size=vocabulary or len(tokenizer),
         hidden_size=hidden,
         intermediate_size=2 * hidden,
         num_hidden_layers=layers,
@@ -64,11 +64,11 @@ def build_model(tokenizer, seed=0, context=512, hidden=32, layers=2):
     return LlamaForCausalLM(config)
 
 
-def save_tiny(folder: Path, seed=0, context=512, chat_template=CHAT_TEMPLATE, hidden=32, layers=2) -> Path:
+def save_tiny(folder: Path, seed=0, context=512, chat_template=CHAT_TEMPLATE, **sizes) -> Path:
     """Write the model and its tokenizer to ``folder`` and return it."""
     tokenizer = build_tokenizer(chat_template)
     tokenizer.model_max_length = context
-    build_model(tokenizer, seed, context, hidden, layers).save_pretrained(folder)
+    build_model(tokenizer, seed, context, **sizes).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 

@@ -16,10 +16,12 @@ from calibtune.reporting.style import (
     FORMATS,
     SHADE_TEXTS,
     SLIDE_FORMATS,
+    Panel,
     drawn,
     file_formats,
     file_stem,
     inline_svg,
+    panel_stem,
     styled,
 )
 
@@ -188,7 +190,7 @@ def panels(mark: str, task: str, entries: figures.Entries) -> dict[str, list[dic
                 draw(label, entry),
                 tell(label, entry, task),
                 label * (figures.shorten(label) != label),
-                f"{file_stem(task)}_{kind}_{file_stem(label)}",
+                panel_stem(task, kind, label),
             )
             for i, (label, entry) in enumerate(entries.items())
         ]
@@ -200,7 +202,7 @@ def _drawn(
     name: str, figure: Figure, description: str, caption: str = "", file: str = "", formats: Sequence[str] = FORMATS
 ) -> dict[str, Any]:
     whole = drawn(figure)
-    svg = Markup(inline_svg(figure, name, description, whole))
+    svg = Markup(inline_svg(whole, name, description, figure.below if isinstance(figure, Panel) else 0.0))
     return {
         "id": name,
         "svg": svg,

@@ -165,6 +165,11 @@ def file_stem(task: str) -> str:
     return stem if stem == task else f"{stem}-{hashlib.sha256(task.encode('utf-8', 'replace')).hexdigest()[:8]}"
 
 
+def panel_stem(task: str, kind: str, label: str) -> str:
+    """Return the name of a panel's files without their ending."""
+    return f"{file_stem(task)}_{kind}_{file_stem(label)}"
+
+
 def drawn(figure: Figure) -> str:
     """Return a figure as a whole SVG document; other formats of it then take no layout of their own."""
     buffer = io.StringIO()
@@ -210,27 +215,26 @@ def png(figure: Figure, file: Any) -> None:
     FigureCanvasAgg(figure).print_png(file)
 
 
-def inline_svg(figure: Figure, name: str, description: str, svg: str | None = None) -> str:
-    """Return the figure as an ``<svg>`` element that uses the page's color variables, without a panel's key.
+def inline_svg(svg: str, name: str, description: str, below: float = 0.0) -> str:
+    """Return a drawn figure as an ``<svg>`` element that uses the page's color variables, without a panel's key.
 
     Args:
-        figure: The figure.
+        svg: What :func:`drawn` returned.
         name: Unique name on the page, the prefix of all ids.
         description: Text for readers who cannot see the figure.
-        svg: What :func:`drawn` returned for it.
+        below: Height of the key in inches; 0: there is none, or it stays.
 
     Returns:
         The element, with ``role="img"`` and the description as its label.
     """
-    text = svg or drawn(figure)
-    text = text[text.index("<svg") :]
+    width, height = (float(size) for size in re.findall(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg)[0])
+    text = svg[svg.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     # The paper, and the key, which is drawn last.
     text = re.sub(r'<g id="patch_1">.*?</g>', "", text, count=1, flags=re.DOTALL)
-    width, height = (72 * size for size in figure.get_size_inches())
-    if isinstance(figure, Panel) and figure.below:
+    if below:
         text = re.sub(rf'^( *)<g id="{KEY}.*?^\1</g>\n', "", text, flags=re.DOTALL | re.MULTILINE)
-        height -= 72 * figure.below
+        height -= 72 * below
     text = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', text)
     text = re.sub(r'(url\(#|href="#)', rf"\g<1>{name}-", text)
     for key, (light, _) in COLORS.items():

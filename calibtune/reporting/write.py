@@ -41,6 +41,6 @@ def write(
     write_text(output / "tables.tex", latex(results))
     write_json(output / "results.json", results)
     if regime_page(results):
-        write_text(output / REGIME, render_regime(results, step, "results.json"))
+        write_text(output / REGIME, render_regime(results, step, "results.json", drawn))
     write_text(output / "report.html", page)
     return len({Path(name).stem for name in drawn})

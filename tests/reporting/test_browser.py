@@ -57,6 +57,18 @@ def test_page_is_complete_legible_and_self_contained(report, chromium, width, da
     assert len(ids) == len(set(ids))
 
 
+def test_a_phone_shows_accuracy_ece_and_nll_without_scrolling_sideways(report, chromium):
+    chromium.open(report[1], 390)
+    heads = "[...document.querySelector('#task-1 table').tHead.rows[0].cells].slice(1, 4)"
+    assert chromium.evaluate(f"{heads}.map((head) => head.textContent)") == [
+        "accuracy",
+        "conf-ECE, 10 bins",
+        "NLL (nats)",
+    ]
+    assert chromium.evaluate(f"Math.max(...{heads}.map((head) => head.getBoundingClientRect().right))") <= 390
+    assert chromium.evaluate("document.querySelector('#task-1 .scroll').scrollLeft") == 0
+
+
 def test_nothing_in_a_panels_file_is_cut(report, chromium):
     page = report[1].parent / "panels.html"
     files = sorted((report[1].parent / "figures").glob("*.svg"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from markupsafe import Markup
@@ -10,9 +11,9 @@ from matplotlib.figure import Figure
 
 from calibtune.reporting import figures as report_figures
 from calibtune.reporting.html import rendered
-from calibtune.reporting.numbers import drawn
+from calibtune.reporting.numbers import drawn as few
 from calibtune.reporting.regime import figures, numbers
-from calibtune.reporting.style import inline_svg, styled
+from calibtune.reporting.style import drawn, inline_svg, panel_stem, styled
 from calibtune.reporting.tables import Cell, Table, number_cell, signed
 
 #: Up to this many models are named at the top.
@@ -28,13 +29,19 @@ TOLD = {
 METHODS = {"cft": "CFT", "rcft": "RCFT", "label-smoothing": "label smoothing", "auto": "mean of adapters"}
 
 
-def render(results: Mapping[str, Any], step: Callable[[str], None] = lambda _: None, file: str = "regime.json") -> str:
+def render(
+    results: Mapping[str, Any],
+    step: Callable[[str], None] = lambda _: None,
+    file: str = "regime.json",
+    files: Mapping[str, bytes] = MappingProxyType({}),
+) -> str:
     """Render the page as HTML.
 
     Args:
         results: Results of :func:`calibtune.reporting.build.build`.
         step: Called with a text after each task's figures.
         file: Name of the file with all numbers, beside the page.
+        files: Files of the report's panels, by name: what both pages show is not drawn again.
 
     Returns:
         An HTML document without external references.
@@ -42,7 +49,7 @@ def render(results: Mapping[str, Any], step: Callable[[str], None] = lambda _: N
     tasks = []
     for number, (name, task) in enumerate(results["tasks"].items()):
         if task["figures"]:
-            tasks.append(_task(f"t{number}", name, results))
+            tasks.append(_task(f"t{number}", name, results, files))
             step(f"drawn {name}")
     models = len(results["methods"])
     return rendered(
@@ -91,9 +98,9 @@ def family(method: Mapping[str, Any]) -> str:
     return " + ".join(parts) or "not fitted"
 
 
-def _task(mark: str, name: str, results: Mapping[str, Any]) -> dict[str, Any]:
+def _task(mark: str, name: str, results: Mapping[str, Any], files: Mapping[str, bytes]) -> dict[str, Any]:
     entries = results["tasks"][name]["methods"]
-    known, best, shown = numbers.p_star_known(entries), numbers.frontier(entries), drawn(results["tasks"][name])
+    known, best, shown = numbers.p_star_known(entries), numbers.frontier(entries), few(results["tasks"][name])
     families = {method["label"]: family(method) for method in results["methods"]}
     with styled():
         made = {
@@ -121,7 +128,8 @@ def _task(mark: str, name: str, results: Mapping[str, Any]) -> dict[str, Any]:
             "options": [
                 _figure(
                     f"{mark}-options-{i}",
-                    report_figures.options(label, entry, shown),
+                    files.get(f"{panel_stem(name, 'options', label)}.svg")
+                    or report_figures.options(label, entry, shown),
                     f"How often {label} chooses each option on {name}, and how often it is right.",
                 )
                 for i, (label, entry) in enumerate(shown.items())
@@ -129,8 +137,9 @@ def _task(mark: str, name: str, results: Mapping[str, Any]) -> dict[str, Any]:
         }
 
 
-def _figure(name: str, figure: Any, description: str) -> dict[str, Any]:
-    return {"id": name, "svg": Markup(inline_svg(figure, name, description)), "caption": ""}
+def _figure(name: str, figure: Figure | bytes, description: str) -> dict[str, Any]:
+    svg = figure.decode() if isinstance(figure, bytes) else drawn(figure)
+    return {"id": name, "svg": Markup(inline_svg(svg, name, description)), "caption": ""}
 
 
 def _line(entries: Mapping[str, Any]) -> dict[str, Any]:

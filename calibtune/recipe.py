@@ -252,9 +252,15 @@ def recipe_values(recipe: Recipe) -> dict[str, Any]:
     return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(recipe).items()}
 
 
+@cache
+def types() -> dict[str, Any]:
+    """Return each option's type; they are read once, since Python evaluates the text of each every time."""
+    return typing.get_type_hints(Recipe)
+
+
 def is_switch(name: str) -> bool:
     """Return whether an option is on or off."""
-    hint = typing.get_type_hints(Recipe)[name]
+    hint = types()[name]
     return hint is bool or bool in typing.get_args(hint)
 
 

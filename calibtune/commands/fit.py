@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from calibtune.processes import is_first_process
-from calibtune.recipe import FIELDS, RECIPES, Recipe, flag, is_switch, load_recipe, make_recipe
+from calibtune.recipe import FIELDS, RECIPES, flag, is_switch, load_recipe, make_recipe, types
 from calibtune.text import visible
 
 logger = logging.getLogger(__name__)
@@ -95,7 +95,7 @@ def _default(value: Any) -> str:
 
 def _metavar(name: str) -> str:
     """Return the choices of a field, read from its type, or its name."""
-    kinds = typing.get_args(typing.get_type_hints(Recipe)[name])
+    kinds = typing.get_args(types()[name])
     choices = [c for kind in kinds for c in (typing.get_args(kind) or (kind,)) if isinstance(c, str)]
     return "{" + ",".join(choices) + "}" if choices else name.rstrip("_").upper()
 

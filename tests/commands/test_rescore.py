@@ -211,18 +211,18 @@ BAD_INPUT = {
 
 
 @pytest.mark.parametrize("case", BAD_INPUT)
-def test_bad_input_is_one_line_exit_code_two_and_no_table(tmp_path, case):
+def test_bad_input_is_one_line_exit_code_two_and_no_table(tmp_path, capsys, case):
     make, message = BAD_INPUT[case]
     good, bad = tmp_path / "good", tmp_path / "bad"
     good.mkdir()
     bad.mkdir()
     write(good, rows(3))
-    run = rescore(good, make(bad))
-    assert run.returncode == 2
-    assert run.stdout == ""
-    assert run.stderr.startswith("calibtune: error: ")
-    assert run.stderr.count("\n") == 1
-    assert message in run.stderr
+    assert main(["rescore", str(good), str(make(bad))]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith("calibtune: error: ")
+    assert said.err.count("\n") == 1
+    assert message in said.err
 
 
 @pytest.mark.parametrize(

@@ -102,7 +102,7 @@ def test_question_order_depends_on_the_seed_not_the_method(model, tmp_path, meth
 CURVES = ("held_out_nll", "held_out_conf_ece_10", "held_out_acc")
 
 
-@pytest.mark.parametrize("method", ["cft", "rcft"])
+@pytest.mark.parametrize("method", [pytest.param("cft", marks=pytest.mark.slow), "rcft"])
 def test_tensorboard_has_curves_of_the_held_out_questions_by_epoch(model, tmp_path, method):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

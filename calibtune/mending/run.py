@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -156,11 +157,12 @@ def _adapter(options: Options, remarks: list[str]) -> Step | None:
         step = plan.adapter(options, count)
         minutes = sum(estimate(each, model)[0] for each in (step, *later)) / 60
         said = f"the mean of {count} adapters takes" if count > 1 else "an adapter takes"
-        logger.info("%s about %.0f minutes on this device; the budget is %g", said, minutes, options.budget)
+        # Rounded up, so that what is too long for the budget does not read as if it were not.
+        logger.info("%s about %d minutes on this device; the budget is %g", said, math.ceil(minutes), options.budget)
         if minutes <= options.budget:
             return step
     remarks.append(
-        f"No adapter was trained: it takes about {minutes:.0f} minutes on this device, and --budget is "
+        f"No adapter was trained: it takes about {math.ceil(minutes)} minutes on this device, and --budget is "
         f"{options.budget:g}."
     )
     return None

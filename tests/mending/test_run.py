@@ -30,10 +30,11 @@ def test_as_many_adapters_are_averaged_as_there_is_time_for_with_what_follows(op
     assert run._adapter(options(budget=budget, orders=orders), []) == plan.adapter(options(), count)
 
 
-def test_without_time_for_one_adapter_none_is_trained(options):
+def test_without_time_for_one_adapter_none_is_trained(options, monkeypatch):
     remarks = []
-    assert run._adapter(options(budget=12.9), remarks) is None
-    assert remarks == ["No adapter was trained: it takes about 13 minutes on this device, and --budget is 12.9."]
+    monkeypatch.setattr(run, "estimate", lambda *_: (184.0, 1))
+    assert run._adapter(options(budget=12), remarks) is None
+    assert remarks == ["No adapter was trained: it takes about 13 minutes on this device, and --budget is 12."]
 
 
 def test_a_resumed_mend_keeps_its_number_of_adapters_whatever_the_clock_says(options, tmp_path, monkeypatch):

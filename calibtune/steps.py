@@ -5,9 +5,10 @@ from __future__ import annotations
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from calibtune.artifacts.manifest import MANIFEST
 from calibtune.artifacts.tasks import SUFFIX
@@ -43,18 +44,31 @@ class Step:
 
 
 def _evaluated(folder: Path, task: str) -> bool:
-    """Return whether a task has results and as many samples as they say; lm_eval writes the samples last."""
+    """Return whether a task, or each task of a group, has results and as many samples as they say."""
     for path in folder.rglob("results_*.json"):
         results = read_json(path)
         names = {task + orders + scaled for orders in ("", ORDERS) for scaled in ("", SUFFIX)}
         for name in names & results["results"].keys():
-            samples = path.with_name(f"samples_{name}_{path.stem.removeprefix('results_')}.jsonl")
-            # A question has a line for each filter.
-            filters = {key.partition(",")[2] for key in results["results"][name]} - {""}
-            if samples.is_file():
-                with samples.open("rb") as lines:
-                    return sum(1 for _ in lines) == len(filters) * int(results["n-samples"][name]["effective"])
+            if all(_whole(path, results, leaf) for leaf in _tasks(results, name)):
+                return True
     return False
+
+
+def _tasks(results: Mapping[str, Any], name: str) -> list[str]:
+    """Return the tasks of a group, of which lm_eval writes no samples, or the task itself."""
+    inner = results.get("group_subtasks", {}).get(name)
+    return [task for each in inner for task in _tasks(results, each)] if inner else [name]
+
+
+def _whole(path: Path, results: Mapping[str, Any], name: str) -> bool:
+    """Return whether all samples of a task are there; lm_eval writes them last."""
+    samples = path.with_name(f"samples_{name}_{path.stem.removeprefix('results_')}.jsonl")
+    # A question has a line for each filter.
+    filters = {key.partition(",")[2] for key in results["results"][name]} - {""}
+    if not samples.is_file():
+        return False
+    with samples.open("rb") as lines:
+        return sum(1 for _ in lines) == len(filters) * int(results["n-samples"][name]["effective"])
 
 
 def check_plan(steps: Sequence[Step], output: Path) -> None:

@@ -20,7 +20,8 @@ def answers(rows=400, letters=4, sharpness=1.0, seed=0, noise=0.0, ragged=False)
     count = np.where(np.arange(rows) % 5 == 0, letters - 1, letters) if ragged else np.full(rows, letters)
     truth[np.arange(letters) >= count[:, None]] = -np.inf
     probs = np.exp(truth) / np.exp(truth).sum(axis=1, keepdims=True)
-    gold = np.array([rng.choice(letters, p=row) for row in probs])
+    shares = probs.cumsum(axis=1)
+    gold = (shares / shares[:, -1:] <= rng.random(rows)[:, None]).sum(axis=1)
     said = sharpness * (truth + noise * np.random.default_rng(seed + 1).normal(size=truth.shape))
     said = said - np.log(np.exp(said).sum(axis=1, keepdims=True)) - 0.05
     return [row[:k].tolist() for row, k in zip(said, count, strict=True)], gold.tolist()

@@ -45,6 +45,7 @@ def measured(backends, args, shots, repeats):
             if hasattr(lm.model, "reset_prefix_cache"):
                 lm.model.reset_prefix_cache()
             found[name].append(scored(lm, args, shots))
+            print(f"{shots}-shot, {name}: {found[name][-1][0]:.1f} s", flush=True)
     return found
 
 
@@ -55,8 +56,9 @@ def main() -> None:
     parser.add_argument("--task", default="mc_calib_openbookqa")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--limit", type=int, default=100)
+    parser.add_argument("--shots", type=int, nargs="+", default=[0, 5])
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--hf-repeats", type=int, default=1, help="of hf and hf-prefix")
+    parser.add_argument("--hf-repeats", type=int, default=1, help="of hf and hf-prefix; 0: compare with lm_eval's vLLM")
     parser.add_argument("--device", default="cpu", help="of hf and hf-prefix")
     parser.add_argument("--batch-size", type=int, default=16, help="of hf and hf-prefix")
     parser.add_argument("--engine", type=key_values, default={}, help="arguments of vLLM")
@@ -68,14 +70,17 @@ def main() -> None:
     options = {"pretrained": args.model, "dtype": args.dtype, "device": args.device, "batch_size": args.batch_size}
     hf = {"hf": LetterLM(**options, softmax_dtype="float32"), "hf-prefix": PrefixLM(**options, softmax_dtype="float32")}
     rows = []
-    for shots in (0, 5):
-        found = measured(engines, args, shots, args.repeats) | measured(hf, args, shots, args.hf_repeats)
-        exact = found["hf"][0][1]
+    for shots in args.shots:
+        found = measured(engines, args, shots, args.repeats)
+        if args.hf_repeats:
+            found |= measured(hf, args, shots, args.hf_repeats)
+        reference = "hf" if args.hf_repeats else "lm_eval vllm"
+        exact = found[reference][0][1]
         apart = {name: float(np.abs(runs[0][1] - exact).max()) for name, runs in found.items()}
         seconds = {name: [round(seconds, 3) for seconds, _ in runs] for name, runs in found.items()}
         medians = {name: float(np.median(values)) for name, values in seconds.items()}
         ratio = medians["lm_eval vllm"] / medians["vllm"]
-        rows.append({"shots": shots, "questions": args.limit, "seconds": seconds, "apart_from_hf": apart})
+        rows.append({"shots": shots, "questions": args.limit, "seconds": seconds, f"apart_from_{reference}": apart})
         rows[-1]["times_as_fast_as_lm_eval"] = round(ratio, 2)
         speeds = ", ".join(f"{name} {args.limit / value:.2f}" for name, value in medians.items())
         print(f"{shots}-shot, questions a second: {speeds}; {ratio:.2f} times lm_eval's vLLM; {apart}", flush=True)

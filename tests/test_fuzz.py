@@ -146,11 +146,11 @@ class Readers:
 
     def started(self, folder, rng):
         from calibtune.recipe import Recipe, recipe_values
-        from calibtune.tuning.fit import STARTED, _check_output
+        from calibtune.tuning.fit import STARTED, check_output
 
         recipe = Recipe(method="cft", model="m", tasks=("t",))
         (folder / STARTED).write_bytes(mutated_json(recipe_values(recipe), rng))
-        _check_output(recipe, folder, True, False)
+        check_output(recipe, folder, True, False)
 
     def checkpoint(self, folder, rng):
         from calibtune.tuning.checkpoints import WHOLE, last_checkpoint, seal

@@ -36,7 +36,7 @@ def test_every_architecture_read_in_shares_is_the_whole_model_split(tmp_path):
 
 @pytest.mark.slow
 def test_no_process_holds_more_of_the_weights_than_its_share_and_the_largest_layer(tmp_path):
-    check_held(tmp_path, [2, 4], "cpu", hidden=1536, layers=8)
+    check_held(tmp_path, [2, 4], "cpu", hidden=1024, layers=8)
 
 
 @pytest.mark.slow
@@ -50,7 +50,7 @@ two_gpus = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two G
 @two_gpus
 @pytest.mark.accelerator
 def test_no_gpu_holds_more_of_the_weights_than_its_share_and_the_largest_layer(tmp_path):
-    check_held(tmp_path, [2], "cuda", hidden=1536, layers=8)
+    check_held(tmp_path, [2], "cuda", hidden=1024, layers=8)
 
 
 def check_held(folder, processes, device, **sizes):

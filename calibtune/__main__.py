@@ -118,6 +118,8 @@ def quieten() -> None:
     """Leave out what other libraries say at every command and no user of these commands can act on."""
     # A faster 4-bit kernel for CPUs, fetched from the hub.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    # Which of Liger's kernels for other makers' chips cannot be loaded.
+    logging.getLogger("liger_kernel.backends.registry").setLevel(logging.ERROR)
     # That any task which loads its own data can be given arguments.
     logging.getLogger("lm_eval.api.task").addFilter(_is_no_remark)
     # Which names of other models its plan to split a model has.

@@ -22,7 +22,6 @@ from calibtune.reading import read_yaml
 from calibtune.spec import ModelSpec, Precision, Quantization, QuestionSpec
 from harness_ext.binning import MOST_BINS
 
-METHODS = ("temperature", "label-smoothing", "cft", "rcft", "strength", "auto")
 #: The methods that train weights, and those that take the options of training.
 TRAINS = ("label-smoothing", "cft", "rcft")
 TRAINED = " ".join((*TRAINS, "auto"))

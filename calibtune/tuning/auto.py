@@ -10,10 +10,11 @@ from typing import Any
 from calibtune.artifacts.card import model_card
 from calibtune.artifacts.manifest import MANIFEST, STARTED, Artifact, read_artifact, write_manifest
 from calibtune.files import write_text
-from calibtune.models.loading import found_device
+from calibtune.models.loading import device
 from calibtune.processes import is_first_process
 from calibtune.recipe import FIELDS, Recipe, recipe_values
 from calibtune.tuning.checkpoints import CHECKPOINTS
+from calibtune.tuning.checks import on_cpu
 from calibtune.tuning.fit import check_output, claim, fit, prepared, refuse_other
 from calibtune.tuning.inputs import read_inputs
 from calibtune.tuning.mean import write_mean
@@ -64,7 +65,7 @@ def fit_auto(recipe: Recipe, output: Path, resume: bool = False, overwrite: bool
     """
     from accelerate import PartialState
 
-    recipe = prepared(recipe)
+    recipe, state = prepared(recipe), PartialState(cpu=on_cpu(recipe.device))
     mean = output / MEAN
     # The questions that no adapter was trained on.
     top = _as(recipe, "temperature", artifact=str(mean))
@@ -73,12 +74,13 @@ def fit_auto(recipe: Recipe, output: Path, resume: bool = False, overwrite: bool
     elif not (resume and (output / STARTED).is_file()):
         # Bad input is found before anything is removed or written.
         read_inputs(members(recipe)[0])
-        check_output(top, output, resume, overwrite)
+        if is_first_process():
+            check_output(recipe, output, resume, overwrite)
         claim(top, output, resume, overwrite)
-    PartialState().wait_for_everyone()
+    state.wait_for_everyone()
     if not (mean / MANIFEST).is_file():
         _train(recipe, output)
-    PartialState().wait_for_everyone()
+    state.wait_for_everyone()
     return _whole(fit(top, output, resume=True), read_artifact(mean))
 
 
@@ -90,7 +92,7 @@ def _train(recipe: Recipe, output: Path) -> None:
         fitted.append(fit(member, output / CHECKPOINTS / f"{member.method}-{member.seed}", resume=True))
     if not is_first_process():
         return
-    write_mean([Path(each) for each in fitted], output / MEAN, recipe.rank, found_device())
+    write_mean([Path(each) for each in fitted], output / MEAN, recipe.rank, str(device(recipe.device)))
     first = fitted[0]
     artifact = dataclasses.replace(
         first,

@@ -87,9 +87,6 @@ def fit(recipe: Recipe, output: Path, resume: bool = False, overwrite: bool = Fa
         artifact = read_artifact(output)
         refuse_other(recipe, artifact.recipe, output)
         return artifact
-    if overwrite:
-        given = (recipe.model, recipe.artifact, recipe.samples, recipe.chat_template, recipe.include_path, recipe.data)
-        keep_inputs(output, Path.cwd(), *given)
     # Bad input must neither remove what --overwrite is for nor leave a folder behind: it is taken once all is read.
     if is_first_process():
         check_output(recipe, output, resume, overwrite)
@@ -168,6 +165,9 @@ def _on_base(recipe: Recipe) -> Recipe:
 
 def check_output(recipe: Recipe, output: Path, resume: bool, overwrite: bool) -> None:
     """Refuse an output folder that this fit may not have, and change nothing."""
+    if overwrite:
+        given = (recipe.model, recipe.artifact, recipe.samples, recipe.chat_template, recipe.include_path, recipe.data)
+        keep_inputs(output, Path.cwd(), *given)
     if resume and (output / STARTED).is_file():
         started = read_json(output / STARTED, dict[str, Any], "begin anew with --overwrite")
         # Replies of a server are known by what was asked, so that T can be fitted to them otherwise.

@@ -129,6 +129,17 @@ def test_misuse_is_refused_and_writes_nothing(model, tmp_path, capsys, more, tol
     assert not (tmp_path / "o").exists()
 
 
+def test_what_is_read_is_not_overwritten(model, tmp_path, capsys):
+    quiz = tmp_path / "o" / "quiz.jsonl"
+    quiz.parent.mkdir()
+    quiz.write_text(
+        "".join(json.dumps({"question": f"{i}?", "choices": ["x", "y"], "answer": 0}) + "\n" for i in range(40))
+    )
+    assert run(*words(model, tmp_path / "o"), "--data", quiz, "--overwrite") == 2
+    assert str(quiz) in capsys.readouterr().err
+    assert quiz.exists()
+
+
 def test_adapters_are_for_auto_alone(model, tmp_path, capsys):
     assert (
         run(

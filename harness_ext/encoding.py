@@ -48,8 +48,10 @@ def split_whole(context: Sequence[int], whole: Sequence[int]) -> tuple[list[int]
         >>> split_whole([5, 6, 1], [5, 6, 9])  # ":", " " becomes ":", " A"
         ([5, 6], [9])
     """
-    pairs = enumerate(zip(context, whole, strict=False))
-    cut = next((i for i, (first, second) in pairs if first != second), min(len(context), len(whole)))
+    cut = len(context)
+    if whole[:cut] != context:
+        pairs = enumerate(zip(context, whole, strict=False))
+        cut = next((i for i, (first, second) in pairs if first != second), min(len(context), len(whole)))
     return list(whole[:cut]), list(whole[cut:])
 
 
@@ -169,13 +171,17 @@ _watches: weakref.WeakValueDictionary[str, Watch] = weakref.WeakValueDictionary(
 SPARE = {"HFLM": 1, "NEURON_HF": 1, "VLLM": -1}
 
 
-def _is_cut(model: Any, context: int, continuation: int) -> bool:
+@functools.cache
+def _spare(kinds: tuple[type, ...]) -> int:
+    # By name, since importing a backend loads its engine.
+    return next((SPARE[kind.__name__] for kind in kinds if kind.__name__ in SPARE), 0)
+
+
+def _is_cut(model: Any, limit: int, context: int, continuation: int) -> bool:
     # An encoder-decoder counts its encoder's side alone.
     if getattr(model, "backend", None) == "seq2seq":
-        return context > model.max_length
-    # By name, since importing a backend loads its engine.
-    spare = next((SPARE[kind.__name__] for kind in type(model).__mro__ if kind.__name__ in SPARE), 0)
-    return context + continuation > model.max_length + spare
+        return context > limit
+    return context + continuation > limit + _spare(type(model).__mro__)
 
 
 def _watch_encoders() -> None:
@@ -228,10 +234,12 @@ def _watched(encode: Callable[[Any, str, str], tuple[list[int], list[int]]]) -> 
             lacking = lacking_bos(self, context, context_ids)
             for watch in ours:
                 watch.lacking = watch.lacking or lacking
-        for watch in ours:
-            cut = _is_cut(self, len(context_ids), len(continuation_ids))
-            encoded = Encoded(tuple(continuation_ids), len(context_ids), self.max_length, cut)
-            watch.see(request, encoded, self.tokenizer)
+        if ours:
+            limit = self.max_length
+            cut = _is_cut(self, limit, len(context_ids), len(continuation_ids))
+            encoded = Encoded(tuple(continuation_ids), len(context_ids), limit, cut)
+            for watch in ours:
+                watch.see(request, encoded, self.tokenizer)
         return context_ids, continuation_ids
 
     return watched

@@ -45,8 +45,7 @@ def tokenize(examples: Sequence[LetterExample], encoder: Encoder, max_length: in
     Raises:
         UserError: A letter is several tokens, two share one, or a prompt does not fit the context.
     """
-    texts = {text for example in examples for text in (example.context, example.context + example.letters[0])}
-    with encoder.ahead(texts):
+    with encoder.ahead((example.context, example.letters[0]) for example in examples):
         return _tokenized(examples, encoder, max_length)
 
 

@@ -7,12 +7,12 @@ Letter tasks read one position of each prompt, so that the output layer can run 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from math import ceil, inf
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from lm_eval.api.registry import register_model
@@ -52,6 +52,11 @@ class WholeModel(AutoModelForCausalLM):
         return model
 
 
+Item = TypeVar("Item")
+#: Waits for a batch: the log-likelihood of each continuation, and whether greedy decoding gives it.
+Answers = Callable[[], list[tuple[float, bool]]]
+
+
 @register_model("hf-letters")
 class LetterLM(WholePrompts, HFLM):
     """Score short continuations in float32; otherwise lm_eval's ``hf``, with its arguments.
@@ -80,26 +85,32 @@ class LetterLM(WholePrompts, HFLM):
         longest = max((len(continuation) for _, _, continuation in requests), default=0)
         if not requests or self.backend != "causal" or longest > LONGEST_CONTINUATION:
             return super()._loglikelihood_tokens(requests, disable_tqdm, override_bs)
-        waiting: dict[Tokens, list[int]] = {}
-        for i, (_, context, continuation) in enumerate(requests):
-            waiting.setdefault(self._fed(context, continuation), []).append(i)
         answers: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
-        size = override_bs or self._size(requests)
+        batches = self._started(requests, longest, override_bs or self._size(requests))
         with tqdm(total=len(requests), disable=disable_tqdm or self.rank != 0, desc="Scoring") as bar:
-            for cluster in self._clusters(list(waiting), longest):
-                shared = cluster.prompts[0][: cluster.shared]
-                keeps = keeps_logits(self.model)
-                cache = prefix_cache(self._forward, shared, self.device, keeps) if shared else None
-                for numbers in self._batches(cluster, cache, size):
-                    batch = [cluster.prompts[number] for number in numbers]
-                    asked = [(row, i) for row, prompt in enumerate(batch) for i in waiting[prompt]]
-                    wanted = [(row, requests[i][2]) for row, i in asked]
-                    for (_, i), answer in zip(asked, self._answers(batch, cluster, cache, wanted), strict=True):
-                        answers[i] = answer
-                        if (key := requests[i][0]) is not None:
-                            self.cache_hook.add_partial("loglikelihood", key, answer)
-                    bar.update(len(asked))
+            for numbers, finish in behind(batches):
+                for i, answer in zip(numbers, finish(), strict=True):
+                    answers[i] = answer
+                    if (key := requests[i][0]) is not None:
+                        self.cache_hook.add_partial("loglikelihood", key, answer)
+                bar.update(len(numbers))
         return answers
+
+    def _started(self, requests: Sequence[Any], longest: int, size: int) -> Iterator[tuple[list[int], Answers]]:
+        """Start one batch after the other; yield the numbers of its requests, and what waits for their answers."""
+        waiting: dict[Tokens, list[int]] = {}
+        most = self.max_length
+        for i, (_, context, continuation) in enumerate(requests):
+            waiting.setdefault(_fed(context, continuation, most), []).append(i)
+        for cluster in self._clusters(list(waiting), longest):
+            shared = cluster.prompts[0][: cluster.shared]
+            keeps = keeps_logits(self.model)
+            cache = prefix_cache(self._forward, shared, self.device, keeps) if shared else None
+            for numbers in self._batches(cluster, cache, size):
+                batch = [cluster.prompts[number] for number in numbers]
+                asked = [(row, i) for row, prompt in enumerate(batch) for i in waiting[prompt]]
+                wanted = [(row, requests[i][2]) for row, i in asked]
+                yield [i for _, i in asked], self._answers(batch, cluster, cache, wanted)
 
     def _clusters(self, prompts: Sequence[Tokens], spare: int) -> Iterable[Cluster]:
         """Group prompts whose common beginning is computed once; here each computes its own."""
@@ -136,35 +147,37 @@ class LetterLM(WholePrompts, HFLM):
             found += [[batch[j] for j in part] for part in alike]
         return found
 
-    def _fed(self, context: list[int], continuation: list[int]) -> Tokens:
-        """Return what the model is fed: all but the last token, cut from the left as the stock backend cuts it."""
-        return tuple((context + continuation)[-(self.max_length + 1) :][:-1])
-
     def _answers(
         self,
         prompts: Sequence[Tokens],
         cluster: Cluster,
         cache: DynamicCache | None,
         wanted: Sequence[tuple[int, list[int]]],
-    ) -> list[tuple[float, bool]]:
-        """Return the log-likelihood of each wanted continuation, and whether greedy decoding gives it."""
+    ) -> Answers:
+        """Start a forward pass; what is returned waits for it.
+
+        Then it gives the log-likelihood of each wanted continuation, and whether greedy decoding gives it.
+        """
         skip = cluster.shared if cache is not None else 0
         own = [prompt[skip:] for prompt in prompts]
         width = max(map(len, own))
         # Padded on the right, where causal attention never looks.
-        ids = torch.tensor([[*tokens, *[0] * (width - len(tokens))] for tokens in own], device=self.device)
+        ids = copied([[*tokens, *[0] * (width - len(tokens))] for tokens in own], self.device)
         # A prompt ends in its continuation but for the last token.
         at = [(row, len(own[row]) - len(tokens) + j, token) for row, tokens in wanted for j, token in enumerate(tokens)]
         read = sorted({(row, place) for row, place, _ in at})
         past = {} if cache is None else {"past_key_values": repeated(cache, len(own))}
-        logits = self._logits(ids, torch.tensor(read).T, use_cache=cache is not None, **past)
+        logits = self._logits(ids, copied(read, self.device).T, use_cache=cache is not None, **past)
         logs = torch.log_softmax(logits, dim=-1, dtype=self.softmax_dtype)
         where = {pair: i for i, pair in enumerate(read)}
-        index = torch.tensor([where[row, place] for row, place, _ in at], device=logs.device)
-        tokens = torch.tensor([token for _, _, token in at], device=logs.device)
-        values = iter(logs[index, tokens].tolist())
-        greedy = iter((logs.argmax(-1)[index] == tokens).tolist())
-        return [(sum(islice(values, len(c))), all(list(islice(greedy, len(c))))) for _, c in wanted]
+        index, tokens = copied([[where[row, place], token] for row, place, token in at], logs.device).T
+        values, greedy = later(logs[index, tokens]), later(logs.argmax(-1)[index] == tokens)
+
+        def answers() -> list[tuple[float, bool]]:
+            found, best = iter(values()), iter(greedy())
+            return [(sum(islice(found, len(c))), all(list(islice(best, len(c))))) for _, c in wanted]
+
+        return answers
 
     def _logits(self, ids: torch.Tensor, read: torch.Tensor, **options: Any) -> torch.Tensor:
         """Return the logits at N places, shape (N, V); ``read`` holds rows and positions, shape (2, N)."""
@@ -182,3 +195,38 @@ class LetterLM(WholePrompts, HFLM):
         mixed = self.mixed_precision_dtype
         with torch.no_grad(), torch.autocast(self.device.type, dtype=mixed, enabled=mixed is not None):
             return self.model(ids, **options)
+
+
+def _fed(context: list[int], continuation: list[int], most: int) -> Tokens:
+    """Return what the model is fed: all but the last token, cut from the left as the stock backend cuts it."""
+    return tuple((context + continuation)[-(most + 1) :][:-1])
+
+
+def behind(items: Iterable[Item]) -> Iterator[Item]:
+    """Yield each item when the next one has been made: answers are waited for while a GPU has the next batch to do."""
+    before: list[Item] = []
+    for item in items:
+        yield from before
+        before = [item]
+    yield from before
+
+
+def copied(numbers: Any, device: torch.device) -> torch.Tensor:
+    """Return numbers on a device; a GPU copies them when it is there, and goes on computing until then."""
+    made = torch.tensor(numbers)
+    return made.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else made.to(device)
+
+
+def later(values: torch.Tensor) -> Callable[[], list[Any]]:
+    """Begin to copy values to the host, behind what a GPU still has to compute for them; return what waits for them."""
+    if not values.is_cuda:
+        return values.tolist
+    there = values.to("cpu", non_blocking=True)
+    done = torch.cuda.current_stream(values.device).record_event()
+
+    def waited() -> list[Any]:
+        done.synchronize()
+        found: list[Any] = there.tolist()
+        return found
+
+    return waited

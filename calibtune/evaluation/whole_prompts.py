@@ -30,9 +30,8 @@ class WholePrompts(TextsAhead):
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """Score requests; each text is tokenized once, where lm_eval tokenizes each prompt for each letter."""
-        pairs = [request.args for request in requests if request.args[0]]
-        texts = {text for pair in pairs for text in (pair[0], "".join(pair))}
-        with self.ahead(texts, disable_tqdm or self.rank != 0):
+        pairs = (request.args for request in requests if request.args[0])
+        with self.ahead(pairs, disable_tqdm or self.rank != 0):
             return super().loglikelihood(requests, disable_tqdm)
 
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:

@@ -7,7 +7,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from tiny import save_tiny
 
-from calibtune.evaluation.hf_letters import Cluster, LetterLM
+from calibtune.evaluation.hf_letters import Cluster, LetterLM, copied, later
 from calibtune.evaluation.hf_prefix import PrefixLM, clusters
 from calibtune.models.prefix import prefix_cache
 
@@ -195,7 +195,8 @@ def test_texts_are_encoded_ahead_as_the_stock_backend_encodes_them(model, monkey
     assert seen[1][:4] == seen[0][:4]
     # The blank lines before " C" are the context's here.
     assert len(seen[1][4][2]) < len(seen[0][4][2])
-    assert encoded == [9, 1]  # the empty prompt's continuation alone
+    # The empty prompt's continuation, and whether the tokenizer appends anything.
+    assert encoded == [9, 3]
 
 
 def test_a_batch_has_no_more_to_compute_or_to_keep_than_a_stock_one(model):
@@ -211,6 +212,38 @@ def test_a_batch_has_no_more_to_compute_or_to_keep_than_a_stock_one(model):
     assert {len(batch) for batch in lm._batches(cluster, None, 8)} == {8}
     lm.model.config.vocab_size = int(kept / 4 / 2)  # keys and values of a token take two tokens' log-probabilities
     assert {len(batch) for batch in lm._batches(cluster, cache, 8)} == {8}
+
+
+def test_a_batch_is_waited_for_when_the_next_one_is_under_way(model, monkeypatch):
+    events, start = [], LetterLM._answers
+
+    def noted(self, prompts, *more):
+        events.append(f"start {len(prompts)}")
+        finish = start(self, prompts, *more)
+        return lambda: events.append(f"wait {len(prompts)}") or finish()
+
+    monkeypatch.setattr(LetterLM, "_answers", noted)
+    lm = LetterLM(pretrained=model, **{**OPTIONS, "batch_size": 3})
+    pairs = [(f"Which of these is the right one? {n}", f" {letter}") for n in range(8) for letter in "AB"]
+    found = lm.loglikelihood([request_of(pair) for pair in pairs])
+    assert events == ["start 3", "start 3", "wait 3", "start 2", "wait 3", "wait 2"]
+    events.clear()
+    alone = lm.loglikelihood([request_of(pair) for pair in pairs[-2:]])
+    assert events == ["start 1", "wait 1"]
+    np.testing.assert_allclose([v for v, _ in alone], [v for v, _ in found[-2:]], atol=1e-5)
+
+
+@pytest.mark.accelerator
+def test_nothing_waits_for_a_gpu_between_a_batchs_numbers_and_its_answers():
+    import torch
+
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        numbers = copied([[1, 2], [3, 4]], torch.device("cuda"))
+        wait = later(numbers.double().sum(0))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert wait() == [4.0, 6.0]
 
 
 def test_long_responses_take_the_stock_way(model, monkeypatch):

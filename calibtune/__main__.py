@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import atexit
 import contextlib
 import difflib
 import errno
@@ -159,6 +160,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(argv: list[str]) -> int:
     gc.set_threshold(max(GARBAGE, gc.get_threshold()[0]))
+    # Else Python's last search for garbage visits all that was imported: a second after torch and transformers.
+    atexit.register(gc.freeze)
     # Read when torch and numpy are loaded. Their threads wait for each other after every operation; awake, they take
     # the core from those that they wait for wherever another program runs too.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

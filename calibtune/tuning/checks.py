@@ -22,8 +22,8 @@ from calibtune.recipe import Recipe
 
 logger = logging.getLogger(__name__)
 
-#: Model types that take Liger's kernels without being asked: dense ones of RMSNorm and SwiGLU.
-WITH_LIGER = ("llama", "mistral", "olmo2", "qwen2", "qwen3")
+#: Model types that take Liger's kernels and CUDA graphs without being asked: dense ones of RMSNorm and SwiGLU.
+DENSE = ("llama", "mistral", "olmo2", "qwen2", "qwen3")
 
 
 def check_machine(recipe: Recipe) -> None:
@@ -35,8 +35,8 @@ def check_machine(recipe: Recipe) -> None:
     """
     check_spec(recipe.spec)
     kind = device(recipe.device).type
-    if recipe.cuda_graphs and (kind != "cuda" or PartialState().num_processes > 1):
-        raise UserError("--cuda-graphs needs one process on an NVIDIA or AMD GPU; leave it out")
+    if recipe.cuda_graphs and (kind != "cuda" or launched_with("FSDP") or launched_with("DEEPSPEED")):
+        raise UserError("--cuda-graphs needs an NVIDIA or AMD GPU, without FSDP and DeepSpeed; leave it out")
     if recipe.liger_kernel and kind == "cpu":
         raise UserError("--liger-kernel needs a GPU, and this fit would run on the CPU; leave it out")
     check_sharding()
@@ -87,8 +87,8 @@ def with_kernels(recipe: Recipe, config: Any) -> Recipe:
 
 
 def _liger_serves(recipe: Recipe, config: Any) -> bool:
-    """Return whether a GPU computes, Liger is installed and can be loaded, and the model is of ``WITH_LIGER``."""
-    if device(recipe.device).type != "cuda" or config.model_type not in WITH_LIGER or recipe.trust_remote_code:
+    """Return whether a GPU computes, Liger is installed and can be loaded, and the model is of ``DENSE``."""
+    if device(recipe.device).type != "cuda" or config.model_type not in DENSE or recipe.trust_remote_code:
         return False
     if importlib.util.find_spec("liger_kernel") is None:
         return False
@@ -123,7 +123,7 @@ def on_cpu(name: str | None) -> bool:
 def idle_gpus(recipe: Recipe) -> str:
     """Return a hint if one process trains on a machine with several GPUs, else an empty text."""
     count = torch.cuda.device_count()
-    if count < 2 or recipe.cuda_graphs or on_cpu(recipe.device) or int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if count < 2 or on_cpu(recipe.device) or int(os.environ.get("WORLD_SIZE", "1")) > 1:
         return ""
     share = max(recipe.batch_size // count, 1)
     return (

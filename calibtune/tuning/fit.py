@@ -186,7 +186,7 @@ def refuse_other(recipe: Recipe, before: Mapping[str, Any], output: Path) -> Non
     # A local server has another port each time, and its replies are known by what was asked.
     own |= {"base_url"}
     # They compute the same. A finished fit says whether it had them; this machine need not have what that one had.
-    own |= {"liger_kernel"} if recipe.liger_kernel is None else set()
+    own |= {name for name in ("liger_kernel", "cuda_graphs") if values[name] is None}
     other = sorted(key for key in values if before[key] != values[key] and key not in own)
     if other:
         changes = ", ".join(f"{key} {before[key]!r} -> {values[key]!r}" for key in other)
@@ -403,6 +403,7 @@ def _train(inputs: Inputs, model: Any, output: Path, resume: bool, started: floa
         logger.info("resuming from %s", checkpoint)
         trainer.e_step.load(checkpoint)
     trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+    recipe = trainer.recipe
     model = trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
     after = _measures(model, inputs)
     if after.bins and is_first_process() and (advice := overtrained(trainer.nll_before, after.numbers["nll"])):

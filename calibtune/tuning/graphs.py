@@ -1,7 +1,7 @@
-"""Run forward and backward pass as one CUDA graph, to speed up small models (``--cuda-graphs``).
+"""Run forward and backward pass as one CUDA graph, where launching kernels takes longer than computing.
 
-A step of a small model is thousands of kernels that run faster than they can be launched one by
-one. A CUDA graph records them once for each shape of batch and launches them together; see
+A step of a small model or batch is thousands of kernels that run faster than they can be launched
+one by one. A CUDA graph records them once for each shape of batch and launches them together; see
 https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs.
 """
 
@@ -17,15 +17,18 @@ import torch
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from calibtune.errors import UserError
+from calibtune.errors import UserError, reason
 from calibtune.models.heads import Batch
+from calibtune.recipe import Recipe
+from calibtune.tuning.checks import DENSE
 
-#: Prompts are padded to a multiple of this many tokens, so that there are few shapes: 21 in a fit of
-#: 2,500 questions of mc_calib_indomain and 3 epochs, with 18% of padding. With 64: 13, with 41%.
-BUCKET = 32
+#: First recordings whose gradients are compared with those of a pass without a graph.
+CHECKED = 3
 #: Largest accepted relative distance between gradients with and without a graph; bfloat16 and other
 #: kernels cause small ones.
 APART = 0.05
+#: Share of the GPU's memory that recordings leave free, for scoring between epochs.
+SPARE = 0.1
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +40,26 @@ AttentionInterface.register(CAUSAL, sdpa_attention_forward)
 
 Outputs = tuple[torch.Tensor, ...]
 Shapes = tuple[torch.Size, ...]
+
+
+def graphs_serve(model: Any, recipe: Recipe) -> bool:
+    """Return whether a fit takes CUDA graphs where its recipe says neither, if its model is not split.
+
+    Args:
+        model: The model with its adapter, on its device.
+        recipe: The recipe of the fit.
+    """
+    config, device = model.config, next(model.parameters()).device
+    known = config.model_type in DENSE and config._attn_implementation == "sdpa" and not recipe.trust_remote_code
+    plain = not recipe.gradient_checkpointing and recipe.tuning == "lora"
+    return device.type == "cuda" and known and plain
+
+
+def shortest_window(model: Any) -> float:
+    """Return the number of tokens that the model attends over; infinity without a limit."""
+    config = model.config.get_text_config()
+    windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
+    return min((length for length in windows if length), default=float("inf"))
 
 
 @contextmanager
@@ -52,6 +75,18 @@ def causal_attention(model: Any) -> Iterator[None]:
             model.set_attn_implementation(before)
 
 
+@contextmanager
+def kept_generator() -> Iterator[None]:
+    """Give the GPU's random numbers back if a recording fails; PyTorch leaves them unusable."""
+    generator = torch.cuda.default_generators[torch.cuda.current_device()]
+    before = generator.clone_state()
+    try:
+        yield
+    except Exception:
+        generator.graphsafe_set_state(before)
+        raise
+
+
 @dataclass(frozen=True)
 class Recording:
     """Hold a CUDA graph with its input and output tensors."""
@@ -62,7 +97,7 @@ class Recording:
 
 
 class StepGraphs:
-    """Run forward and backward passes, recorded at the second batch of each shape.
+    """Run forward and backward passes, recorded once for each shape of batch.
 
     Args:
         model: The model, whose gradients are accumulated as ``backward`` does.
@@ -75,10 +110,7 @@ class StepGraphs:
     """
 
     def __init__(self, model: Any, loss: Callable[[Batch], Outputs], longest: int) -> None:
-        config = model.config.get_text_config()
-        windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
-        window = min((length for length in windows if length), default=longest)
-        if window < longest:
+        if (window := shortest_window(model)) < longest:
             raise UserError(
                 f"--cuda-graphs cannot be used: the model attends over {window} tokens and a prompt has {longest}; "
                 "leave it out"
@@ -92,10 +124,9 @@ class StepGraphs:
         self.gradient = torch.zeros(sum(sizes), dtype=first.dtype, device=first.device)
         views = zip(self.gradient.split(sizes), self.parameters, strict=True)
         self.gradients = [view.view_as(parameter) for view, parameter in views]
-        #: Recording for each batch shape; None if its gradients were wrong.
-        self.recordings: dict[Shapes, Recording | None] = {}
-        #: Shapes seen so far.
-        self.met: set[Shapes] = set()
+        self.recordings: dict[Shapes, Recording] = {}
+        #: Whether passes are recorded; no longer once one failed, was wrong, or memory is short.
+        self.records = True
 
     def run(self, batch: Batch) -> Outputs:
         """Accumulate a batch's gradients and return the outputs of ``loss``, detached."""
@@ -103,46 +134,72 @@ class StepGraphs:
             self.gradient.zero_()
             for parameter, gradient in zip(self.parameters, self.gradients, strict=True):
                 parameter.grad = gradient
+        if not self.records:
+            return self._pass(batch)
         shapes = tuple(batch[name].shape for name in sorted(batch))
-        if shapes not in self.met:
-            self.met.add(shapes)  # a rare shape may never come again, so do not record it yet
-            return self._pass(batch)
         if shapes not in self.recordings:
-            return self._recorded(shapes, batch)
+            # The first passes let libraries compile and take their workspaces, too.
+            if len(self.recordings) < CHECKED:
+                return self._compared(shapes, batch)
+            if not self._keep(shapes, batch):
+                return self._pass(batch)
         recording = self.recordings[shapes]
-        if recording is None:
-            return self._pass(batch)
         for name, value in recording.inputs.items():
             value.copy_(batch[name])
         recording.graph.replay()
         return tuple(output.clone() for output in recording.outputs)
 
-    def _recorded(self, shapes: Shapes, batch: Batch) -> Outputs:
-        """Run a batch without a graph, and keep a recording of it if its gradients are the same."""
+    def average(self) -> None:
+        """Average the gradients over all processes, as DDP does; all must call it."""
+        torch.distributed.all_reduce(self.gradient)
+        self.gradient.div_(torch.distributed.get_world_size())
+
+    def _compared(self, shapes: Shapes, batch: Batch) -> Outputs:
+        """Run a batch without a graph, record it, and stop recording if the gradients differ."""
         before = self.gradient.clone()
         self.gradient.zero_()
+        random = torch.cuda.get_rng_state() if self.gradient.is_cuda else None
         outputs = self._pass(batch)
         plain = self.gradient.clone()
-        recording = self._record(batch)
-        self.gradient.zero_()
-        recording.graph.replay()
-        apart = (self.gradient - plain).norm() / plain.norm()
-        alike = bool(apart <= APART) or not plain.any()
-        if not alike:
-            shape = "x".join(map(str, batch["input_ids"].shape))
-            logger.warning(
-                "--cuda-graphs: a graph for %s tokens gave wrong gradients; such batches run without a graph", shape
-            )
-        self.recordings[shapes] = recording if alike else None
+        if self._keep(shapes, batch):
+            self.gradient.zero_()
+            if random is not None:
+                torch.cuda.set_rng_state(random)  # dropout draws the same numbers as in the pass without a graph
+            self.recordings[shapes].graph.replay()
+            apart = (self.gradient - plain).norm() / plain.norm()
+            if not bool(apart <= APART) and plain.any():
+                shape = "x".join(map(str, batch["input_ids"].shape))
+                self._stop(f"one of {shape} tokens gave wrong gradients")
         self.gradient.copy_(before + plain)
         return outputs
 
+    def _keep(self, shapes: Shapes, batch: Batch) -> bool:
+        """Record a pass, and return whether it can be replayed."""
+        try:
+            self.recordings[shapes] = self._record(batch)
+        # Libraries and devices name in errors of their own what cannot be recorded.
+        except Exception as error:
+            self._stop(f"recording one failed ({reason(error)})")
+        else:
+            if self.gradient.is_cuda and (free := torch.cuda.mem_get_info())[0] < SPARE * free[1]:
+                self._stop(f"they leave {free[0] / 2**30:.1f} GiB of the GPU's memory free")
+        return self.records
+
+    def _stop(self, why: str) -> None:
+        """Give the recordings' memory back and run without graphs from here on."""
+        logger.warning("the fit goes on without CUDA graphs: %s", why)
+        self.records = False
+        self.recordings.clear()
+        if self.gradient.is_cuda:
+            torch.cuda.empty_cache()
+
     def _record(self, batch: Batch) -> Recording:
-        """Record a pass; the same pass must have run before, so that libraries have workspaces."""
         inputs = {name: value.clone() for name, value in batch.items()}
         graph = torch.cuda.CUDAGraph()
-        pool = next((recording.graph.pool() for recording in self.recordings.values() if recording), None)
-        with causal_attention(self.model), torch.cuda.graph(graph, pool=pool):
+        pool = next((recording.graph.pool() for recording in self.recordings.values()), None)
+        # Other threads, such as NCCL's, ask for events meanwhile, which only this mode allows.
+        recorded = torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local")
+        with causal_attention(self.model), kept_generator(), recorded:
             outputs = self._pass(inputs)
         return Recording(graph, inputs, outputs)
 

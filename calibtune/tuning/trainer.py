@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import DistributedType
 from peft.helpers import disable_input_dtype_casting
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
 
@@ -25,7 +26,7 @@ from calibtune.results.measures import harness_measures
 from calibtune.tuning.checkpoints import last_checkpoint, seal
 from calibtune.tuning.checks import on_cpu
 from calibtune.tuning.estep import EStep, score_bins
-from calibtune.tuning.graphs import BUCKET, StepGraphs
+from calibtune.tuning.graphs import StepGraphs, graphs_serve, shortest_window
 from calibtune.tuning.losses import method_loss
 from calibtune.tuning.memory import most_tokens
 from calibtune.tuning.progress import epoch_table
@@ -59,7 +60,6 @@ class CalibrationTrainer(Trainer):
         self._losses: list[torch.Tensor] = []
         self._rows: list[torch.Tensor] = []
         self._graphs: StepGraphs | None = None
-        self._multiple = BUCKET if recipe.cuda_graphs else 1
         # Sharded models need the same number of forward passes on every process, so none is split.
         self._most_tokens = math.inf if is_sharded() else most_tokens(questions.train.rows, recipe.batch_size)
         super().__init__(
@@ -71,9 +71,24 @@ class CalibrationTrainer(Trainer):
         )
         for theirs in (ProgressCallback, PrinterCallback):
             self.remove_callback(theirs)
+        if recipe.cuda_graphs is None:
+            self.recipe = dataclasses.replace(recipe, cuda_graphs=self._takes_graphs())
+
+    def _takes_graphs(self) -> bool:
+        """Return whether the fit takes CUDA graphs where the recipe says neither."""
+        whole = self.accelerator.distributed_type in (DistributedType.NO, DistributedType.MULTI_GPU)
+        return (
+            whole
+            and not self.args.torch_compile
+            and graphs_serve(self.model, self.recipe)
+            and self._longest() <= shortest_window(self.model)
+        )
+
+    def _longest(self) -> int:
+        return max(len(row.input_ids) for row in self.questions.train.rows)
 
     def _collate(self, rows: list[Any]) -> dict[str, Any]:
-        batch = collate(rows, self.questions.pad_id, multiple=self._multiple)
+        batch = collate(rows, self.questions.pad_id, few_shapes=bool(self.recipe.cuda_graphs))
         return batch | self.e_step.batch_targets(batch)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> GroupedOrder:
@@ -97,7 +112,7 @@ class CalibrationTrainer(Trainer):
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         """Run Trainer's step, or a CUDA graph, for each part of the batch (see :func:`.parts`)."""
-        cut = parts(inputs, self._most_tokens, self._multiple)
+        cut = parts(inputs, self._most_tokens, few_shapes=bool(self.recipe.cuda_graphs))
         losses = []
         for part in cut:
             # Processes can have different numbers of parts, so only the last one synchronizes
@@ -105,6 +120,8 @@ class CalibrationTrainer(Trainer):
             with nullcontext() if part is cut[-1] else self.accelerator.no_sync(model):
                 run = self._graph_step if self.recipe.cuda_graphs else super().training_step
                 losses.append(run(model, part, num_items_in_batch))
+        if self._graphs is not None and self.accelerator.sync_gradients and self.accelerator.num_processes > 1:
+            self._graphs.average()
         return torch.stack(losses).sum()
 
     def _graph_step(self, model: Any, inputs: dict[str, Any], _: Any) -> torch.Tensor:
@@ -112,9 +129,9 @@ class CalibrationTrainer(Trainer):
             model.train()
         batch = self._prepare_inputs(inputs)
         if self._graphs is None:
-            longest = max(len(row.input_ids) for row in self.questions.train.rows)
-            inner = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=True)
-            self._graphs = StepGraphs(inner, lambda batch: self._part(model, batch), longest)
+            # Without DDP, which would exchange gradients within the recording.
+            inner = self.accelerator.unwrap_model(self.model_wrapped, keep_fp32_wrapper=True)
+            self._graphs = StepGraphs(inner, lambda batch: self._part(inner, batch), self._longest())
         loss, letters = self._graphs.run(batch)
         self._note(loss * self.args.gradient_accumulation_steps, batch, letters)
         return loss

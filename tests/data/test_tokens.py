@@ -9,15 +9,15 @@ from fitting import METHODS, same_weights, small_fit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from calibtune.data.tokens import TokenExample, collate, even_batches, parts
+from calibtune.data.tokens import TokenExample, collate, common_width, even_batches, parts
 from calibtune.data.training_set import GroupedOrder
 from calibtune.tuning import trainer
 from calibtune.tuning.memory import largest_part, most_tokens
 
 
-def batch_of(lengths, multiple=1):
+def batch_of(lengths, few_shapes=False):
     rows = [TokenExample(tuple(range(1, n + 1)), (60, 61, 62)[: 2 + n % 2], n % 2, i) for i, n in enumerate(lengths)]
-    return collate(rows, 0, multiple=multiple)
+    return collate(rows, 0, few_shapes=few_shapes)
 
 
 @settings(deadline=None)
@@ -37,19 +37,28 @@ def test_a_few_long_prompts_do_not_lengthen_the_batches_of_the_short_ones():
 
 
 @settings(deadline=None)
-@given(st.lists(st.integers(1, 40), min_size=1, max_size=12), st.integers(1, 200), st.sampled_from([1, 8]))
-def test_parts_hold_a_batchs_questions_once_with_no_more_padding_than_needed(lengths, most, multiple):
-    batch = batch_of(lengths, multiple)
-    found = parts(batch, most, multiple)
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=12), st.integers(1, 200), st.booleans())
+def test_parts_hold_a_batchs_questions_once_with_no_more_padding_than_needed(lengths, most, few_shapes):
+    batch = batch_of(lengths, few_shapes)
+    found = parts(batch, most, few_shapes)
     assert all(len(part["row"]) == 1 or part["input_ids"].numel() <= most for part in found)
     assert sum(float(part["share"]) for part in found) == pytest.approx(1)
     assert sorted(row for part in found for row in part["row"].tolist()) == list(range(len(lengths)))
     for part in found:
         rows, width = part["row"].tolist(), part["input_ids"].shape[1]
         assert float(part["share"]) == pytest.approx(len(rows) / len(lengths))
-        assert width == -(-max(lengths[row] for row in rows) // multiple) * multiple
+        longest = max(lengths[row] for row in rows)
+        assert width == (common_width(longest) if few_shapes else longest)
         assert torch.equal(part["input_ids"], batch["input_ids"][rows, :width])
         assert torch.equal(part["letter_ids"], batch["letter_ids"][rows])
+
+
+@given(st.integers(1, 10**6))
+def test_a_common_width_is_one_of_four_an_octave_at_most_a_quarter_longer(length):
+    width = common_width(length)
+    assert length <= width < max(1.25 * length, length + 8)
+    assert len({common_width(n) for n in range(64, 129)} - {64}) == 4
+    assert common_width(width) == width
 
 
 @dataclass
@@ -104,8 +113,8 @@ def test_a_step_in_parts_trains_as_in_one_piece(model, tmp_path, mirror, monkeyp
     sizes, losses = [], []
     step = trainer.CalibrationTrainer.training_step
 
-    def counted(*args):
-        found = parts(*args)
+    def counted(*args, **options):
+        found = parts(*args, **options)
         sizes.append([len(part["row"]) for part in found])
         return found
 
@@ -128,7 +137,7 @@ def test_a_step_in_parts_trains_as_in_one_piece(model, tmp_path, mirror, monkeyp
 
 def test_a_sharded_models_step_is_never_cut(model, tmp_path, mirror, monkeypatch):
     cuts = []
-    monkeypatch.setattr(trainer, "parts", lambda batch, most, _: cuts.append(most) or parts(batch, most))
+    monkeypatch.setattr(trainer, "parts", lambda batch, most, few_shapes: cuts.append(most) or parts(batch, most))
     monkeypatch.setattr(trainer, "is_sharded", lambda: True)
     small_fit(model, tmp_path / "out", "cft", max_steps=1)
     assert cuts == [float("inf")]

@@ -20,7 +20,6 @@ def test_idle_gpus_are_reported_to_a_single_gpu_process(model, monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     assert "one of 2 GPUs" in idle_gpus(small_recipe(model, "cft", device="cuda"))
     assert idle_gpus(small_recipe(model, "cft", device="cpu")) == ""
-    assert idle_gpus(small_recipe(model, "cft", device="cuda", cuda_graphs=True)) == ""
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert idle_gpus(small_recipe(model, "cft", device="cuda")) == ""
 
@@ -93,11 +92,11 @@ for kind in sys.argv[1:]:
 def test_liger_replaces_the_norms_of_each_type_that_takes_it_by_default():
     if importlib.util.find_spec("liger_kernel") is None:
         pytest.skip("liger_kernel is not installed")
-    command = [sys.executable, "-c", NORMS, *checks.WITH_LIGER]
+    command = [sys.executable, "-c", NORMS, *checks.DENSE]
     run = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stderr[-2000:]
     told = dict(line.split() for line in run.stdout.splitlines())
-    assert sorted(told) == sorted(checks.WITH_LIGER)
+    assert sorted(told) == sorted(checks.DENSE)
     assert all(module.startswith("liger_kernel.") for module in told.values())
 
 
@@ -112,8 +111,17 @@ def test_model_type_unknown_to_liger_is_refused(model, mirror, monkeypatch):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what is said where there is no GPU")
 def test_cuda_graphs_without_a_gpu_are_refused(model):
-    with pytest.raises(UserError, match="--cuda-graphs needs one process on an NVIDIA or AMD GPU; leave it out"):
+    with pytest.raises(UserError, match="--cuda-graphs needs an NVIDIA or AMD GPU, without FSDP and DeepSpeed"):
         read_inputs(small_recipe(model, "cft", cuda_graphs=True))
+
+
+@pytest.mark.parametrize("library", ["FSDP", "DEEPSPEED"])
+def test_cuda_graphs_of_a_split_model_are_refused(model, library, monkeypatch):
+    monkeypatch.setattr(checks, "device", lambda name: torch.device("cuda"))
+    checks.check_machine(small_recipe(model, "cft", cuda_graphs=True))
+    monkeypatch.setenv(f"ACCELERATE_USE_{library}", "true")
+    with pytest.raises(UserError, match="without FSDP and DeepSpeed; leave it out"):
+        checks.check_machine(small_recipe(model, "cft", cuda_graphs=True))
 
 
 def test_resume_is_refused_where_another_node_sees_another_folder(model, tmp_path, monkeypatch):

@@ -89,7 +89,7 @@ def test_resume_assumes_defaults_for_options_added_later(model, tmp_path):
     recipe = small_recipe(model, "cft", max_steps=1)
     before = {key: value for key, value in recipe_values(recipe).items() if key not in ("liger_kernel", "cuda_graphs")}
     write_json(tmp_path / STARTED, before)
-    with pytest.raises(UserError, match="cuda_graphs False -> True"):
+    with pytest.raises(UserError, match="cuda_graphs None -> True"):
         small_fit(model, tmp_path, "cft", max_steps=1, cuda_graphs=True, resume=True)
     assert small_fit(model, tmp_path, "cft", max_steps=1, resume=True).method == "cft"
 

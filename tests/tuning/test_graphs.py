@@ -1,16 +1,18 @@
 """CUDA graphs against the same fits without them."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
-from fitting import METHODS, same_weights, small_fit
+from fitting import METHODS, same_weights, small_fit, small_recipe
 from transformers import AutoModelForCausalLM, MistralConfig, MistralForCausalLM
 
+from calibtune.data.tokens import common_width
 from calibtune.errors import UserError
 from calibtune.tuning import inputs as fit_inputs
 from calibtune.tuning import trainer
-from calibtune.tuning.graphs import BUCKET, Recording, StepGraphs, causal_attention
+from calibtune.tuning.graphs import Recording, StepGraphs, causal_attention, graphs_serve
 from calibtune.tuning.trainer import CalibrationTrainer
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -31,7 +33,6 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GP
 def test_cuda_graph_losses_and_gradients_equal_the_plain_pass(
     model, tmp_path, mirror, method, changes, precision, monkeypatch
 ):
-    monkeypatch.setattr(trainer, "BUCKET", 4)  # several shapes
     seen = []
     norm = CalibrationTrainer._get_grad_norm
 
@@ -40,13 +41,27 @@ def test_cuda_graph_losses_and_gradients_equal_the_plain_pass(
         return torch.tensor(seen[-1][1])
 
     monkeypatch.setattr(CalibrationTrainer, "_get_grad_norm", noted)
-    options = {"device": "cuda", "precision": precision, "epochs": 2, "batch_size": 2, "gradient_accumulation": 2}
+    options = {
+        "cuda_graphs": False,
+        "device": "cuda",
+        "precision": precision,
+        "epochs": 2,
+        "batch_size": 2,
+        "gradient_accumulation": 2,
+    }
     options |= changes
     small_fit(model, tmp_path / "plain", method, **options)
     plain = list(seen)
-    small_fit(model, tmp_path / "graphs", method, cuda_graphs=True, **options)
+    small_fit(model, tmp_path / "graphs", method, **options | {"cuda_graphs": True})
     tolerance = 1e-4 if precision == "fp32" else 0.05
     assert torch.allclose(torch.tensor(seen[len(plain) :]), torch.tensor(plain), rtol=tolerance)
+
+
+@pytest.mark.accelerator
+@needs_gpu
+def test_dropout_draws_the_same_numbers_in_a_graph_as_without_one(model, tmp_path, mirror, caplog):
+    small_fit(model, tmp_path / "out", "cft", device="cuda", cuda_graphs=True, lora_dropout=0.5, learning_rate=1e-2)
+    assert "without CUDA graphs" not in caplog.text
 
 
 def masks_seen(monkeypatch, model, ids):
@@ -97,28 +112,99 @@ class FakeGraph:
         self.replay = replay
 
 
-@pytest.mark.parametrize(("factor", "kept"), [(1.0, True), (1.04, True), (1.2, False), (0.0, False), (math.nan, False)])
-def test_cuda_graph_with_wrong_gradients_is_not_used(model, factor, kept, caplog):
-    loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
-    batch = {"input_ids": torch.arange(300, 310)[None]}
-    graphs = StepGraphs(loaded, lambda b: (loaded(b["input_ids"], use_cache=False).logits.pow(2).mean(),), longest=10)
+class Passes:
+    """Run a small model's passes as graphs, recorded where there is no GPU; the recordings say what they were."""
 
-    def replay():
-        graphs._pass(batch)
-        graphs.gradient.mul_(factor)
+    def __init__(self, model, factor=1.0):
+        self.model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+        self.graphs = StepGraphs(self.model, self.loss, longest=20)
+        self.graphs._record, self.factor = self.record, factor
+        self.plain, self.replayed, self.error = [], [], None
 
-    graphs._record = lambda b: Recording(FakeGraph(replay), b, (torch.tensor(7.0),))
-    loaded(batch["input_ids"], use_cache=False).logits.pow(2).mean().backward()
-    usual = [parameter.grad.clone() for parameter in loaded.parameters()]
-    graphs.run(batch)
-    assert not graphs.recordings  # the first batch of a shape is not recorded
-    for times in (1.0, factor if kept else 1.0):  # the second is run and recorded, the third replayed
-        loaded.zero_grad()
-        (loss,) = graphs.run(batch)
-        expected = [times * gradient for gradient in usual]
-        assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-7) for a, b in zip(graphs.gradients, expected, strict=True))
-    assert (float(loss) == 7) == kept
-    assert ("1x10 tokens gave wrong gradients" in caplog.text) != kept
+    def loss(self, batch):
+        self.plain.append(batch["input_ids"].shape[1])
+        return (self.model(batch["input_ids"], use_cache=False).logits.pow(2).mean(),)
+
+    def record(self, batch):
+        if self.error:
+            raise self.error
+
+        def replay():
+            self.graphs._pass(batch)
+            self.plain.pop()
+            self.graphs.gradient.mul_(self.factor)
+            self.replayed.append(batch["input_ids"].shape[1])
+
+        return Recording(FakeGraph(replay), batch, (torch.tensor(7.0),))
+
+    def run(self, length):
+        """Return a pass's loss, and whether its gradients are those of a pass by itself."""
+        batch = {"input_ids": torch.arange(300, 300 + length)[None]}
+        self.model.zero_grad()
+        self.model(batch["input_ids"], use_cache=False).logits.pow(2).mean().backward()
+        usual = [parameter.grad.clone() for parameter in self.model.parameters()]
+        self.model.zero_grad()
+        (loss,) = self.graphs.run(batch)
+        pairs = zip(self.graphs.gradients, usual, strict=True)
+        return float(loss), all(torch.allclose(a, b, rtol=1e-4, atol=1e-7) for a, b in pairs)
+
+
+def test_the_first_shapes_are_run_without_a_graph_too_and_later_ones_are_replayed_at_once(model):
+    passes = Passes(model)
+    lengths = [10, 11, 10, 12, 13, 13, 14]
+    found = [passes.run(length) for length in lengths]
+    assert all(right for _, right in found)
+    assert passes.plain == [10, 11, 12]
+    assert [loss == 7 for loss, _ in found] == [False, False, True, False, True, True, True]
+    assert passes.replayed == [10, 11, 10, 12, 13, 13, 14]
+
+
+@pytest.mark.parametrize(("factor", "kept"), [(1.04, True), (1.2, False), (0.0, False), (math.nan, False)])
+def test_a_cuda_graph_with_wrong_gradients_ends_recording(model, factor, kept, caplog):
+    passes = Passes(model, factor)
+    assert passes.run(10)[1]  # the pass without a graph counts
+    assert (passes.run(10)[0] == 7) == kept
+    assert passes.graphs.records == kept
+    assert ("without CUDA graphs: one of 1x10 tokens gave wrong gradients" in caplog.text) != kept
+
+
+@pytest.mark.parametrize("shapes", [1, 4])
+def test_a_pass_that_cannot_be_recorded_ends_recording_and_counts_once(model, shapes, caplog):
+    passes = Passes(model)
+    for length in range(10, 10 + shapes):
+        passes.run(length)
+    passes.error = RuntimeError("operation not permitted when stream is capturing")
+    for length in (19, 19, 10):
+        loss, right = passes.run(length)
+        assert right
+        assert loss != 7
+    assert not passes.graphs.recordings
+    assert caplog.text.count("the fit goes on without CUDA graphs: recording one failed (operation not permitted") == 1
+
+
+class Gpu:
+    type = "cuda"
+
+
+@pytest.mark.parametrize(
+    ("changes", "taken"),
+    [
+        ({}, True),
+        ({"lora_dropout": 0.1}, True),
+        ({"gradient_checkpointing": True}, False),
+        ({"tuning": "full"}, False),
+        ({"trust_remote_code": True}, False),
+    ],
+)
+def test_gpu_fits_take_graphs_by_default_where_a_step_can_be_recorded(model, changes, taken):
+    recipe = small_recipe(model, "cft", **changes)
+    loaded = AutoModelForCausalLM.from_pretrained(model)
+    assert not graphs_serve(loaded, recipe)  # on the CPU
+    weight = SimpleNamespace(device=Gpu)
+    on_gpu = SimpleNamespace(config=loaded.config, parameters=lambda: iter([weight]))
+    assert graphs_serve(on_gpu, recipe) == taken
+    loaded.config.model_type = "mixtral"
+    assert not graphs_serve(on_gpu, recipe)
 
 
 @pytest.mark.parametrize(
@@ -153,14 +239,13 @@ def test_cuda_graph_training_equals_plain_training(model, tmp_path, mirror, monk
 
     monkeypatch.setattr(StepGraphs, "_record", record)
     monkeypatch.setattr(fit_inputs, "check_machine", lambda recipe: None)
-    monkeypatch.setattr(trainer, "BUCKET", 16)
     monkeypatch.setattr(trainer, "most_tokens", lambda rows, batch_size: 340)
     options = {"learning_rate": 1e-3, "epochs": 2, "gradient_accumulation": 2, **changes}
     plain = small_fit(model, tmp_path / "plain", method, **options)
     assert not replays
     found = small_fit(model, tmp_path / "graphs", method, cuda_graphs=True, **options)
     assert len(replays) > len(set(replays)) > 1
-    assert all(rows * width <= 340 and width % 16 == 0 for rows, width in replays)
+    assert all(rows * width <= 340 and width == common_width(width) for rows, width in replays)
     assert {rows for rows, _ in replays} == {2}  # batches of four were halved
     assert losses[len(losses) // 2 :] == pytest.approx(losses[: len(losses) // 2], rel=1e-3)
     assert same_weights(tmp_path / "plain", tmp_path / "graphs", rtol=1e-3, atol=1e-5)
@@ -172,7 +257,8 @@ def test_cuda_graph_training_equals_plain_training(model, tmp_path, mirror, monk
 def test_unrecorded_graph_step_equals_the_plain_step(model, tmp_path, mirror, method, e_step, monkeypatch):
     class Unrecorded(StepGraphs):
         def run(self, batch):
-            assert batch["input_ids"].shape[1] % BUCKET == 0
+            width = batch["input_ids"].shape[1]
+            assert width == common_width(width)
             assert ("target" in batch) == (method == "rcft")
             return self._pass(batch)
 

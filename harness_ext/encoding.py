@@ -171,17 +171,13 @@ _watches: weakref.WeakValueDictionary[str, Watch] = weakref.WeakValueDictionary(
 SPARE = {"HFLM": 1, "NEURON_HF": 1, "VLLM": -1}
 
 
-@functools.cache
-def _spare(kinds: tuple[type, ...]) -> int:
-    # By name, since importing a backend loads its engine.
-    return next((SPARE[kind.__name__] for kind in kinds if kind.__name__ in SPARE), 0)
-
-
-def _is_cut(model: Any, limit: int, context: int, continuation: int) -> bool:
+def _is_cut(model: Any, context: int, continuation: int) -> bool:
     # An encoder-decoder counts its encoder's side alone.
     if getattr(model, "backend", None) == "seq2seq":
-        return context > limit
-    return context + continuation > limit + _spare(type(model).__mro__)
+        return context > model.max_length
+    # By name, since importing a backend loads its engine.
+    spare = next((SPARE[kind.__name__] for kind in type(model).__mro__ if kind.__name__ in SPARE), 0)
+    return context + continuation > model.max_length + spare
 
 
 def _watch_encoders() -> None:
@@ -234,12 +230,10 @@ def _watched(encode: Callable[[Any, str, str], tuple[list[int], list[int]]]) -> 
             lacking = lacking_bos(self, context, context_ids)
             for watch in ours:
                 watch.lacking = watch.lacking or lacking
-        if ours:
-            limit = self.max_length
-            cut = _is_cut(self, limit, len(context_ids), len(continuation_ids))
-            encoded = Encoded(tuple(continuation_ids), len(context_ids), limit, cut)
-            for watch in ours:
-                watch.see(request, encoded, self.tokenizer)
+        for watch in ours:
+            cut = _is_cut(self, len(context_ids), len(continuation_ids))
+            encoded = Encoded(tuple(continuation_ids), len(context_ids), self.max_length, cut)
+            watch.see(request, encoded, self.tokenizer)
         return context_ids, continuation_ids
 
     return watched

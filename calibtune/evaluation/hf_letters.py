@@ -99,9 +99,8 @@ class LetterLM(WholePrompts, HFLM):
     def _started(self, requests: Sequence[Any], longest: int, size: int) -> Iterator[tuple[list[int], Answers]]:
         """Start one batch after the other; yield the numbers of its requests, and what waits for their answers."""
         waiting: dict[Tokens, list[int]] = {}
-        most = self.max_length
         for i, (_, context, continuation) in enumerate(requests):
-            waiting.setdefault(_fed(context, continuation, most), []).append(i)
+            waiting.setdefault(self._fed(context, continuation), []).append(i)
         for cluster in self._clusters(list(waiting), longest):
             shared = cluster.prompts[0][: cluster.shared]
             keeps = keeps_logits(self.model)
@@ -146,6 +145,10 @@ class LetterLM(WholePrompts, HFLM):
             alike = even_batches([own[i] for i in batch], inf, enough=enough)
             found += [[batch[j] for j in part] for part in alike]
         return found
+
+    def _fed(self, context: list[int], continuation: list[int]) -> Tokens:
+        """Return what the model is fed: all but the last token, cut from the left as the stock backend cuts it."""
+        return tuple((context + continuation)[-(self.max_length + 1) :][:-1])
 
     def _answers(
         self,
@@ -195,11 +198,6 @@ class LetterLM(WholePrompts, HFLM):
         mixed = self.mixed_precision_dtype
         with torch.no_grad(), torch.autocast(self.device.type, dtype=mixed, enabled=mixed is not None):
             return self.model(ids, **options)
-
-
-def _fed(context: list[int], continuation: list[int], most: int) -> Tokens:
-    """Return what the model is fed: all but the last token, cut from the left as the stock backend cuts it."""
-    return tuple((context + continuation)[-(most + 1) :][:-1])
 
 
 def behind(items: Iterable[Item]) -> Iterator[Item]:

@@ -6,7 +6,7 @@ lm_eval loses a newline at a prompt's end where the tokenizer has one token for 
 
 from __future__ import annotations
 
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 from lm_eval.models.huggingface import HFLM
@@ -23,6 +23,11 @@ Tokens = tuple[int, ...]
 
 class WholePrompts(TextsAhead):
     """Stand before a backend of lm_eval's with a tokenizer of transformers, and encode for it."""
+
+    @cached_property
+    def max_length(self) -> int:
+        """Return how many tokens the model takes, which the stock backend finds out again for each request."""
+        return int(super().max_length)
 
     def apply_chat_template(self, *args: Any, **options: Any) -> str:
         """Render a conversation as the hf backend does, within limits; vLLM's drops ``enable_thinking``."""

@@ -9,11 +9,13 @@ import torch
 from fitting import small_fit
 from lm_eval.loggers import evaluation_tracker
 from tiny import CHAT_TEMPLATE, build_tokenizer, save_tiny
+from transformers import PreTrainedTokenizerBase
 
 from calibtune.__main__ import main
 from calibtune.artifacts.card import usage
 from calibtune.artifacts.manifest import read_artifact
 from calibtune.evaluation import evaluate as evaluation
+from calibtune.evaluation.checks import LOOKED_AT
 from calibtune.results.samples import find_samples, read_samples
 
 pytestmark = pytest.mark.usefixtures("mirror")
@@ -334,3 +336,25 @@ def test_a_task_that_the_artifact_brings_is_not_evaluated(model, tmp_path, mirro
     )
     assert evaluate(tmp_path / "out", "--artifact", tmp_path / "t", "--limit", "4") == 0
     assert not (mirror / "ran").exists()
+
+
+def test_a_question_is_rendered_and_tokenized_once(model, tmp_path, monkeypatch):
+    """Five times the texts of 2,000 questions would keep a GPU waiting for a tenth of the time that it computes."""
+    given = {name: [] for name in ("apply_chat_template", "__call__", "encode")}
+    for name, seen in given.items():
+        plain = getattr(PreTrainedTokenizerBase, name)
+
+        def noted(self, what, *args, seen=seen, plain=plain, **options):
+            seen.append(what)
+            return plain(self, what, *args, **options)
+
+        monkeypatch.setattr(PreTrainedTokenizerBase, name, noted)
+    assert evaluate(tmp_path / "out", "--apply-chat-template", model=model) == 0
+    questions = 24
+    assert len(read_samples(*find_samples(tmp_path / "out")).labels) == questions
+    assert len(given["apply_chat_template"]) == questions + LOOKED_AT
+    prompts, ends = (texts for texts in given["__call__"] if isinstance(texts, list))
+    assert len(prompts) == questions
+    assert sorted(ends) == ["<|assistant|>\n", *(f"<|assistant|>\n{letter}" for letter in "ABCDE")]
+    # Of the questions that are looked at before the weights are loaded, each before up to five letters.
+    assert len(given["encode"]) <= 2 * 5 * LOOKED_AT

@@ -143,7 +143,7 @@ class Seen:
         parts = [key.split("-") for key in ordered]
         try:
             data = b"".join(base64.b64decode(text, validate=True) for text in sketches)
-            array = np.frombuffer(data, np.uint8).reshape(-1, BYTES)
+            array = np.asfortranarray(np.frombuffer(data, np.uint8).reshape(-1, BYTES))
         except ValueError as error:
             raise UserError(f"the sketches of {where} are damaged ({error}); copy or fit the artifact again") from error
         return cls(

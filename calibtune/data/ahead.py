@@ -1,4 +1,4 @@
-"""Tokenize texts ahead, all in one call: a tokenizer has threads for many texts, and none for one."""
+"""Tokenize texts ahead, many in a call: a tokenizer has threads for many texts, and none for one."""
 
 from __future__ import annotations
 

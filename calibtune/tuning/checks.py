@@ -35,8 +35,8 @@ def check_machine(recipe: Recipe) -> None:
     """
     check_spec(recipe.spec)
     kind = device(recipe.device).type
-    if recipe.cuda_graphs and (kind != "cuda" or launched_with("FSDP") or launched_with("DEEPSPEED")):
-        raise UserError("--cuda-graphs needs an NVIDIA or AMD GPU, without FSDP and DeepSpeed; leave it out")
+    if recipe.cuda_graphs and (kind != "cuda" or PartialState().num_processes > 1):
+        raise UserError("--cuda-graphs needs one process on an NVIDIA or AMD GPU; leave it out")
     if recipe.liger_kernel and kind == "cpu":
         raise UserError("--liger-kernel needs a GPU, and this fit would run on the CPU; leave it out")
     check_sharding()

@@ -186,7 +186,7 @@ def refuse_other(recipe: Recipe, before: Mapping[str, Any], output: Path) -> Non
     # A local server has another port each time, and its replies are known by what was asked.
     own |= {"base_url"}
     # They compute the same. A finished fit says whether it had them; this machine need not have what that one had.
-    own |= {name for name in ("liger_kernel", "cuda_graphs") if values[name] is None}
+    own |= {"liger_kernel", "cuda_graphs"}
     other = sorted(key for key in values if before[key] != values[key] and key not in own)
     if other:
         changes = ", ".join(f"{key} {before[key]!r} -> {values[key]!r}" for key in other)

@@ -17,7 +17,7 @@ import torch
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from calibtune.errors import UserError, reason
+from calibtune.errors import UserError, WorkFailed, reason
 from calibtune.models.heads import Batch
 from calibtune.recipe import Recipe
 from calibtune.tuning.checks import DENSE
@@ -43,7 +43,7 @@ Shapes = tuple[torch.Size, ...]
 
 
 def graphs_serve(model: Any, recipe: Recipe) -> bool:
-    """Return whether a fit takes CUDA graphs where its recipe says neither, if its model is not split.
+    """Return whether a fit in one process takes CUDA graphs where its recipe says neither.
 
     Args:
         model: The model with its adapter, on its device.
@@ -73,18 +73,6 @@ def causal_attention(model: Any) -> Iterator[None]:
     finally:
         if before == "sdpa":
             model.set_attn_implementation(before)
-
-
-@contextmanager
-def kept_generator() -> Iterator[None]:
-    """Give the GPU's random numbers back if a recording fails; PyTorch leaves them unusable."""
-    generator = torch.cuda.default_generators[torch.cuda.current_device()]
-    before = generator.clone_state()
-    try:
-        yield
-    except Exception:
-        generator.graphsafe_set_state(before)
-        raise
 
 
 @dataclass(frozen=True)
@@ -125,7 +113,7 @@ class StepGraphs:
         views = zip(self.gradient.split(sizes), self.parameters, strict=True)
         self.gradients = [view.view_as(parameter) for view, parameter in views]
         self.recordings: dict[Shapes, Recording] = {}
-        #: Whether passes are recorded; no longer once one failed, was wrong, or memory is short.
+        #: Whether passes are recorded; no longer once one was wrong, or memory is short.
         self.records = True
 
     def run(self, batch: Batch) -> Outputs:
@@ -149,11 +137,6 @@ class StepGraphs:
         recording.graph.replay()
         return tuple(output.clone() for output in recording.outputs)
 
-    def average(self) -> None:
-        """Average the gradients over all processes, as DDP does; all must call it."""
-        torch.distributed.all_reduce(self.gradient)
-        self.gradient.div_(torch.distributed.get_world_size())
-
     def _compared(self, shapes: Shapes, batch: Batch) -> Outputs:
         """Run a batch without a graph, record it, and stop recording if the gradients differ."""
         before = self.gradient.clone()
@@ -174,12 +157,22 @@ class StepGraphs:
         return outputs
 
     def _keep(self, shapes: Shapes, batch: Batch) -> bool:
-        """Record a pass, and return whether it can be replayed."""
+        """Record a pass, and return whether it can be replayed.
+
+        Raises:
+            WorkFailed: The pass cannot be recorded. PyTorch 2.11 then neither frees memory nor draws
+                random numbers any more, so that the process cannot go on.
+        """
         try:
             self.recordings[shapes] = self._record(batch)
+        except torch.OutOfMemoryError:
+            self._stop("the GPU's memory does not hold them")
         # Libraries and devices name in errors of their own what cannot be recorded.
         except Exception as error:
-            self._stop(f"recording one failed ({reason(error)})")
+            raise WorkFailed(
+                f"a CUDA graph of a training step could not be recorded ({reason(error)}); run the same command with "
+                "--resume --no-cuda-graphs"
+            ) from error
         else:
             if self.gradient.is_cuda and (free := torch.cuda.mem_get_info())[0] < SPARE * free[1]:
                 self._stop(f"they leave {free[0] / 2**30:.1f} GiB of the GPU's memory free")
@@ -197,9 +190,7 @@ class StepGraphs:
         inputs = {name: value.clone() for name, value in batch.items()}
         graph = torch.cuda.CUDAGraph()
         pool = next((recording.graph.pool() for recording in self.recordings.values()), None)
-        # Other threads, such as NCCL's, ask for events meanwhile, which only this mode allows.
-        recorded = torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local")
-        with causal_attention(self.model), kept_generator(), recorded:
+        with causal_attention(self.model), torch.cuda.graph(graph, pool=pool):
             outputs = self._pass(inputs)
         return Recording(graph, inputs, outputs)
 

@@ -120,8 +120,6 @@ class CalibrationTrainer(Trainer):
             with nullcontext() if part is cut[-1] else self.accelerator.no_sync(model):
                 run = self._graph_step if self.recipe.cuda_graphs else super().training_step
                 losses.append(run(model, part, num_items_in_batch))
-        if self._graphs is not None and self.accelerator.sync_gradients and self.accelerator.num_processes > 1:
-            self._graphs.average()
         return torch.stack(losses).sum()
 
     def _graph_step(self, model: Any, inputs: dict[str, Any], _: Any) -> torch.Tensor:
@@ -129,9 +127,8 @@ class CalibrationTrainer(Trainer):
             model.train()
         batch = self._prepare_inputs(inputs)
         if self._graphs is None:
-            # Without DDP, which would exchange gradients within the recording.
-            inner = self.accelerator.unwrap_model(self.model_wrapped, keep_fp32_wrapper=True)
-            self._graphs = StepGraphs(inner, lambda batch: self._part(inner, batch), self._longest())
+            inner = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=True)
+            self._graphs = StepGraphs(inner, lambda batch: self._part(model, batch), self._longest())
         loss, letters = self._graphs.run(batch)
         self._note(loss * self.args.gradient_accumulation_steps, batch, letters)
         return loss

@@ -87,11 +87,18 @@ def test_resume_with_another_recipe_names_the_difference(model, tmp_path, monkey
 
 def test_resume_assumes_defaults_for_options_added_later(model, tmp_path):
     recipe = small_recipe(model, "cft", max_steps=1)
-    before = {key: value for key, value in recipe_values(recipe).items() if key not in ("liger_kernel", "cuda_graphs")}
+    before = {key: value for key, value in recipe_values(recipe).items() if key not in ("orders", "split_seed")}
     write_json(tmp_path / STARTED, before)
-    with pytest.raises(UserError, match="cuda_graphs None -> True"):
-        small_fit(model, tmp_path, "cft", max_steps=1, cuda_graphs=True, resume=True)
+    with pytest.raises(UserError, match="split_seed None -> 7"):
+        small_fit(model, tmp_path, "cft", max_steps=1, split_seed=7, resume=True)
     assert small_fit(model, tmp_path, "cft", max_steps=1, resume=True).method == "cft"
+
+
+def test_resume_takes_what_computes_the_same_otherwise(model, tmp_path):
+    recipe = small_recipe(model, "cft", max_steps=1, cuda_graphs=True, liger_kernel=True)
+    write_json(tmp_path / STARTED, recipe_values(recipe))
+    artifact = small_fit(model, tmp_path, "cft", max_steps=1, cuda_graphs=False, liger_kernel=False, resume=True)
+    assert artifact.recipe["cuda_graphs"] is False
 
 
 def test_resume_of_a_finished_fit_changes_nothing_and_refuses_another_recipe(model, tmp_path):

@@ -9,7 +9,7 @@ from fitting import METHODS, same_weights, small_fit, small_recipe
 from transformers import AutoModelForCausalLM, MistralConfig, MistralForCausalLM
 
 from calibtune.data.tokens import common_width
-from calibtune.errors import UserError
+from calibtune.errors import UserError, WorkFailed
 from calibtune.tuning import inputs as fit_inputs
 from calibtune.tuning import trainer
 from calibtune.tuning.graphs import Recording, StepGraphs, causal_attention, graphs_serve
@@ -169,17 +169,24 @@ def test_a_cuda_graph_with_wrong_gradients_ends_recording(model, factor, kept, c
 
 
 @pytest.mark.parametrize("shapes", [1, 4])
-def test_a_pass_that_cannot_be_recorded_ends_recording_and_counts_once(model, shapes, caplog):
+def test_a_pass_without_memory_for_its_recording_ends_recording_and_counts_once(model, shapes, caplog):
     passes = Passes(model)
     for length in range(10, 10 + shapes):
         passes.run(length)
-    passes.error = RuntimeError("operation not permitted when stream is capturing")
+    passes.error = torch.OutOfMemoryError("CUDA out of memory")
     for length in (19, 19, 10):
         loss, right = passes.run(length)
         assert right
         assert loss != 7
     assert not passes.graphs.recordings
-    assert caplog.text.count("the fit goes on without CUDA graphs: recording one failed (operation not permitted") == 1
+    assert caplog.text.count("goes on without CUDA graphs: the GPU's memory does not hold them") == 1
+
+
+def test_a_pass_that_cannot_be_recorded_ends_the_fit_with_the_way_on(model):
+    passes = Passes(model)
+    passes.error = RuntimeError("operation not permitted when stream is capturing")
+    with pytest.raises(WorkFailed, match=r"when stream is capturing\); run the same command with --resume --no-cuda-gr"):
+        passes.run(10)
 
 
 class Gpu:

@@ -185,7 +185,9 @@ def test_a_pass_without_memory_for_its_recording_ends_recording_and_counts_once(
 def test_a_pass_that_cannot_be_recorded_ends_the_fit_with_the_way_on(model):
     passes = Passes(model)
     passes.error = RuntimeError("operation not permitted when stream is capturing")
-    with pytest.raises(WorkFailed, match=r"when stream is capturing\); run the same command with --resume --no-cuda-gr"):
+    with pytest.raises(
+        WorkFailed, match=r"when stream is capturing\); run the same command with --resume --no-cuda-gr"
+    ):
         passes.run(10)
 
 

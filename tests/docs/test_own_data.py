@@ -5,10 +5,10 @@ import os
 import random
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from commands import offline, path_of_python
 
 ROOT = Path(__file__).resolve().parents[2]
 ALIGNED = ROOT / "calibtune" / "demo" / "checkpoints" / "aligned"
@@ -34,9 +34,9 @@ def test_the_pages_commands_run(tmp_path):
     write_rows(tmp_path / "my_tasks" / "train.jsonl", 60, 0)
     write_rows(tmp_path / "my_tasks" / "test.jsonl", 30, 1)
     # The model is the reader's own. `doctor` refuses this one, which knows no words of these questions: left out.
-    environment = os.environ | {
+    environment = offline(tmp_path / "cache") | {
         "M": str(ALIGNED),
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PATH": path_of_python(),
         "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}",
     }
     done = subprocess.run(

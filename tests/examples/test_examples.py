@@ -5,11 +5,11 @@ import os
 import re
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from commands import offline, path_of_python
 from tiny import write_arc_mirror
 
 from calibtune.__main__ import build_parser, main
@@ -40,11 +40,10 @@ def run(tmp_path, model, words, **environment):
     """Run a job in a folder with a made-up hub, as its scheduler would."""
     if not (tmp_path / "allenai").exists():
         write_arc_mirror(tmp_path)
-    # `python` is this one.
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    given = {"MODEL": str(model), "TASKS": "mc_calib_arc", "OUT": "out", "PATH": path, "HF_DATASETS_CACHE": "cache"}
+    given = {"MODEL": str(model), "TASKS": "mc_calib_arc", "OUT": "out", "PATH": path_of_python()}
     extra = {"EXTRA": "--device cpu --precision fp32 --batch-size 1"}
-    done = subprocess.run(words, cwd=tmp_path, env={**os.environ, **given, **extra, **environment}, check=False)
+    environment = {**offline("cache"), **given, **extra, **environment}
+    done = subprocess.run(words, cwd=tmp_path, env=environment, check=False)
     assert done.returncode == 0
 
 

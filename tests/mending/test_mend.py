@@ -2,9 +2,11 @@
 
 import json
 import re
+import sys
 
 import pytest
 from harness import enter_mirror
+from quick_python import OFFLINE, quick_python
 from tiny import write_paper_mirror
 
 from calibtune import steps
@@ -17,6 +19,10 @@ def command(model, tmp_path, monkeypatch):
     hub = enter_mirror(write_paper_mirror(tmp_path / "hub", rows=40), monkeypatch)
     monkeypatch.setenv("HF_DATASETS_CACHE", str(hub / "cache"))
     monkeypatch.chdir(hub)
+    for name, value in OFFLINE.items():
+        monkeypatch.setenv(name, value)
+    # Its steps are processes.
+    monkeypatch.setattr(sys, "executable", quick_python())
 
     def run(*words):
         questions = () if "--data" in words else ("--tasks", "mc_calib_arc", "--out-tasks", "mc_calib_openbookqa")

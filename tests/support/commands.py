@@ -3,21 +3,28 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
+
+from quick_python import OFFLINE, quick_python
+
+
+def offline(cache):
+    """Return the environment of a command that downloads nothing and has a cache of data sets of its own."""
+    return {**os.environ, **OFFLINE, "HF_DATASETS_CACHE": str(cache)}
+
+
+def path_of_python():
+    """Return a PATH on which `python` is :func:`quick_python`, for scripts of a shell."""
+    return os.pathsep.join([str(Path(quick_python()).parent), str(Path(sys.executable).parent), os.environ["PATH"]])
 
 
 def run_command(folder, cache, *arguments):
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    environment["HF_DATASETS_CACHE"] = str(cache)
-    command = [sys.executable, "-m", "lm_eval", "run", *map(str, arguments)]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    command = [quick_python(), "-m", "lm_eval", "run", *map(str, arguments)]
+    return subprocess.run(command, cwd=folder, env=offline(cache), capture_output=True, text=True, timeout=300)
 
 
-def shell(arguments, cwd, **options):
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "HF_HUB_OFFLINE": "1",
-        "CUDA_VISIBLE_DEVICES": "",
-        "HF_DATASETS_CACHE": str(cwd / "cache-of-commands"),
-    }
-    return subprocess.Popen([sys.executable, *map(str, arguments)], cwd=cwd, env=environment, text=True, **options)
+def shell(arguments, cwd, python=None, **options):
+    environment = offline(cwd / "cache-of-commands")
+    return subprocess.Popen(
+        [python or quick_python(), *map(str, arguments)], cwd=cwd, env=environment, text=True, **options
+    )

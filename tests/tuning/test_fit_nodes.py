@@ -3,6 +3,7 @@
 import json
 import socket
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -33,11 +34,11 @@ def launch(node, port):
     return ["-m", "accelerate.commands.launch", *fsdp, *place, SUPPORT / "cpu_fsdp.py"]
 
 
-def on_two_nodes(launcher, fits, cwd):
+def on_two_nodes(launcher, fits, cwd, python=None):
     """Run one command on each node; return the exit codes and what they wrote to stdout and stderr."""
     port = free_port()
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    nodes = [shell([*launcher(node, port), *fit], cwd, **pipes) for node, fit in enumerate(fits)]
+    nodes = [shell([*launcher(node, port), *fit], cwd, python, **pipes) for node, fit in enumerate(fits)]
     said = [node.communicate(timeout=300) for node in nodes]
     return [node.returncode for node in nodes], said
 
@@ -49,7 +50,7 @@ def test_two_nodes_train_the_adapter_of_one_process_and_the_first_one_writes_it(
     assert shell(["-m", "calibtune", *words(model, tmp_path / "one", "rcft", batch_size=4)], mirror).wait(300) == 0
     fits = [words(model, tmp_path / name, "rcft", batch_size=2, save_every=1) for name in ("two", "other-disk")]
     monkeypatch.setenv("FSDP_STATE_DICT_TYPE", "SHARDED_STATE_DICT")
-    codes, said = on_two_nodes(launcher, fits, mirror)
+    codes, said = on_two_nodes(launcher, fits, mirror, sys.executable)
     assert codes == [0, 0], said
     assert same_weights(tmp_path / "one", tmp_path / "two", rtol=1e-3, atol=1e-5)
     assert "written to" in said[0][0]

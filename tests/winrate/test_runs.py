@@ -1,14 +1,15 @@
 """`calibtune winrate alpaca-eval` from models to a rate, with a judge on loopback."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
 import time
 
 import pytest
+from commands import offline
 from judge_server import JudgeServer, completion, prefers, send
+from quick_python import quick_python
 from tiny import save_tiny
 
 from calibtune.__main__ import main
@@ -168,10 +169,10 @@ def test_second_run_sends_no_requests(base_run, key):
 def test_killed_run_resumes_without_repeating_requests(tmp_path, model):
     """Kill the process while a slow judge answers, and count the requests at the server."""
     workers, count = 2, 14
-    environment = {**os.environ, "OPENAI_API_KEY": SECRET, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    environment = {**offline(tmp_path / "cache"), "OPENAI_API_KEY": SECRET}
     with JudgeServer(always(0.8), delay=0.3) as server:
         line = command(server, tmp_path, model, "--reference", reference(tmp_path, count), count=count)
-        line = [sys.executable, "-m", "calibtune", *line, "--judge-workers", str(workers)]
+        line = [quick_python(), "-m", "calibtune", *line, "--judge-workers", str(workers)]
         journal = tmp_path / "out" / "judgments.jsonl"
         first = subprocess.Popen(line, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         until = time.monotonic() + 120
@@ -185,7 +186,7 @@ def test_killed_run_resumes_without_repeating_requests(tmp_path, model):
         kept = journal.read_bytes().count(b"\n")
         paid = dict(server.seen)
         assert 4 <= kept < count
-        done = subprocess.run(line, env=environment, capture_output=True, text=True, check=False)
+        done = subprocess.run([sys.executable, *line[1:]], env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
     assert len(server.seen) == count
     again = [prompt for prompt, times in server.seen.items() if times > 1]

@@ -127,6 +127,6 @@ def idle_gpus(recipe: Recipe) -> str:
         return ""
     share = max(recipe.batch_size // count, 1)
     return (
-        f"\none of {count} GPUs is used; to train on all of them with the same steps, run: torchrun --nproc_per_node "
+        f"one of {count} GPUs is used; to train on all of them with the same steps, run: torchrun --nproc_per_node "
         f"{count} -m calibtune fit ... --batch-size {share}"
     )

@@ -220,7 +220,7 @@ def _announce(inputs: Inputs) -> None:
     counts = f"{len(inputs.examples.train)} training and {len(inputs.examples.held_out)} held-out questions; loading"
     names, model = ", ".join(recipe.questions.names), visible(recipe.model)
     kernels = ", with Liger's kernels" if recipe.liger_kernel else ""
-    logger.info("%s: %s, %s %s%s%s", recipe.method, names, counts, model, kernels, idle_gpus(recipe))
+    logger.info("%s: %s, %s %s%s", recipe.method, names, counts, model, kernels)
 
 
 def _memory_advice(recipe: Recipe) -> str:
@@ -393,6 +393,9 @@ def _train(inputs: Inputs, model: Any, output: Path, resume: bool, started: floa
             recipe = fitting(model, questions, recipe, arguments.world_size)
         arguments = training_arguments(recipe, output / CHECKPOINTS)
     trainer = CalibrationTrainer(model, arguments, recipe, questions)
+    # One process with graphs is faster than several without, unless batches are large.
+    if not trainer.recipe.cuda_graphs and (hint := idle_gpus(recipe)):
+        logger.info("%s", hint)
     if shares is not None:
         split(trainer, shares)
     checkpoint = last_checkpoint(output / CHECKPOINTS) if resume else None

@@ -4,7 +4,7 @@
 #   tests/benchmarks/accelerator.sh MODEL HUB OUT      MODEL: Qwen2.5-Coder-0.5B-Instruct, as ../shared/tools/real_model.py makes it
 #                                                      HUB: the data mirror, ../shared/data/hub
 # SMALL_TOKENIZER: folder of a model with at most 128,256 tokens, such as SmolLM2-135M-Instruct, for scoring's 8B
-# Part by part (`tests/benchmarks/accelerator.sh MODEL HUB OUT table`): table, test, big, small, scoring, ideas, again, packing. The table takes up to 139 GiB of
+# Part by part (`tests/benchmarks/accelerator.sh MODEL HUB OUT table`): table, test, big, defaults, small, scoring, ideas, again, packing. The table takes up to 139 GiB of
 # the GPU's memory; started again it goes on where it stopped. On two GPUs: two, fsdp, shares. On another pool: harder.
 # CONFIGS, PARALLEL, TRAIN_EXTRA: tuning_table.py's flags of these names, for table and harder.
 set -uo pipefail
@@ -37,13 +37,19 @@ big() { # 8B, QLoRA, then a bfloat16 base; what is patched by Liger comes after 
   $speed --quantization nf4 --ways authors,ours+liger,estep+liger,score+liger,trl+liger --batch-sizes 64,32 --rows 960
   $speed --quantization nf4 --ways ours --methods rcft --batch-sizes 2 --rows 200
   $speed --methods cft --ways check,ours,score,ours+liger,score+liger --batch-sizes 32 --rows 640
-  $speed --quantization nf4 --ways ours+liger --methods cft --batch-sizes 32 --rows 1280 --steps 120 \
-    --recipe-extra cuda_graphs=true,liger_kernel=true
+}
+defaults() { # no flags: an 8B's steps from the first one on; whole runs of MODEL from the command line, scoring of a random 8B
+  local whole="python3 $repo/tests/benchmarks/whole_runs.py"
+  $speed --quantization nf4 --ways authors --rows 0 --steps 8 --seconds 5
+  $speed --quantization nf4 --ways ours+liger --methods cft --batch-sizes 16 --rows 0 --steps 200 --warm 0
+  $speed --quantization nf4 --ways ours+liger --methods cft --batch-sizes 64 --rows 0 --steps 117 --warm 0
+  (cd "$hub" && $whole fit --method cft --model "$model" --tasks mc_calib_indomain --apply-chat-template --epochs 3 --output "$out/fit" --overwrite
+    $whole plain "$model"; $whole score "$model")
 }
 small() { # bound by kernel launches; with graphs a whole fit's steps, recordings and all
   for shape in 0.5b 135m; do
-    $speed --shape $shape --ways plain,ours --batch-sizes 16 --rows 2500 --seconds 5
-    $speed --shape $shape --ways ours --batch-sizes 16 --rows 2500 --steps 468 --recipe-extra cuda_graphs=true
+    $speed --shape $shape --ways plain,ours --batch-sizes 16 --rows 2500 --seconds 5 --recipe-extra cuda_graphs=false
+    $speed --shape $shape --ways ours --batch-sizes 16 --rows 2500 --steps 468
   done
   $speed --shape 1b --quantization nf4 --ways authors,plain,ours,ours+liger --batch-sizes 16,64 --rows 640 --seconds 5
 }
@@ -93,7 +99,7 @@ shares() { # memory of two GPUs on a model that is read in shares, one of large 
   done
   wait
 }
-for part in ${4:-table test big small scoring ideas again packing}; do
+for part in ${4:-table test big defaults small scoring ideas again packing}; do
   [ "$part" = test ] && part=test_
   "$part" 2>&1 | tee "$out/$part.log"
 done

@@ -1,7 +1,6 @@
 """The page on own data is true: its shell blocks run as they stand."""
 
 import json
-import os
 import random
 import re
 import subprocess
@@ -37,7 +36,6 @@ def test_the_pages_commands_run(tmp_path):
     environment = offline(tmp_path / "cache") | {
         "M": str(ALIGNED),
         "PATH": path_of_python(),
-        "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}",
     }
     done = subprocess.run(
         ["bash", "-c", f"set -e\n{run.partition(chr(10))[2]}\n{task}\n{used}"],

@@ -36,7 +36,8 @@ def test_every_architecture_read_in_shares_is_the_whole_model_split(tmp_path):
 
 @pytest.mark.slow
 def test_no_process_holds_more_of_the_weights_than_its_share_and_the_largest_layer(tmp_path):
-    check_held(tmp_path, [2, 4], "cpu", hidden=1024, layers=8)
+    # Two processes have the larger share, and the next test.
+    check_held(tmp_path, [4], "cpu", hidden=768, layers=4)
 
 
 @pytest.mark.slow

@@ -14,8 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from scipy.optimize import minimize
-from scipy.special import logit
+from scipy.optimize import brentq, minimize
+from scipy.special import expit, logit
 from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
 
@@ -105,6 +105,24 @@ def platt(x: FloatArray, gold: IntArray) -> Map:
     return lambda z: _of_confidence(scale(z), lambda c: model.predict_proba(odds(c))[:, 1])
 
 
+def shift(x: FloatArray, gold: IntArray) -> Map:
+    """Fit T, then a number taken from each highest log-probability, so that mean confidence is the accuracy.
+
+    The options keep their order: the highest one stays above the next.
+    """
+    scale = temperature(x, gold)
+    z = scale(x)
+    odds, share = logit(np.clip(np.exp(z).max(1), 1e-9, 1 - 1e-9)), (z.argmax(1) == gold).mean()
+    by = brentq(lambda by: expit(odds - by).mean() - np.clip(share, 0.01, 0.99), -20, 20)
+
+    def lower(z: FloatArray) -> FloatArray:
+        top, second = np.sort(z)[:, :-3:-1].T
+        first = np.arange(z.shape[1]) == z.argmax(1)[:, None]
+        return np.where(first, np.maximum(top - by, second + 1e-9)[:, None], z)
+
+    return lambda z: letter_log_softmax(lower(scale(z)))
+
+
 MAPS = {
     "as it is": nothing,
     "temperature": temperature,
@@ -114,6 +132,7 @@ MAPS = {
     "no labels, then T": batch,
     "T, then isotonic": isotonic,
     "T, then Platt": platt,
+    "T, then the highest one shifted": shift,
 }
 
 

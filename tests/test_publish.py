@@ -1,6 +1,5 @@
 import hashlib
 import json
-import os
 import re
 import shlex
 import subprocess
@@ -9,9 +8,11 @@ import sys
 import numpy as np
 import pytest
 import yaml
+from commands import offline
 from evaluating import small_evaluation
 from fitting import small_fit
 from hub_server import HubServer
+from quick_python import quick_python
 
 import calibtune
 from calibtune.__main__ import main
@@ -53,8 +54,9 @@ def hub():
 def push(made, hub, cache, name, *more, token="hf_secret"):
     """Run the command in a process of its own, since the hub's address is read once, where no base lies."""
     cache.mkdir(exist_ok=True)
-    command = [sys.executable, "-m", "calibtune", "push", "--artifact", str(made / name), "--repo", f"us/{name}", *more]
-    environment = {**os.environ, **hub.environment(cache, token)}
+    words = ["push", "--artifact", str(made / name), "--repo", f"us/{name}", *more]
+    command = [sys.executable, "-m", "calibtune", *words]
+    environment = {**offline(cache / "data"), **hub.environment(cache, token)}
     if not token:
         environment.pop("HF_TOKEN", None)
     return subprocess.run(command, cwd=cache, env=environment, capture_output=True, text=True, timeout=300)
@@ -117,7 +119,7 @@ def test_the_python_of_a_pushed_card_runs_as_it_stands(made, hub, tmp_path, name
     lines = [line[4:] for line in text.partition("In Python")[2].splitlines() if line.startswith("    ")]
     # An adapter in a folder of the repository takes a line of its own.
     assert 0 < len(lines) <= 5 + (name == "w")
-    environment = {**os.environ, **hub.environment(tmp_path / "other")}
+    environment = {**offline(tmp_path / "data"), **hub.environment(tmp_path / "other")}
     command = [sys.executable, "-c", "\n".join(lines)]
     run = subprocess.run(command, cwd=made / "hub", env=environment, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stderr[-2000:]
@@ -134,8 +136,8 @@ def test_the_command_of_a_pushed_card_runs_as_it_stands(made, hub, tmp_path, nam
     (line,) = (line.strip() for line in text.splitlines() if line.startswith(("    lm_eval", "    python")))
     words = shlex.split(line)
     start = ["-m", "lm_eval", "run", "--include_path", "lm_eval_tasks"] if words[0] == "lm_eval" else []
-    command = [sys.executable, *start, *words[1:]]
-    environment = {**os.environ, **hub.environment(tmp_path / "other"), "HF_DATASETS_CACHE": str(tmp_path / "data")}
+    command = [quick_python(), *start, *words[1:]]
+    environment = {**offline(tmp_path / "data"), **hub.environment(tmp_path / "other")}
     if start:
         from harness import TASKS
 

@@ -5,12 +5,13 @@ import json
 import os
 import re
 import subprocess
-import sys
 
 import pytest
 import yaml
+from commands import offline
 from harness import TASKS
 from hub_server import HubServer
+from quick_python import quick_python
 
 from calibtune.__main__ import main
 from calibtune.evaluation import evaluate as evaluation
@@ -127,9 +128,9 @@ def test_lm_eval_still_reads_its_card_from_what_is_replaced():
 
 def in_process(hub, tmp_path, mirror, *words):
     """Run a command in a process of its own: some addresses of the hub are made when it is imported."""
-    caches = {**hub.environment(tmp_path / "cache"), "HF_DATASETS_CACHE": str(tmp_path / "data")}
-    command = [sys.executable, "-m", *map(str, words)]
-    return subprocess.run(command, cwd=mirror, env=os.environ | caches, capture_output=True, text=True, timeout=300)
+    environment = offline(tmp_path / "data") | hub.environment(tmp_path / "cache")
+    command = [quick_python(), "-m", *map(str, words)]
+    return subprocess.run(command, cwd=mirror, env=environment, capture_output=True, text=True, timeout=300)
 
 
 def undated(repos):

@@ -21,10 +21,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-#: What libraries read from the environment when they are imported.
-READ_AT_IMPORT = ("CUDA_", "HF_", "LM_HARNESS_", "OMP_NUM", "PYTHON", "TOKENIZERS_", "TRANSFORMERS_")
-#: Of those, what :func:`become` sets in the libraries.
-SET = {"HF_DATASETS_CACHE", "LM_HARNESS_CACHE_PATH"}
+#: What libraries read from the environment when they are imported, without what :func:`become` sets in them.
+READ_AT_IMPORT = ("CUDA_", "HF_MODULES_", "OMP_NUM", "PYTHON", "TOKENIZERS_", "TRANSFORMERS_")
 #: What the tests' commands have.
 OFFLINE = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
 MODULES = ("calibtune", "lm_eval", "torch.distributed.run", "accelerate.commands.launch")
@@ -83,7 +81,7 @@ def ask(path, real, program, words):
 
 def fixed(environment):
     """Return what of an environment must be as it was when the libraries were imported."""
-    return {k: v for k, v in environment.items() if k.startswith(READ_AT_IMPORT) and k not in SET}
+    return {k: v for k, v in environment.items() if k.startswith(READ_AT_IMPORT)}
 
 
 def parsed(words):
@@ -150,16 +148,19 @@ def serve(listener, own):
 
 def become(asked):
     """Take over folder, environment and arguments of a command, and return how to run it."""
+    import importlib
     import runpy
 
     import datasets.config
+    import huggingface_hub as hub
     import lm_eval.caching.cache as requests
 
     os.environ.clear()
     os.environ.update(asked["env"])
     os.chdir(asked["cwd"])
-    if cache := os.environ.get("HF_DATASETS_CACHE"):
-        datasets.config.HF_DATASETS_CACHE = Path(cache)
+    for module in (hub.constants, datasets.config):
+        importlib.reload(module)
+    hub.hf_api.api.endpoint = hub.constants.ENDPOINT
     if cache := os.environ.get("LM_HARNESS_CACHE_PATH"):
         requests.PATH = cache
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -170,10 +171,10 @@ def become(asked):
     module, file, arguments = parsed(asked["words"])
     sys.argv = [file or module, *arguments]
     sys.path[0] = str(Path(file).parent) if file else os.getcwd()
-    if module:
-        sys.modules.pop(f"{module}.__main__", None)
-        return functools.partial(runpy.run_module, module, run_name="__main__", alter_sys=True)
-    return functools.partial(runpy.run_path, file, run_name="__main__")
+    if file:
+        return functools.partial(runpy.run_path, file, run_name="__main__")
+    sys.modules.pop(f"{module}.__main__", None)
+    return functools.partial(runpy.run_module, module, run_name="__main__", alter_sys=True)
 
 
 def import_all():

@@ -103,6 +103,7 @@ def test_the_command_prints_the_first_table(tmp_path):
     run = shell(
         ["-m", "calibtune", "leaderboard", *folders, "--output", "out"],
         tmp_path,
+        sys.executable,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )

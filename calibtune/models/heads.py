@@ -166,8 +166,10 @@ class PreciseLinear(torch.autograd.Function):
 
 def _sums_wide(states: torch.Tensor, weight: torch.Tensor) -> bool:
     """Return whether the device multiplies the two as they are, in bfloat16, with sums and result in float32."""
-    there = weight.is_cuda and torch.version.hip is None and hasattr(torch.ops.aten.mm, "dtype")
-    return bool(there and states.dtype == weight.dtype == torch.bfloat16)
+    if not weight.is_cuda or not states.dtype == weight.dtype == torch.bfloat16:
+        return False
+    known = torch.version.hip is None and hasattr(torch.ops.aten.mm, "dtype")
+    return known and torch.cuda.get_device_capability(weight.device) >= (8, 0)
 
 
 def _parts(weight: torch.Tensor) -> tuple[torch.Tensor, ...]:

@@ -76,13 +76,9 @@ class CalibrationTrainer(Trainer):
 
     def _takes_graphs(self) -> bool:
         """Return whether the fit takes CUDA graphs where the recipe says neither."""
-        whole = self.accelerator.distributed_type in (DistributedType.NO, DistributedType.MULTI_GPU)
-        return (
-            whole
-            and not self.args.torch_compile
-            and graphs_serve(self.model, self.recipe)
-            and self._longest() <= shortest_window(self.model)
-        )
+        # DDP's references to the gradients' nodes invalidate a recording (two GPUs, torch 2.11).
+        alone = self.accelerator.distributed_type == DistributedType.NO and not self.args.torch_compile
+        return alone and graphs_serve(self.model, self.recipe) and self._longest() <= shortest_window(self.model)
 
     def _longest(self) -> int:
         return max(len(row.input_ids) for row in self.questions.train.rows)

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 
 from calibtune import __version__
 from calibtune.errors import UserError
-from calibtune.processes import Terminated, ending_on_sigterm, is_first_process
+from calibtune.processes import GARBAGE, Terminated, ending_on_sigterm, is_first_process
 from calibtune.text import Visible, one_sentence, visible
 
 #: Command name -> one line of help. The module is ``calibtune.commands.<name>``; only the one asked for is imported,
@@ -38,10 +38,6 @@ COMMANDS = {
     "rescore": "recompute every calibration number from lm_eval's samples files, without a model",
     "winrate": "win rates by a judge: AlpacaEval, Arena-Hard",
 }
-
-#: Objects made between two searches for garbage. Python's default of 700 spends a fifth of the imports of torch and
-#: transformers on searching what is never garbage.
-GARBAGE = 50_000
 
 #: In remarks of lm_eval about tasks like ours and of transformers about layers by other names.
 REMARKS = ("Custom kwargs can be passed to `--metadata`", "match nothing in")

@@ -16,6 +16,7 @@ from harness_ext.errors import UserError
 logger = logging.getLogger(__name__)
 
 SEED = 0
+ENCODER = json.JSONEncoder(ensure_ascii=False)
 TRAIN, TEST = 3000, 2000
 #: Size of the paper's out-of-domain set.
 MERGED = 2000
@@ -35,7 +36,7 @@ SOURCES: dict[str, tuple[str, str | None, tuple[str, ...], Callable[[Row, str], 
 def rank(doc: Mapping[str, Any], seed: int = SEED) -> str:
     """Return a hash of seed and contents, which orders a draw independently of the row order."""
     question = " ".join(doc["question"].lower().split())
-    contents = json.dumps([seed, question, doc["choices"], doc["gold"]], ensure_ascii=False)
+    contents = ENCODER.encode([seed, question, doc["choices"], doc["gold"]])
     return hashlib.sha256(contents.encode()).hexdigest()
 
 
@@ -123,10 +124,9 @@ def _indomain(caches: tuple[str | None, ...]) -> datasets.DatasetDict:
     taken: set[str] = set()
     for cache, (name, (path, configuration, splits, to_document)) in zip(caches, SOURCES.items(), strict=True):
         documents: Documents = []
-        for split in splits:
-            found, refused = usable(
-                datasets.load_dataset(path, configuration, split=split, cache_dir=cache), to_document
-            )
+        loaded = datasets.load_dataset(path, configuration, split=list(splits), cache_dir=cache)
+        for split, rows in zip(splits, loaded, strict=True):
+            found, refused = usable(rows, to_document)
             documents += [{key: doc[key] for key in ("question", "choices", "gold")} for doc in found]
             if refused:
                 logger.warning(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import gc
 import importlib
 
-from calibtune.__main__ import GARBAGE, quieten
+from calibtune.__main__ import quieten
+from calibtune.processes import GARBAGE
 
 MODULES = (
     "calibtune.evaluation.evaluate",

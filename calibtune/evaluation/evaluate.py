@@ -24,7 +24,6 @@ from calibtune.evaluation.checks import (
     check_output,
     check_prompts,
     check_shots,
-    tokenizer_spec,
     unseen,
     warn_of_low_mass,
 )
@@ -39,9 +38,9 @@ from calibtune.evaluation.measured import add_measures
 from calibtune.evaluation.vllm_checks import engine_arguments
 from calibtune.models.adapters import check_adapter, load_adapter
 from calibtune.models.fingerprint import check_fingerprint
-from calibtune.models.loading import check_spec, found_device, load_base, load_tokenizer, not_loaded, weights_dtype
+from calibtune.models.loading import check_spec, found_device, load_base, not_loaded, weights_dtype
 from calibtune.models.served import served
-from calibtune.processes import is_first_process
+from calibtune.processes import is_first_process, seldom_collecting
 from calibtune.recipe import flag
 from calibtune.results.shards import Shard
 from calibtune.spec import ModelSpec, Precision, Quantization, QuestionSpec
@@ -147,6 +146,7 @@ class Evaluation:
         return str(self.folder)
 
 
+@seldom_collecting()
 def evaluate(options: EvaluationOptions) -> Evaluation | None:
     """Run lm_eval.
 
@@ -184,7 +184,13 @@ def evaluate(options: EvaluationOptions) -> Evaluation | None:
     index, tasks, asked = _questions(options, artifact)
     check_prompts(tasks, spec, tokenizer, artifact)
     chosen = _choose(options, artifact, index, asked)
-    evaluation = _run(options, lambda: _filling(options, arguments, spec), arguments, setup, index, chosen)
+    loaded = dict(arguments)
+    if options.backend in HF:
+        # Read once: it takes as long as the prompts of 2,000 questions.
+        loaded["tokenizer"] = tokenizer
+        if spec.quantization == "nf4":
+            arguments["quantization"] = "nf4"
+    evaluation = _run(options, lambda: _filling(options, loaded, spec), arguments, setup, index, chosen)
     if evaluation is not None:
         warn_of_low_mass(evaluation.results, evaluation.questions, other_prompt(tokenizer, spec))
     return evaluation
@@ -408,6 +414,11 @@ def _filling(options: EvaluationOptions, arguments: dict[str, Any], spec: ModelS
 def _load(options: EvaluationOptions, arguments: dict[str, Any], spec: ModelSpec) -> Any:
     """Load the harness's model.
 
+    Args:
+        options: What to evaluate, and how.
+        arguments: Of lm_eval's hf backend, with a loaded tokenizer; or of vLLM.
+        spec: The base model.
+
     Raises:
         UserError: It cannot be loaded, or the adapter was made for another.
     """
@@ -419,10 +430,8 @@ def _load(options: EvaluationOptions, arguments: dict[str, Any], spec: ModelSpec
         model = load_base(spec)
         if "peft" in arguments:
             model = load_adapter(model, Path(arguments["peft"]))
-        tokenizer = load_tokenizer(tokenizer_spec(spec, arguments))
-        arguments["quantization"] = "nf4"
-        given = {name: arguments[name] for name in ("chat_template_args", "add_bos_token") if name in arguments}
-        return backend(pretrained=model, tokenizer=tokenizer, batch_size=options.size, softmax_dtype="float32", **given)
+        given = {n: arguments[n] for n in ("tokenizer", "chat_template_args", "add_bos_token") if n in arguments}
+        return backend(pretrained=model, batch_size=options.size, softmax_dtype="float32", **given)
     device = options.device or found_device()
     more = {"batch_size": options.size, "device": device, "use_safetensors": True}
     try:

@@ -79,6 +79,13 @@ class LetterLM(WholePrompts, HFLM):
         if peft is not None:
             self._model = load_adapter(self.model, Path(peft))
 
+    def _create_tokenizer(self, pretrained: Any, tokenizer: Any, **options: Any) -> None:
+        """Take a tokenizer that is loaded, whatever its class; lm_eval takes those of two."""
+        if tokenizer is None or isinstance(tokenizer, str):
+            super()._create_tokenizer(pretrained, tokenizer, **options)
+        else:
+            self.tokenizer = tokenizer
+
     def _loglikelihood_tokens(
         self, requests: list[Any], disable_tqdm: bool = False, override_bs: int | None = None
     ) -> list[tuple[float, bool]]:

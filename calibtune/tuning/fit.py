@@ -40,7 +40,7 @@ from calibtune.models.loading import check_spec, load_base, load_config, read_te
 from calibtune.models.quantized import held_as
 from calibtune.models.scores import score
 from calibtune.models.sharding import launched_with
-from calibtune.processes import is_first_process
+from calibtune.processes import is_first_process, seldom_collecting
 from calibtune.reading import read_json
 from calibtune.recipe import Recipe, recipe_values, recorded
 from calibtune.results.measures import floor_measures, harness_measures
@@ -64,6 +64,7 @@ ASKED = 4
 FULL = 2**16
 
 
+@seldom_collecting()
 def fit(recipe: Recipe, output: Path, resume: bool = False, overwrite: bool = False) -> Artifact:
     """Run a fit.
 

@@ -143,7 +143,7 @@ def score(words: list[str]) -> dict[str, Any]:
     import fit_speed
     import torch
     from speed_model import SHAPES, body_size, build
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoConfig
 
     import calibtune
     from calibtune.evaluation import evaluate as evaluation
@@ -155,11 +155,10 @@ def score(words: list[str]) -> dict[str, Any]:
     peak, base = fit_speed.matrix_rate(device), build(shape, "nf4" if gpu else "none", device)
     marks, tokens = [0.0] * 3, [0]
 
-    def load(options: Any, *_: Any) -> Any:
+    def load(options: Any, arguments: dict[str, Any], *_: Any) -> Any:
         marks[0] = time.perf_counter()
-        model = evaluation.HF[options.backend](
-            pretrained=base, tokenizer=AutoTokenizer.from_pretrained(name), batch_size=options.size
-        )
+        given = {"tokenizer": arguments["tokenizer"], "softmax_dtype": "float32"}
+        model = evaluation.HF[options.backend](pretrained=base, batch_size=options.size, **given)
         inner = model._loglikelihood_tokens
 
         def counted(requests: list[Any], **options: Any) -> Any:

@@ -9,7 +9,7 @@ import torch
 from fitting import small_fit
 from lm_eval.loggers import evaluation_tracker
 from tiny import CHAT_TEMPLATE, build_tokenizer, save_tiny
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from calibtune.__main__ import main
 from calibtune.artifacts.card import usage
@@ -239,6 +239,14 @@ def test_four_bit_artifacts_take_their_own_tokenizer_and_their_files_name_the_ba
     results = json.loads(path.read_text())
     assert (results["config"]["model"], results["model_source"]) == ("hf-prefix", "hf-prefix")
     assert results["chat_template"] == CHAT_TEMPLATE
+
+
+def test_the_tokenizer_is_read_once(model, tmp_path, monkeypatch):
+    read = []
+    inner = AutoTokenizer.from_pretrained
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda *a, **o: read.append(a) or inner(*a, **o))
+    assert evaluate(tmp_path / "out", "--limit", "2", model=model) == 0
+    assert len(read) == 1
 
 
 def test_the_next_command_can_be_pasted_where_the_path_has_blanks(model, tmp_path, capsys):

@@ -111,7 +111,7 @@ def test_indomain_pool_of_small_sources(monkeypatch, caplog):
 
     def load(path, configuration, split, cache_dir):
         assert cache_dir is None
-        return datasets.Dataset.from_list(rows[path, configuration, split])
+        return [datasets.Dataset.from_list(rows[path, configuration, name]) for name in split]
 
     monkeypatch.setattr(splits.datasets, "load_dataset", load)
     monkeypatch.setattr(splits, "TRAIN", 12)

@@ -17,7 +17,7 @@ from calibtune.artifacts.manifest import MANIFEST, STARTED
 from calibtune.errors import UserError, reason
 from calibtune.models.loading import check_packages, check_spec, device
 from calibtune.models.quantized import held_as
-from calibtune.models.sharding import check_sharding, launched_with
+from calibtune.models.sharding import check_sharding, is_sharded, launched_with
 from calibtune.recipe import Recipe
 
 logger = logging.getLogger(__name__)
@@ -35,8 +35,8 @@ def check_machine(recipe: Recipe) -> None:
     """
     check_spec(recipe.spec)
     kind = device(recipe.device).type
-    if recipe.cuda_graphs and (kind != "cuda" or PartialState().num_processes > 1):
-        raise UserError("--cuda-graphs needs one process on an NVIDIA or AMD GPU; leave it out")
+    if recipe.cuda_graphs and (kind != "cuda" or is_sharded()):
+        raise UserError("--cuda-graphs needs an NVIDIA or AMD GPU that holds the whole model; leave it out")
     if recipe.liger_kernel and kind == "cpu":
         raise UserError("--liger-kernel needs a GPU, and this fit would run on the CPU; leave it out")
     check_sharding()

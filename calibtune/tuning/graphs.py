@@ -43,7 +43,7 @@ Shapes = tuple[torch.Size, ...]
 
 
 def graphs_serve(model: Any, recipe: Recipe) -> bool:
-    """Return whether a fit in one process takes CUDA graphs where its recipe says neither.
+    """Return whether a fit takes CUDA graphs where its recipe says neither.
 
     Args:
         model: The model with its adapter, on its device.
@@ -190,7 +190,9 @@ class StepGraphs:
         inputs = {name: value.clone() for name, value in batch.items()}
         graph = torch.cuda.CUDAGraph()
         pool = next((recording.graph.pool() for recording in self.recordings.values()), None)
-        with causal_attention(self.model), torch.cuda.graph(graph, pool=pool):
+        # Other threads, such as NCCL's, may ask the GPU while this one records.
+        record = torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local")
+        with causal_attention(self.model), record:
             outputs = self._pass(inputs)
         return Recording(graph, inputs, outputs)
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from accelerate import DistributedType
 from peft.helpers import disable_input_dtype_casting
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
 
@@ -26,7 +25,9 @@ from calibtune.results.measures import harness_measures
 from calibtune.tuning.checkpoints import last_checkpoint, seal
 from calibtune.tuning.checks import on_cpu
 from calibtune.tuning.estep import EStep, score_bins
+from calibtune.tuning.gradients import average_gradients, share_weights
 from calibtune.tuning.graphs import StepGraphs, graphs_serve, shortest_window
+from calibtune.tuning.lora import lora_in_product
 from calibtune.tuning.losses import method_loss
 from calibtune.tuning.memory import most_tokens
 from calibtune.tuning.progress import epoch_table
@@ -71,14 +72,18 @@ class CalibrationTrainer(Trainer):
         )
         for theirs in (ProgressCallback, PrinterCallback):
             self.remove_callback(theirs)
+        #: Whether processes hold the whole model each, so that their gradients are averaged here.
+        self._averages = self.args.world_size > 1 and not is_sharded()
+        if self._averages:
+            # Without a wrapper, see calibtune.tuning.gradients.
+            self.accelerator.prepare_model = partial(self.accelerator.prepare_model, evaluation_mode=True)
         if recipe.cuda_graphs is None:
             self.recipe = dataclasses.replace(recipe, cuda_graphs=self._takes_graphs())
 
     def _takes_graphs(self) -> bool:
         """Return whether the fit takes CUDA graphs where the recipe says neither."""
-        # DDP's references to the gradients' nodes invalidate a recording (two GPUs, torch 2.11).
-        alone = self.accelerator.distributed_type == DistributedType.NO and not self.args.torch_compile
-        return alone and graphs_serve(self.model, self.recipe) and self._longest() <= shortest_window(self.model)
+        plain = not is_sharded() and not self.args.torch_compile
+        return plain and graphs_serve(self.model, self.recipe) and self._longest() <= shortest_window(self.model)
 
     def _longest(self) -> int:
         return max(len(row.input_ids) for row in self.questions.train.rows)
@@ -103,19 +108,19 @@ class CalibrationTrainer(Trainer):
 
         DeepSpeed has no autocast, so there the casts stay.
         """
-        with disable_input_dtype_casting(self.model, active=self.args.bf16 and not self.is_deepspeed_enabled):
+        if self._averages:
+            share_weights(self.model.parameters())
+        casts = self.args.bf16 and not self.is_deepspeed_enabled
+        with disable_input_dtype_casting(self.model, active=casts), lora_in_product(self.model, not is_sharded()):
             return super().train(*args, **options)
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         """Run Trainer's step, or a CUDA graph, for each part of the batch (see :func:`.parts`)."""
         cut = parts(inputs, self._most_tokens, few_shapes=bool(self.recipe.cuda_graphs))
-        losses = []
-        for part in cut:
-            # Processes can have different numbers of parts, so only the last one synchronizes
-            # gradients.
-            with nullcontext() if part is cut[-1] else self.accelerator.no_sync(model):
-                run = self._graph_step if self.recipe.cuda_graphs else super().training_step
-                losses.append(run(model, part, num_items_in_batch))
+        run = self._graph_step if self.recipe.cuda_graphs else super().training_step
+        losses = [run(model, part, num_items_in_batch) for part in cut]
+        if self._averages and self.accelerator.sync_gradients:
+            average_gradients(self.model.parameters())
         return torch.stack(losses).sum()
 
     def _graph_step(self, model: Any, inputs: dict[str, Any], _: Any) -> torch.Tensor:
@@ -123,8 +128,7 @@ class CalibrationTrainer(Trainer):
             model.train()
         batch = self._prepare_inputs(inputs)
         if self._graphs is None:
-            inner = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=True)
-            self._graphs = StepGraphs(inner, lambda batch: self._part(model, batch), self._longest())
+            self._graphs = StepGraphs(self.model, lambda batch: self._part(model, batch), self._longest())
         loss, letters = self._graphs.run(batch)
         self._note(loss * self.args.gradient_accumulation_steps, batch, letters)
         return loss
@@ -295,7 +299,6 @@ def training_arguments(recipe: Recipe, folder: Path) -> TrainingArguments:
         "logging_steps": 10,
         "logging_nan_inf_filter": False,
         "save_total_limit": 2,
-        "ddp_find_unused_parameters": False,
         "dataloader_pin_memory": torch.cuda.is_available(),
     }
     given = recipe.training_arguments

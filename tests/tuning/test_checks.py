@@ -111,7 +111,9 @@ def test_model_type_unknown_to_liger_is_refused(model, mirror, monkeypatch):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what is said where there is no GPU")
 def test_cuda_graphs_without_a_gpu_are_refused(model):
-    with pytest.raises(UserError, match="--cuda-graphs needs one process on an NVIDIA or AMD GPU; leave it out"):
+    with pytest.raises(
+        UserError, match="--cuda-graphs needs an NVIDIA or AMD GPU that holds the whole model; leave it out"
+    ):
         read_inputs(small_recipe(model, "cft", cuda_graphs=True))
 
 

@@ -5,7 +5,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from accelerate import DistributedType
 from fitting import METHODS, same_weights, small_fit, small_recipe
 from transformers import AutoModelForCausalLM, MistralConfig, MistralForCausalLM
 
@@ -218,20 +217,22 @@ def test_gpu_fits_take_graphs_by_default_where_a_step_can_be_recorded(model, cha
 
 
 @pytest.mark.parametrize(
-    ("kind", "compiled", "window", "taken"),
+    ("split", "compiled", "window", "taken"),
     [
-        (DistributedType.NO, False, 9, True),
-        (DistributedType.MULTI_GPU, False, 9, False),
-        (DistributedType.FSDP, False, 9, False),
-        (DistributedType.NO, True, 9, False),
-        (DistributedType.NO, False, 8, False),
+        ("", False, 9, True),
+        ("FSDP", False, 9, False),
+        ("DEEPSPEED", False, 9, False),
+        ("", True, 9, False),
+        ("", False, 8, False),
     ],
 )
-def test_one_process_alone_takes_graphs_by_default(monkeypatch, kind, compiled, window, taken):
+def test_graphs_are_taken_by_default_where_a_process_holds_the_whole_model(monkeypatch, split, compiled, window, taken):
     monkeypatch.setattr(trainer, "graphs_serve", lambda model, recipe: True)
     monkeypatch.setattr(trainer, "shortest_window", lambda model: window)
-    accelerator, args = SimpleNamespace(distributed_type=kind), SimpleNamespace(torch_compile=compiled)
-    fit = SimpleNamespace(accelerator=accelerator, args=args, model=None, recipe=None, _longest=lambda: 9)
+    if split:
+        monkeypatch.setenv(f"ACCELERATE_USE_{split}", "true")
+    args = SimpleNamespace(torch_compile=compiled)
+    fit = SimpleNamespace(args=args, model=None, recipe=None, _longest=lambda: 9)
     assert CalibrationTrainer._takes_graphs(fit) == taken
 
 

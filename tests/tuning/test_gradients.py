@@ -1,0 +1,22 @@
+"""Gradients that are averaged over processes; test_fit_processes.py has two real ones."""
+
+import torch
+
+from calibtune.tuning.gradients import average_gradients
+
+
+def test_gradients_are_means_and_one_that_a_process_lacks_counts_as_0(monkeypatch):
+    weights = [
+        torch.nn.Parameter(torch.zeros(2)),
+        torch.nn.Parameter(torch.zeros(1, 3)),
+        torch.nn.Parameter(torch.ones(1)),
+    ]
+    weights[0].grad = torch.tensor([1.0, 2.0])
+    weights[2].requires_grad_(False)
+    others = torch.tensor([3.0, -2.0, 4.0, 0.0, 1.0])
+    monkeypatch.setattr("torch.distributed.all_reduce", lambda mine: mine.add_(others))
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
+    average_gradients(weights)
+    assert weights[0].grad.tolist() == [2.0, 0.0]
+    assert weights[1].grad.tolist() == [[2.0, 0.0, 0.5]]
+    assert weights[2].grad is None

@@ -49,12 +49,15 @@ def _is_served(layer: torch.nn.Module) -> bool:
 
 
 def _forward(layer: Any, states: torch.Tensor) -> torch.Tensor:
-    if layer.disable_adapters:
-        return type(layer).forward(layer, states)
     (name,) = layer.active_adapters
+    first, second = layer.lora_A[name], layer.lora_B[name].weight
+    # Without autocast PEFT casts inputs to the adapter's type.
+    casts = first.weight.dtype != states.dtype and not torch.is_autocast_enabled(states.device.type)
+    if layer.disable_adapters or casts:
+        return type(layer).forward(layer, states)
     # Of two dimensions, so that the output is no view, which autograd would copy when it is changed.
     rows = states.flatten(0, -2)
     output = layer.base_layer(rows)
-    small = layer.lora_A[name](layer.lora_dropout[name](rows)).to(output.dtype)
-    output.addmm_(small, layer.lora_B[name].weight.to(output.dtype).t(), alpha=layer.scaling[name])
+    small = first(layer.lora_dropout[name](rows)).to(output.dtype)
+    output.addmm_(small, second.to(output.dtype).t(), alpha=layer.scaling[name])
     return output.unflatten(0, states.shape[:-1])

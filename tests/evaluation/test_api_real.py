@@ -18,9 +18,14 @@ TOOL = Path(__file__).resolve().parents[3] / "shared/tools/real_model.py"
 TOLERANCE = 1e-3
 
 
+@pytest.fixture(scope="session", autouse=True)
+def python():
+    """Skip before the real model is made."""
+    return python_of_llama_cpp()
+
+
 @pytest.fixture(scope="module")
-def url(tmp_path_factory):
-    python = python_of_llama_cpp()
+def url(python, tmp_path_factory):
     if not TOOL.is_file():
         pytest.skip("needs ../shared/tools/real_model.py")
     folder = tmp_path_factory.mktemp("gguf")

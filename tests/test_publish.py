@@ -3,7 +3,6 @@ import json
 import re
 import shlex
 import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -52,10 +51,10 @@ def hub():
 
 
 def push(made, hub, cache, name, *more, token="hf_secret"):
-    """Run the command in a process of its own, since the hub's address is read once, where no base lies."""
+    """Run the command in a process of its own, where no base lies."""
     cache.mkdir(exist_ok=True)
     words = ["push", "--artifact", str(made / name), "--repo", f"us/{name}", *more]
-    command = [sys.executable, "-m", "calibtune", *words]
+    command = [quick_python(), "-m", "calibtune", *words]
     environment = {**offline(cache / "data"), **hub.environment(cache, token)}
     if not token:
         environment.pop("HF_TOKEN", None)
@@ -120,7 +119,8 @@ def test_the_python_of_a_pushed_card_runs_as_it_stands(made, hub, tmp_path, name
     # An adapter in a folder of the repository takes a line of its own.
     assert 0 < len(lines) <= 5 + (name == "w")
     environment = {**offline(tmp_path / "data"), **hub.environment(tmp_path / "other")}
-    command = [sys.executable, "-c", "\n".join(lines)]
+    (tmp_path / "card.py").write_text("\n".join(lines))
+    command = [quick_python(), str(tmp_path / "card.py")]
     run = subprocess.run(command, cwd=made / "hub", env=environment, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stderr[-2000:]
     values = [float(value) for value in re.findall(r"[\d.]+(?:e-\d+)?", run.stdout)]

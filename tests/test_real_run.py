@@ -32,7 +32,7 @@ def lm_eval(model, output, cache, *more):
         f"pretrained={model},dtype=float32",
         "--apply_chat_template",
         "--limit",
-        "64",
+        "32",
         "--log_samples",
         "--output_path",
         str(output),
@@ -50,7 +50,7 @@ def test_lm_eval_command_prints_metrics_that_samples_reproduce(smollm2, tmp_path
     (results,) = (tmp_path / "out").rglob("results_*.json")
     table = json.loads(results.read_text())["results"]["mc_calib_arc"]
     rows = read_samples(find_samples(tmp_path / "out")[0])
-    assert len(rows.labels) == 64
+    assert len(rows.labels) == 32
     expected = harness_measures(rows.log_probs, rows.labels)
     found = {name: table[f"{name},none"] for name in expected}
     assert found == pytest.approx(expected, abs=1e-12)

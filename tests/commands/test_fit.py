@@ -325,7 +325,7 @@ def test_a_few_steps_on_a_real_model_and_real_questions(smollm2, tmp_path, monke
     monkeypatch.chdir(HUB)
     common = ["--model", str(smollm2), "--apply-chat-template", "--device", "cpu", "--precision", "fp32"]
     fit = ["fit", *common, "--tasks", "mc_calib_openbookqa", "--limit", "60", "--held-out", "12"]
-    train = ["--max-steps", "4", "--batch-size", "4", "--rank", "8", "--warmup-ratio", "0", "--learning-rate", "1e-3"]
+    train = ["--max-steps", "3", "--batch-size", "2", "--rank", "8", "--warmup-ratio", "0", "--learning-rate", "1e-3"]
     assert main([*fit, "--method", "rcft", *train, "--output", str(tmp_path / "rcft")]) == 0
     assert main([*fit, "--method", "temperature", "--output", str(tmp_path / "t")]) == 0
     rcft, t = (json.loads((tmp_path / name / "calibtune.json").read_text()) for name in ("rcft", "t"))

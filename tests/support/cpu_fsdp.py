@@ -2,6 +2,7 @@
 
 import os
 import runpy
+import socket
 import sys
 from pathlib import Path
 
@@ -16,9 +17,19 @@ FSDP2 = {
 }
 
 
+def free_port():
+    """A port of loopback on which nothing listens."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return server.getsockname()[1]
+
+
 def launched(script, arguments, processes=2):
-    """The words after ``python`` that run a script in several processes."""
-    place = ["--nproc_per_node", processes, "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
+    """The words after ``python`` that run a script in several processes.
+
+    A rendezvous by c10d finds a port by itself, and looks through all loaded modules for seconds to write its log.
+    """
+    place = ["--nproc_per_node", processes, "--master-addr", "127.0.0.1", "--master-port", free_port()]
     return ["-m", "torch.distributed.run", *place, script, *arguments]
 
 

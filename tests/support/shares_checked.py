@@ -64,3 +64,5 @@ if __name__ == "__main__":
     if accelerator.is_main_process:
         with open(sys.argv[1], "w") as file:
             json.dump(found, file)
+    # Or a process that ends first may abort the other.
+    accelerator.end_training()

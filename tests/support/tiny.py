@@ -40,7 +40,7 @@ def build_tokenizer(chat_template=CHAT_TEMPLATE):
     return tokenizer
 
 
-def build_model(tokenizer, seed=0, context=512, hidden=32, layers=2, vocabulary=None):
+def build_model(tokenizer, seed=0, context=512, hidden=32, layers=2, vocabulary=None, heads=4):
     """A random Llama for the tokenizer; about 50,000 parameters."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -51,8 +51,8 @@ def build_model(tokenizer, seed=0, context=512, hidden=32, layers=2, vocabulary=
         hidden_size=hidden,
         intermediate_size=2 * hidden,
         num_hidden_layers=layers,
-        num_attention_heads=4,
-        num_key_value_heads=2,
+        num_attention_heads=heads,
+        num_key_value_heads=(heads + 1) // 2,
         max_position_embeddings=context,
         # Larger than usual, so that the letters' probabilities differ visibly.
         initializer_range=0.3,

@@ -1,24 +1,18 @@
 """Fits on two nodes, which are two groups of processes on this machine that meet over loopback."""
 
 import json
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from commands import shell
+from cpu_fsdp import free_port
 from fitting import same_weights, words
 
 pytestmark = [pytest.mark.usefixtures("mirror"), pytest.mark.slow]
 
 SUPPORT = Path(__file__).parents[1] / "support"
-
-
-def free_port():
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return server.getsockname()[1]
 
 
 def torchrun(node, port):

@@ -8,6 +8,7 @@ import time
 
 import pytest
 from commands import shell
+from cpu_fsdp import launched
 from fitting import same_weights, words
 
 pytestmark = pytest.mark.usefixtures("mirror")
@@ -53,17 +54,7 @@ def test_of_two_fits_that_resume_in_one_folder_one_ends_and_the_other_says_who_h
 @pytest.mark.slow
 def test_two_processes_train_the_same_adapter_as_one(model, tmp_path, mirror):
     one = ["-m", "calibtune", *words(model, tmp_path / "one", "rcft", batch_size=4)]
-    two = [
-        "-m",
-        "torch.distributed.run",
-        "--nproc_per_node",
-        2,
-        "--rdzv-backend=c10d",
-        "--rdzv-endpoint=localhost:0",
-        "-m",
-        "calibtune",
-        *words(model, tmp_path / "two", "rcft", batch_size=2),
-    ]
+    two = launched("-m", ["calibtune", *words(model, tmp_path / "two", "rcft", batch_size=2)])
     for arguments in (one, two):
         assert shell(arguments, mirror).wait(300) == 0
     assert same_weights(tmp_path / "one", tmp_path / "two", rtol=1e-3, atol=1e-5)
@@ -99,16 +90,7 @@ def test_processes_with_uneven_parts_train_the_same_adapter_as_one(model, tmp_pa
     script = tmp_path / "script.py"
     script.write_text(IN_PARTS)
     one = ["-m", "calibtune", *words(model, tmp_path / "one", method, batch_size=4, **changes)]
-    two = [
-        "-m",
-        "torch.distributed.run",
-        "--nproc_per_node",
-        2,
-        "--rdzv-backend=c10d",
-        "--rdzv-endpoint=localhost:0",
-        script,
-        *words(model, tmp_path / "two", method, batch_size=2, **changes),
-    ]
+    two = launched(script, words(model, tmp_path / "two", method, batch_size=2, **changes))
     for arguments in (one, two):
         assert shell(arguments, mirror).wait(300) == 0
     first, second = ((mirror / f"parts-{rank}").read_text().split() for rank in (0, 1))

@@ -217,7 +217,7 @@ def test_stock_tasks_are_compared_by_their_own_fields(artifact, tmp_path, monkey
 def test_the_pools_questions_are_found_in_the_harness_own_tasks(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(HUB)
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
-    base = save_tiny(tmp_path / "base", context=4096)
+    base = save_tiny(tmp_path / "base", context=4096, layers=1, heads=1)
     small_fit(base, tmp_path / "a", "temperature", tasks="mc_calib_indomain", held_out=3000)
     output = ["--output", str(tmp_path / "out"), "--device", "cpu", "--limit", "2"]
     for task, same, other in (("openbookqa", "136 of its 500", "11 of its 500"), ("medmcqa", "81 of its 130", "")):

@@ -52,7 +52,9 @@ def sample_lines(task, loglikelihoods, gold, p_star=None, *, filters):
                 filtered = [[str(value), "False"] for value in row]
             else:
                 logs = log_softmax(row, temperature)
-                filtered = [[str(np.exp(x)), str(x), str(raw)] for x, raw in zip(logs.tolist(), row, strict=True)]
+                filtered = [
+                    [str(float(np.exp(x))), str(x), str(raw)] for x, raw in zip(logs.tolist(), row, strict=True)
+                ]
             yield {
                 "doc_id": number,
                 "doc": doc,

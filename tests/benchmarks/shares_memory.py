@@ -13,6 +13,7 @@ return freed memory at once. ``--whole`` loads as before shares could be read. O
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import os
 import subprocess
@@ -28,9 +29,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
 import numpy as np
 from cpu_fsdp import FSDP2, launched, use_gloo
 from fitting import words
+from quick_python import quick_python
 from safetensors import safe_open
 from tiny import save_tiny, write_arc_mirror
 
+#: Of glibc's malloc.h.
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 #: Points at which the peak so far is noted.
 POINTS = ("loaded", "scored", "ended")
 
@@ -99,10 +103,9 @@ def measure(folder: Path, model: Path, processes: int, args: argparse.Namespace)
     environment = {**os.environ, **split, **hidden, **whole, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     share = 0 if processes == 1 else sizes(model)[0] / (1 if args.whole else processes)
     environment |= {"PEAKS": str(folder), "SHARE": str(share)}
-    environment |= {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
     command = launched(__file__, fit, processes)
     done = subprocess.run(
-        [sys.executable, *map(str, command)], cwd=folder / "hub", env=environment, capture_output=True, text=True
+        [quick_python(), *map(str, command)], cwd=folder / "hub", env=environment, capture_output=True, text=True
     )
     if done.returncode or ("each process holds all of" in done.stderr and not args.whole):
         raise SystemExit(done.stderr)
@@ -117,6 +120,8 @@ def work(folder: Path) -> None:
     from calibtune.models import loading
     from calibtune.tuning import fit
 
+    for threshold in (M_TRIM_THRESHOLD, M_MMAP_THRESHOLD):
+        assert ctypes.CDLL(None).mallopt(threshold, 65536)
     gpu = torch.cuda.is_available()
     if not gpu:
         use_gloo()

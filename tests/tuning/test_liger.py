@@ -36,18 +36,29 @@ Path(output, "seen.json").write_text(json.dumps(seen))
 """
 
 
-@pytest.mark.accelerator
-@needs_gpu
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_liger_losses_and_gradients_equal_the_plain_model(model, tmp_path, mirror, precision):
-    pytest.importorskip("liger_kernel")
+def losses_and_norms(model, folder, precision, kernels):
+    """Return loss and gradient norm of each of three steps, shape (3, 2), in a process of their own."""
     here = Path(__file__).parents[1] / "support"
     paths = os.pathsep.join([str(here), str(here.parents[1]), os.environ.get("PYTHONPATH", "")])
-    for name in ("plain", "liger"):
-        words = [sys.executable, "-c", FIT, str(model), str(tmp_path / name), precision, name]
-        subprocess.run(words, check=True, env={**os.environ, "PYTHONPATH": paths})
-    plain, liger = (json.loads((tmp_path / name / "seen.json").read_text()) for name in ("plain", "liger"))
-    assert len(plain) == 3
-    assert np.allclose(liger, plain, rtol=1e-4 if precision == "fp32" else 0.05)
-    if precision == "fp32":
-        assert same_weights(tmp_path / "plain", tmp_path / "liger", rtol=1e-2, atol=1e-5)
+    words = [sys.executable, "-c", FIT, str(model), str(folder), precision, kernels]
+    subprocess.run(words, check=True, env={**os.environ, "PYTHONPATH": paths})
+    return np.array(json.loads((folder / "seen.json").read_text())).reshape(3, 2)
+
+
+@pytest.mark.accelerator
+@needs_gpu
+def test_liger_losses_and_gradients_equal_the_plain_model(model, tmp_path, mirror):
+    pytest.importorskip("liger_kernel")
+    plain, liger = (losses_and_norms(model, tmp_path / name, "fp32", name) for name in ("plain", "liger"))
+    assert np.allclose(liger, plain, rtol=1e-4)
+    assert same_weights(tmp_path / "plain", tmp_path / "liger", rtol=1e-2, atol=1e-5)
+
+
+@pytest.mark.accelerator
+@needs_gpu
+def test_in_bfloat16_liger_is_as_near_to_float32_as_the_plain_model(model, tmp_path, mirror):
+    pytest.importorskip("liger_kernel")
+    exact = losses_and_norms(model, tmp_path / "exact", "fp32", "plain")
+    plain, liger = (losses_and_norms(model, tmp_path / name, "bf16", name) for name in ("plain", "liger"))
+    # This model's first gradient norm is 7 % off in bfloat16 by itself.
+    assert (abs(liger - exact) <= 1.5 * abs(plain - exact) + 0.01 * exact).all()

@@ -2,7 +2,7 @@
 
 import torch
 
-from calibtune.tuning.gradients import average_gradients
+from calibtune.tuning.gradients import average_gradients, share_weights
 
 
 def test_gradients_are_means_and_one_that_a_process_lacks_counts_as_0(monkeypatch):
@@ -20,3 +20,10 @@ def test_gradients_are_means_and_one_that_a_process_lacks_counts_as_0(monkeypatc
     assert weights[0].grad.tolist() == [2.0, 0.0]
     assert weights[1].grad.tolist() == [[2.0, 0.0, 0.5]]
     assert weights[2].grad is None
+
+
+def test_every_process_begins_with_the_first_ones_trained_weights(monkeypatch):
+    weights = [torch.nn.Parameter(torch.zeros(2)), torch.nn.Parameter(torch.zeros(3), requires_grad=False)]
+    monkeypatch.setattr("torch.distributed.broadcast", lambda mine, src: mine.fill_(7 + src))
+    share_weights(weights)
+    assert [weight.tolist() for weight in weights] == [[7.0, 7.0], [0.0, 0.0, 0.0]]

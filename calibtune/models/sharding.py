@@ -26,15 +26,21 @@ def launched_with(name: str) -> bool:
 
 
 def check_sharding() -> None:
-    """Check that a sharded model does not use FSDP version 1.
+    """Check that accelerate is configured for what fits support.
 
     Raises:
-        UserError: accelerate is configured for FSDP version 1.
+        UserError: It is configured for FSDP version 1, or for tensor parallelism.
     """
     if launched_with("FSDP") and os.environ.get("FSDP_VERSION", "1") == "1":
         # With FSDP version 1, PEFT 0.21 saves adapters without weights and without an error.
         raise UserError(
             "FSDP version 1 is not supported; set fsdp_version: 2 in accelerate's configuration (--fsdp_version 2)"
+        )
+    if parse_flag_from_env("ACCELERATE_USE_PARALLELISM_CONFIG") and not is_sharded():
+        # Processes of a tensor-parallel group get the same questions, and a step counts them as different ones.
+        raise UserError(
+            "accelerate's parallelism_config is supported with FSDP alone; leave out --use_parallelism_config, or add "
+            "--use_fsdp --fsdp_version 2"
         )
 
 

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from peft.tuners import lora
 
-#: PEFT's classes of layers that this serves: torch's linear layers, and those of bitsandbytes in 4 bits.
-SERVED = {"Linear", "Linear4bit"}
+#: Classes of base layers that this serves, of torch and bitsandbytes. Others may return a view, or take more than one
+#: argument.
+SERVED = {("torch.nn.modules.linear", "Linear"), ("bitsandbytes.nn.modules", "Linear4bit")}
 
 
 @contextmanager
@@ -40,12 +41,11 @@ def lora_in_product(model: Any, active: bool = True) -> Iterator[None]:
 
 
 def _is_served(layer: torch.nn.Module) -> bool:
-    if not isinstance(layer, lora.LoraLayer) or type(layer).__name__ not in SERVED or "forward" in vars(layer):
+    if not isinstance(layer, lora.LoraLayer) or "forward" in vars(layer):
         return False
-    names = layer.active_adapters
+    kind, names = type(layer.get_base_layer()), layer.active_adapters
     plain = len(names) == 1 and names[0] in layer.lora_A and not layer.lora_variant and not layer.merged
-    base = layer.get_base_layer()
-    return plain and isinstance(base, torch.nn.Linear) and layer.lora_B[names[0]].bias is None
+    return plain and (kind.__module__, kind.__name__) in SERVED and layer.lora_B[names[0]].bias is None
 
 
 def _forward(layer: Any, states: torch.Tensor) -> torch.Tensor:

@@ -38,6 +38,9 @@ logger = logging.getLogger(__name__)
 #: Turn off Liger's own losses, because the method's loss is used.
 LIGER = {"cross_entropy": False, "fused_linear_cross_entropy": False}
 
+#: Trainer's arguments that only DistributedDataParallel reads.
+WRAPPER = {"ddp_find_unused_parameters", "ddp_bucket_cap_mb", "ddp_broadcast_buffers", "ddp_static_graph"}
+
 
 class CalibrationTrainer(Trainer):
     """Train the loss of the recipe's method.
@@ -307,6 +310,11 @@ def training_arguments(recipe: Recipe, folder: Path) -> TrainingArguments:
         raise UserError(
             f"--training-arguments cannot set {', '.join(taken)}; use calibtune's own options for it, see "
             "`calibtune fit --help`"
+        )
+    if idle := sorted(name for name in given if name in WRAPPER):
+        raise UserError(
+            f"--training-arguments: {', '.join(idle)} would do nothing, since gradients are averaged without "
+            "DistributedDataParallel; leave it out"
         )
     if unknown := sorted(given.keys() - known):
         raise UserError(

@@ -97,6 +97,12 @@ def test_fsdp_1_is_refused(model, monkeypatch):
         check_machine(small_recipe(model, "rcft"))
 
 
+def test_tensor_parallel_processes_are_refused(model, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_PARALLELISM_CONFIG", "true")
+    with pytest.raises(UserError, match="parallelism_config is supported with FSDP alone; leave out"):
+        check_machine(small_recipe(model, "rcft"))
+
+
 def test_auto_batch_is_refused_under_fsdp(model, monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     monkeypatch.setenv("FSDP_VERSION", "2")

@@ -5,21 +5,19 @@ import torch
 from calibtune.tuning.gradients import average_gradients, share_weights
 
 
-def test_gradients_are_means_and_one_that_a_process_lacks_counts_as_0(monkeypatch):
-    weights = [
-        torch.nn.Parameter(torch.zeros(2)),
-        torch.nn.Parameter(torch.zeros(1, 3)),
-        torch.nn.Parameter(torch.ones(1)),
-    ]
+def test_gradients_are_means_one_that_a_process_lacks_is_0_and_one_that_all_lack_stays_away(monkeypatch):
+    weights = [torch.nn.Parameter(torch.zeros(*shape)) for shape in ((2,), (1, 3), (1,), (1,))]
     weights[0].grad = torch.tensor([1.0, 2.0])
-    weights[2].requires_grad_(False)
-    others = torch.tensor([3.0, -2.0, 4.0, 0.0, 1.0])
+    weights[3].requires_grad_(False)
+    # The other process has gradients of the first two: [3, -2], [[4, 0, 1]] and none of the third.
+    others = torch.tensor([3.0, -2.0, 4.0, 0.0, 1.0, 0.0, 1.0, 1.0, 0.0])
     monkeypatch.setattr("torch.distributed.all_reduce", lambda mine: mine.add_(others))
     monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
     average_gradients(weights)
     assert weights[0].grad.tolist() == [2.0, 0.0]
     assert weights[1].grad.tolist() == [[2.0, 0.0, 0.5]]
     assert weights[2].grad is None
+    assert weights[3].grad is None
 
 
 def test_every_process_begins_with_the_first_ones_trained_weights(monkeypatch):

@@ -81,6 +81,23 @@ def test_layers_with_more_than_a_product_stay_pefts(options):
     assert passed(tiny(**options), active=True)[2] == 0
 
 
+class Scaled(torch.nn.Linear):
+    """A layer of a model's own code, which takes a second argument and returns a view."""
+
+    def forward(self, states, scale=1.0):
+        return (super().forward(states) * scale).view(-1)[:].view(*states.shape[:-1], -1)
+
+
+def test_layers_of_another_class_than_torchs_stay_pefts():
+    model = get_peft_model(torch.nn.Sequential(Scaled(4, 4)), LoraConfig(target_modules=["0"], r=2))
+    states = torch.ones(2, 3, 4)
+    with lora_in_product(model):
+        assert torch.equal(
+            model.base_model.model[0](states, scale=3.0),
+            3 * Scaled.forward(model.base_model.model[0].base_layer, states),
+        )
+
+
 def test_layers_with_two_adapters_stay_pefts():
     model = tiny()
     model.add_adapter("other", model.peft_config["default"])

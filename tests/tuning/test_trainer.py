@@ -143,9 +143,10 @@ def test_training_arguments_are_passed_to_transformers(model, tmp_path):
     [
         ({"learning_rate": 1.0}, "--training-arguments cannot set learning_rate; use calibtune's own options"),
         ({"lerning_rate": 1.0}, "transformers.TrainingArguments has no lerning_rate; leave it out"),
+        ({"ddp_bucket_cap_mb": 5}, "ddp_bucket_cap_mb would do nothing, since gradients are averaged without Dist"),
     ],
 )
-def test_reserved_or_unknown_training_arguments_are_refused(model, tmp_path, given, message):
+def test_reserved_idle_or_unknown_training_arguments_are_refused(model, tmp_path, given, message):
     with pytest.raises(UserError, match=message):
         small_fit(model, tmp_path / "out", "cft", training_arguments=given)
     assert not (tmp_path / "out").exists()

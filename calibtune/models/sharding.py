@@ -39,8 +39,7 @@ def check_sharding() -> None:
     if parse_flag_from_env("ACCELERATE_USE_PARALLELISM_CONFIG") and not is_sharded():
         # Processes of a tensor-parallel group get the same questions, and a step counts them as different ones.
         raise UserError(
-            "accelerate's parallelism_config is supported with FSDP alone; leave out --use_parallelism_config, or add "
-            "--use_fsdp --fsdp_version 2"
+            "accelerate's parallelism_config is not supported without FSDP; leave out --use_parallelism_config"
         )
 
 

@@ -19,16 +19,17 @@ def average_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
     all lack stays away, as in one process, where the optimizer then leaves the weight alone.
     """
     trained = [weight for weight in parameters if weight.requires_grad]
-    lacks = [weight.grad is None for weight in trained]
+    here = [weight.grad is not None for weight in trained]
     gradients = [torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in trained]
-    has = torch.tensor(lacks, device=gradients[0].device).logical_not().to(gradients[0].dtype)
-    mean = torch.cat([*(gradient.flatten() for gradient in gradients), has])
+    shares = gradients[0].new_tensor(here)
+    mean = torch.cat([*(gradient.flatten() for gradient in gradients), shares])
     distributed.all_reduce(mean)
     mean /= distributed.get_world_size()
-    *parts, has = mean.split([*(weight.numel() for weight in trained), len(trained)])
-    anywhere = has.tolist() if any(lacks) else [1.0] * len(trained)
-    for weight, part, share in zip(trained, parts, anywhere, strict=True):
-        weight.grad = part.view_as(weight) if share else None
+    *parts, shares = mean.split([*(weight.numel() for weight in trained), len(trained)])
+    # Reading them waits for the GPU.
+    anywhere = here if all(here) else shares.tolist()
+    for weight, part, somewhere in zip(trained, parts, anywhere, strict=True):
+        weight.grad = part.view_as(weight) if somewhere else None
 
 
 def share_weights(parameters: Iterable[torch.nn.Parameter]) -> None:

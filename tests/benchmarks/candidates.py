@@ -63,7 +63,7 @@ RUNS, FAILURES = "runs.jsonl", "failures.jsonl"
 DATA = Path(__file__).resolve().parents[2] / "docs" / "data"
 #: Group in docs/data/reproduce.json and table in docs/data/tables.json.
 GROUP = "trained-candidates"
-#: Weights: of MMCE (as Mukhoti et al. 2020 chose it), of KL to the untuned model, of the teacher.
+#: Weights, chosen here: of MMCE, of KL to the untuned model, of the teacher.
 MMCE, FORGETTING, TEACHER = 2.0, 0.1, 0.7
 FOCAL, SMOOTHING = 2.0, 0.1
 
@@ -87,7 +87,7 @@ def focal_loss(letters: torch.Tensor, gold: torch.Tensor) -> torch.Tensor:
 def mmce_loss(letters: torch.Tensor, gold: torch.Tensor) -> torch.Tensor:
     """Add to CFT the batch's weighted MMCE (Kumar et al. 2018, Eq 6; Laplacian kernel of width .4), shape (B,).
 
-    It is 0 where the batch has right answers or wrong ones alone, as in the authors' code.
+    It is 0 where the batch has right answers or wrong ones alone.
     """
     confidence, predicted = letters.softmax(1).max(1)
     right = (predicted == gold).float()
@@ -207,7 +207,10 @@ class Targets(OwnLoss):
 
 
 class KnownSplit(Targets):
-    """Smooth the labels of questions that the untuned model answers rightly, as CogCalib (arXiv 2505.20903)."""
+    """Smooth the labels of questions that the untuned model answers rightly.
+
+    The split into known and unknown is that of CogCalib (arXiv 2505.20903), the smoothing a plain one.
+    """
 
     known: np.ndarray | None = None
 

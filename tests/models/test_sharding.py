@@ -99,7 +99,7 @@ def test_fsdp_1_is_refused(model, monkeypatch):
 
 def test_tensor_parallel_processes_are_refused(model, monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_PARALLELISM_CONFIG", "true")
-    with pytest.raises(UserError, match="parallelism_config is supported with FSDP alone; leave out"):
+    with pytest.raises(UserError, match="parallelism_config is not supported without FSDP; leave out"):
         check_machine(small_recipe(model, "rcft"))
 
 

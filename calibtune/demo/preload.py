@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import importlib
 
@@ -23,3 +24,5 @@ for name in MODULES:
     importlib.import_module(name)
 # What is imported stays: the processes need not search it for garbage, and share its memory.
 gc.freeze()
+# Else nanobind, Triton's binding, lists at the end as leaked what was not searched.
+atexit.register(gc.unfreeze)

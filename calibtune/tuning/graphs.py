@@ -2,12 +2,15 @@
 
 A step of a small model or batch is thousands of kernels that run faster than they can be launched
 one by one. A CUDA graph records them once for each shape of batch and launches them together; see
-https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs.
+https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs. Long batches compute for longer
+than they take to launch, so they are not recorded: a recording would only cost time and memory.
 """
 
 from __future__ import annotations
 
 import logging
+import math
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +30,9 @@ CHECKED = 3
 #: Largest accepted relative distance between gradients with and without a graph; bfloat16 and other
 #: kernels cause small ones.
 APART = 0.05
+#: Share of a pass that is left when its last kernel is launched, if computing it takes longer than
+#: launching. The GPU then lags by up to 1,024 kernels of several thousand; otherwise by a few.
+LAG = 0.05
 #: Share of the GPU's memory that recordings leave free, for scoring between epochs.
 SPARE = 0.1
 
@@ -85,7 +91,7 @@ class Recording:
 
 
 class StepGraphs:
-    """Run forward and backward passes, recorded once for each shape of batch.
+    """Run forward and backward passes, recorded once for each shape of batch that launching limits.
 
     Args:
         model: The model, whose gradients are accumulated as ``backward`` does.
@@ -115,6 +121,10 @@ class StepGraphs:
         self.recordings: dict[Shapes, Recording] = {}
         #: Whether passes are recorded; no longer once one was wrong, or memory is short.
         self.records = True
+        #: Most tokens of a pass that was measured to be limited by launching, and fewest of one that
+        #: was limited by computing.
+        self.launching, self.computing = 0, math.inf
+        self.warm = False
 
     def run(self, batch: Batch) -> Outputs:
         """Accumulate a batch's gradients and return the outputs of ``loss``, detached."""
@@ -122,13 +132,15 @@ class StepGraphs:
             self.gradient.zero_()
             for parameter, gradient in zip(self.parameters, self.gradients, strict=True):
                 parameter.grad = gradient
-        if not self.records:
-            return self._pass(batch)
         shapes = tuple(batch[name].shape for name in sorted(batch))
         if shapes not in self.recordings:
-            # The first passes let libraries compile and take their workspaces, too.
-            if len(self.recordings) < CHECKED:
-                return self._compared(shapes, batch)
+            tokens = batch["input_ids"].numel()
+            if not self.records or tokens >= self.computing or not self.warm:
+                self.warm = True  # the first pass lets libraries compile, which measures nothing
+                return self._pass(batch)
+            # The first recordings' passes let libraries take their workspaces, too.
+            if tokens > self.launching or len(self.recordings) < CHECKED:
+                return self._first(shapes, batch)
             if not self._keep(shapes, batch):
                 return self._pass(batch)
         recording = self.recordings[shapes]
@@ -137,14 +149,18 @@ class StepGraphs:
         recording.graph.replay()
         return tuple(output.clone() for output in recording.outputs)
 
-    def _compared(self, shapes: Shapes, batch: Batch) -> Outputs:
-        """Run a batch without a graph, record it, and stop recording if the gradients differ."""
+    def _first(self, shapes: Shapes, batch: Batch) -> Outputs:
+        """Run a batch without a graph, and record it if launching it took longer than computing it.
+
+        Recording stops if the gradients of one of the first recordings differ.
+        """
         before = self.gradient.clone()
         self.gradient.zero_()
         random = torch.cuda.get_rng_state() if self.gradient.is_cuda else None
-        outputs = self._pass(batch)
+        outputs = self._measured(batch)
         plain = self.gradient.clone()
-        if self._keep(shapes, batch):
+        compared = len(self.recordings) < CHECKED
+        if batch["input_ids"].numel() < self.computing and self._keep(shapes, batch) and compared:
             self.gradient.zero_()
             if random is not None:
                 torch.cuda.set_rng_state(random)  # dropout draws the same numbers as in the pass without a graph
@@ -155,6 +171,26 @@ class StepGraphs:
                 self._stop(f"one of {shape} tokens gave wrong gradients")
         self.gradient.copy_(before + plain)
         return outputs
+
+    def _measured(self, batch: Batch) -> Outputs:
+        """Run a batch without a graph, and note whether launching or computing took longer."""
+        tokens = batch["input_ids"].numel()
+        self._wait()
+        started = time.perf_counter()
+        outputs = self._pass(batch)
+        launched = time.perf_counter()
+        self._wait()
+        ended = time.perf_counter()
+        if ended - launched > LAG * (ended - started):
+            self.computing = min(self.computing, tokens)
+        else:
+            self.launching = max(self.launching, tokens)
+        return outputs
+
+    def _wait(self) -> None:
+        """Wait until the GPU has computed all that was launched."""
+        if self.gradient.is_cuda:
+            torch.cuda.synchronize(self.gradient.device)
 
     def _keep(self, shapes: Shapes, batch: Batch) -> bool:
         """Record a pass, and return whether it can be replayed.

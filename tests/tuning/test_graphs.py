@@ -1,6 +1,7 @@
 """CUDA graphs against the same fits without them."""
 
 import math
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -115,10 +116,10 @@ class FakeGraph:
 class Passes:
     """Run a small model's passes as graphs, recorded where there is no GPU; the recordings say what they were."""
 
-    def __init__(self, model, factor=1.0):
+    def __init__(self, model, factor=1.0, warm=True):
         self.model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
         self.graphs = StepGraphs(self.model, self.loss, longest=20)
-        self.graphs._record, self.factor = self.record, factor
+        self.graphs._record, self.factor, self.graphs.warm = self.record, factor, warm
         self.plain, self.replayed, self.error = [], [], None
 
     def loss(self, batch):
@@ -149,14 +150,24 @@ class Passes:
         return float(loss), all(torch.allclose(a, b, rtol=1e-4, atol=1e-7) for a, b in pairs)
 
 
-def test_the_first_shapes_are_run_without_a_graph_too_and_later_ones_are_replayed_at_once(model):
-    passes = Passes(model)
-    lengths = [10, 11, 10, 12, 13, 13, 14]
+def test_a_shape_is_run_without_a_graph_first_until_a_longer_one_was_and_three_are_compared(model):
+    passes = Passes(model, warm=False)
+    lengths = [14, 14, 10, 11, 10, 12, 13, 15, 15]
     found = [passes.run(length) for length in lengths]
     assert all(right for _, right in found)
-    assert passes.plain == [10, 11, 12]
-    assert [loss == 7 for loss, _ in found] == [False, False, True, False, True, True, True]
-    assert passes.replayed == [10, 11, 10, 12, 13, 13, 14]
+    assert passes.plain == [14, 14, 10, 11, 15]
+    assert [loss == 7 for loss, _ in found] == [False, False, False, False, True, True, True, False, True]
+    assert passes.replayed == [14, 10, 11, 10, 12, 13, 15]
+
+
+def test_passes_that_compute_for_longer_than_they_launch_are_not_recorded(model, monkeypatch):
+    passes = Passes(model)
+    monkeypatch.setattr(passes.graphs, "_wait", lambda: time.sleep(0.1 * (passes.plain[-1:] > [12])))
+    lengths = [10, 13, 13, 14, 12, 12, 14]
+    found = [passes.run(length) for length in lengths]
+    assert all(right for _, right in found)
+    assert passes.plain == [10, 13, 13, 14, 12, 14]
+    assert [loss == 7 for loss, _ in found] == [False, False, False, False, False, True, False]
 
 
 @pytest.mark.parametrize(("factor", "kept"), [(1.04, True), (1.2, False), (0.0, False), (math.nan, False)])

@@ -124,6 +124,7 @@ class StepGraphs:
         #: Most tokens of a pass that was measured to be limited by launching, and fewest of one that
         #: was limited by computing.
         self.launching, self.computing = 0, math.inf
+        #: Whether a pass has run.
         self.warm = False
 
     def run(self, batch: Batch) -> Outputs:

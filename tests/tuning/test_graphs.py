@@ -160,14 +160,20 @@ def test_a_shape_is_run_without_a_graph_first_until_a_longer_one_was_and_three_a
     assert passes.replayed == [14, 10, 11, 10, 12, 13, 15]
 
 
-def test_passes_that_compute_for_longer_than_they_launch_are_not_recorded(model, monkeypatch):
-    passes = Passes(model)
-    monkeypatch.setattr(passes.graphs, "_wait", lambda: time.sleep(0.1 * (passes.plain[-1:] > [12])))
+def test_passes_that_compute_for_longer_than_they_launch_are_not_recorded_nor_waited_for_again(model, monkeypatch):
+    passes, waits = Passes(model), []
+
+    def wait():
+        waits.append(passes.plain[-1:])
+        time.sleep(0.1 * (passes.plain[-1:] > [12]))
+
+    monkeypatch.setattr(passes.graphs, "_wait", wait)
     lengths = [10, 13, 13, 14, 12, 12, 14]
     found = [passes.run(length) for length in lengths]
     assert all(right for _, right in found)
     assert passes.plain == [10, 13, 13, 14, 12, 14]
     assert [loss == 7 for loss, _ in found] == [False, False, False, False, False, True, False]
+    assert waits == [[], [10], [10], [13], [14], [12]]  # before and after 10, 13 and 12
 
 
 @pytest.mark.parametrize(("factor", "kept"), [(1.04, True), (1.2, False), (0.0, False), (math.nan, False)])

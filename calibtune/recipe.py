@@ -206,8 +206,8 @@ class Recipe:
     )
     cuda_graphs: bool | None = _option(
         None,
-        "launch each forward and backward pass as one, on a GPU (default: for the models above, in one process without "
-        "checkpointing)",
+        "launch a forward and backward pass as one where that is faster, on a GPU (default: for the models above, in "
+        "one process without checkpointing)",
         "hardware",
         TRAINED,
     )

@@ -30,8 +30,9 @@ CHECKED = 3
 #: Largest accepted relative distance between gradients with and without a graph; bfloat16 and other
 #: kernels cause small ones.
 APART = 0.05
-#: Share of a pass that is left when its last kernel is launched, if computing it takes longer than
-#: launching. The GPU then lags by up to 1,024 kernels of several thousand; otherwise by a few.
+#: If the GPU computes for more than this share of a pass after the last kernel was launched,
+#: computing takes longer than launching: up to 1,024 of several thousand kernels then wait in its
+#: queue, otherwise a few.
 LAG = 0.05
 #: Share of the GPU's memory that recordings leave free, for scoring between epochs.
 SPARE = 0.1
@@ -91,7 +92,7 @@ class Recording:
 
 
 class StepGraphs:
-    """Run forward and backward passes, recorded once for each shape of batch that launching limits.
+    """Run forward and backward passes, recorded once for each shape that takes longer to launch.
 
     Args:
         model: The model, whose gradients are accumulated as ``backward`` does.
@@ -121,10 +122,10 @@ class StepGraphs:
         self.recordings: dict[Shapes, Recording] = {}
         #: Whether passes are recorded; no longer once one was wrong, or memory is short.
         self.records = True
-        #: Most tokens of a pass that was measured to be limited by launching, and fewest of one that
-        #: was limited by computing.
+        #: Most tokens of a measured pass that took longer to launch than to compute, and fewest of
+        #: one that took longer to compute.
         self.launching, self.computing = 0, math.inf
-        #: Whether a pass has run.
+        #: Whether a pass has run; libraries compile in the first one, so that it measures nothing.
         self.warm = False
 
     def run(self, batch: Batch) -> Outputs:
@@ -137,11 +138,13 @@ class StepGraphs:
         if shapes not in self.recordings:
             tokens = batch["input_ids"].numel()
             if not self.records or tokens >= self.computing or not self.warm:
-                self.warm = True  # the first pass lets libraries compile, which measures nothing
+                self.warm = True
                 return self._pass(batch)
-            # The first recordings' passes let libraries take their workspaces, too.
-            if tokens > self.launching or len(self.recordings) < CHECKED:
-                return self._first(shapes, batch)
+            if tokens > self.launching:
+                return self._measured(batch)
+            # The first passes let libraries take their workspaces, too.
+            if len(self.recordings) < CHECKED:
+                return self._compared(shapes, batch)
             if not self._keep(shapes, batch):
                 return self._pass(batch)
         recording = self.recordings[shapes]
@@ -149,29 +152,6 @@ class StepGraphs:
             value.copy_(batch[name])
         recording.graph.replay()
         return tuple(output.clone() for output in recording.outputs)
-
-    def _first(self, shapes: Shapes, batch: Batch) -> Outputs:
-        """Run a batch without a graph, and record it if launching it took longer than computing it.
-
-        Recording stops if the gradients of one of the first recordings differ.
-        """
-        before = self.gradient.clone()
-        self.gradient.zero_()
-        random = torch.cuda.get_rng_state() if self.gradient.is_cuda else None
-        outputs = self._measured(batch)
-        plain = self.gradient.clone()
-        compared = len(self.recordings) < CHECKED
-        if batch["input_ids"].numel() < self.computing and self._keep(shapes, batch) and compared:
-            self.gradient.zero_()
-            if random is not None:
-                torch.cuda.set_rng_state(random)  # dropout draws the same numbers as in the pass without a graph
-            self.recordings[shapes].graph.replay()
-            apart = (self.gradient - plain).norm() / plain.norm()
-            if not bool(apart <= APART) and plain.any():
-                shape = "x".join(map(str, batch["input_ids"].shape))
-                self._stop(f"one of {shape} tokens gave wrong gradients")
-        self.gradient.copy_(before + plain)
-        return outputs
 
     def _measured(self, batch: Batch) -> Outputs:
         """Run a batch without a graph, and note whether launching or computing took longer."""
@@ -183,9 +163,28 @@ class StepGraphs:
         self._wait()
         ended = time.perf_counter()
         if ended - launched > LAG * (ended - started):
-            self.computing = min(self.computing, tokens)
+            self.computing = tokens
         else:
-            self.launching = max(self.launching, tokens)
+            self.launching = tokens
+        return outputs
+
+    def _compared(self, shapes: Shapes, batch: Batch) -> Outputs:
+        """Run a batch without a graph, record it, and stop recording if the gradients differ."""
+        before = self.gradient.clone()
+        self.gradient.zero_()
+        random = torch.cuda.get_rng_state() if self.gradient.is_cuda else None
+        outputs = self._pass(batch)
+        plain = self.gradient.clone()
+        if self._keep(shapes, batch):
+            self.gradient.zero_()
+            if random is not None:
+                torch.cuda.set_rng_state(random)  # dropout draws the same numbers as in the pass without a graph
+            self.recordings[shapes].graph.replay()
+            apart = (self.gradient - plain).norm() / plain.norm()
+            if not bool(apart <= APART) and plain.any():
+                shape = "x".join(map(str, batch["input_ids"].shape))
+                self._stop(f"one of {shape} tokens gave wrong gradients")
+        self.gradient.copy_(before + plain)
         return outputs
 
     def _wait(self) -> None:

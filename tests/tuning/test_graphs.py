@@ -1,7 +1,6 @@
 """CUDA graphs against the same fits without them."""
 
 import math
-import time
 from types import SimpleNamespace
 
 import pytest
@@ -11,6 +10,7 @@ from transformers import AutoModelForCausalLM, MistralConfig, MistralForCausalLM
 
 from calibtune.data.tokens import common_width
 from calibtune.errors import UserError, WorkFailed
+from calibtune.tuning import graphs as fit_graphs
 from calibtune.tuning import inputs as fit_inputs
 from calibtune.tuning import trainer
 from calibtune.tuning.graphs import Recording, StepGraphs, causal_attention, graphs_serve
@@ -114,16 +114,29 @@ class FakeGraph:
 
 
 class Passes:
-    """Run a small model's passes as graphs, recorded where there is no GPU; the recordings say what they were."""
+    """Run a small model's passes as graphs, recorded where there is no GPU; the recordings say what they were.
 
-    def __init__(self, model, factor=1.0, warm=True):
+    ``limit``: passes of more tokens take longer to compute than to launch.
+    """
+
+    def __init__(self, model, monkeypatch, factor=1.0, limit=math.inf, measured=True):
         self.model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
         self.graphs = StepGraphs(self.model, self.loss, longest=20)
-        self.graphs._record, self.factor, self.graphs.warm = self.record, factor, warm
-        self.plain, self.replayed, self.error = [], [], None
+        self.graphs._record, self.graphs._wait = self.record, self.wait
+        self.factor, self.limit, self.error = factor, limit, None
+        self.plain, self.replayed, self.waits, self.seconds = [], [], [], 0
+        monkeypatch.setattr(fit_graphs, "time", SimpleNamespace(perf_counter=lambda: self.seconds))
+        if measured:
+            self.graphs.warm, self.graphs.launching = True, 20
+
+    def wait(self):
+        self.waits += self.plain[-1:]
+        if self.plain and self.plain[-1] > self.limit:
+            self.seconds += 1
 
     def loss(self, batch):
         self.plain.append(batch["input_ids"].shape[1])
+        self.seconds += 1
         return (self.model(batch["input_ids"], use_cache=False).logits.pow(2).mean(),)
 
     def record(self, batch):
@@ -150,35 +163,39 @@ class Passes:
         return float(loss), all(torch.allclose(a, b, rtol=1e-4, atol=1e-7) for a, b in pairs)
 
 
-def test_a_shape_is_run_without_a_graph_first_until_a_longer_one_was_and_three_are_compared(model):
-    passes = Passes(model, warm=False)
-    lengths = [14, 14, 10, 11, 10, 12, 13, 15, 15]
+def test_the_first_shapes_are_run_without_a_graph_too_and_later_ones_are_replayed_at_once(model, monkeypatch):
+    passes = Passes(model, monkeypatch)
+    lengths = [10, 11, 10, 12, 13, 13, 14]
     found = [passes.run(length) for length in lengths]
     assert all(right for _, right in found)
-    assert passes.plain == [14, 14, 10, 11, 15]
-    assert [loss == 7 for loss, _ in found] == [False, False, False, False, True, True, True, False, True]
-    assert passes.replayed == [14, 10, 11, 10, 12, 13, 15]
+    assert passes.plain == [10, 11, 12]
+    assert [loss == 7 for loss, _ in found] == [False, False, True, False, True, True, True]
+    assert passes.replayed == [10, 11, 10, 12, 13, 13, 14]
 
 
-def test_passes_that_compute_for_longer_than_they_launch_are_not_recorded_nor_waited_for_again(model, monkeypatch):
-    passes, waits = Passes(model), []
-
-    def wait():
-        waits.append(passes.plain[-1:])
-        time.sleep(0.1 * (passes.plain[-1:] > [12]))
-
-    monkeypatch.setattr(passes.graphs, "_wait", wait)
-    lengths = [10, 13, 13, 14, 12, 12, 14]
+def test_a_pass_longer_than_all_before_is_measured_and_recorded_when_met_again(model, monkeypatch):
+    passes = Passes(model, monkeypatch, measured=False)
+    lengths = [14, 14, 14, 10, 15, 15]
     found = [passes.run(length) for length in lengths]
     assert all(right for _, right in found)
-    assert passes.plain == [10, 13, 13, 14, 12, 14]
-    assert [loss == 7 for loss, _ in found] == [False, False, False, False, False, True, False]
-    assert waits == [[], [10], [10], [13], [14], [12]]  # before and after 10, 13 and 12
+    assert passes.waits == [14, 14, 10, 15]  # before and after the second and the fifth
+    assert passes.plain == [14, 14, 14, 10, 15, 15]
+    assert passes.replayed == [14, 10, 15]
+
+
+def test_passes_that_take_longer_to_compute_are_measured_once_and_never_recorded(model, monkeypatch):
+    passes = Passes(model, monkeypatch, limit=12, measured=False)
+    lengths = [10, 10, 14, 14, 15, 13, 13, 12, 14]
+    found = [passes.run(length) for length in lengths]
+    assert all(right for _, right in found)
+    assert passes.waits == [10, 10, 10, 14, 15, 13, 13, 12]  # before and after 10, 14, 13 and 12
+    assert passes.plain == lengths
+    assert not passes.replayed
 
 
 @pytest.mark.parametrize(("factor", "kept"), [(1.04, True), (1.2, False), (0.0, False), (math.nan, False)])
-def test_a_cuda_graph_with_wrong_gradients_ends_recording(model, factor, kept, caplog):
-    passes = Passes(model, factor)
+def test_a_cuda_graph_with_wrong_gradients_ends_recording(model, factor, kept, caplog, monkeypatch):
+    passes = Passes(model, monkeypatch, factor)
     assert passes.run(10)[1]  # the pass without a graph counts
     assert (passes.run(10)[0] == 7) == kept
     assert passes.graphs.records == kept
@@ -186,8 +203,8 @@ def test_a_cuda_graph_with_wrong_gradients_ends_recording(model, factor, kept, c
 
 
 @pytest.mark.parametrize("shapes", [1, 4])
-def test_a_pass_without_memory_for_its_recording_ends_recording_and_counts_once(model, shapes, caplog):
-    passes = Passes(model)
+def test_a_pass_without_memory_for_its_recording_ends_recording_and_counts_once(model, shapes, caplog, monkeypatch):
+    passes = Passes(model, monkeypatch)
     for length in range(10, 10 + shapes):
         passes.run(length)
     passes.error = torch.OutOfMemoryError("CUDA out of memory")
@@ -199,8 +216,8 @@ def test_a_pass_without_memory_for_its_recording_ends_recording_and_counts_once(
     assert caplog.text.count("goes on without CUDA graphs: the GPU's memory does not hold them") == 1
 
 
-def test_a_pass_that_cannot_be_recorded_ends_the_fit_with_the_way_on(model):
-    passes = Passes(model)
+def test_a_pass_that_cannot_be_recorded_ends_the_fit_with_the_way_on(model, monkeypatch):
+    passes = Passes(model, monkeypatch)
     passes.error = RuntimeError("operation not permitted when stream is capturing")
     with pytest.raises(
         WorkFailed, match=r"when stream is capturing\); run the same command with --resume --no-cuda-gr"
@@ -284,6 +301,7 @@ def test_cuda_graph_training_equals_plain_training(model, tmp_path, mirror, monk
         return Recording(FakeGraph(replay), inputs, outputs)
 
     monkeypatch.setattr(StepGraphs, "_record", record)
+    monkeypatch.setattr(fit_graphs, "LAG", math.inf)  # on the CPU all passes count as slow to launch
     monkeypatch.setattr(fit_inputs, "check_machine", lambda recipe: None)
     monkeypatch.setattr(trainer, "most_tokens", lambda rows, batch_size: 340)
     options = {"learning_rate": 1e-3, "epochs": 2, "gradient_accumulation": 2, **changes}

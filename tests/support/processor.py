@@ -1,0 +1,40 @@
+"""Processor time of a command beside that of plain matplotlib: machines, and what else they do, differ by a factor."""
+
+import resource
+import subprocess
+import sys
+
+#: Draws twelve figures of four panels.
+FIGURES = """
+import io
+from matplotlib.figure import Figure
+for _ in range(12):
+    figure = Figure()
+    for number, axes in enumerate(figure.subplots(2, 2).flat):
+        axes.bar(range(20), range(20))
+        axes.plot(range(50), label=f"line {number}")
+        axes.set_title(f"panel {number}")
+        axes.legend()
+    figure.savefig(io.BytesIO(), format="svg")
+"""
+
+
+def seconds(words, folder):
+    """Return the processor time of a python with these arguments, its own and the system's for it."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, *words], cwd=folder, check=True, timeout=600)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def at_most(times, words, folder):
+    """Return whether a command takes at most so many times the processor of plain figures, in one of three tries.
+
+    The figures are drawn before and after it. ``OUT`` in its words is another folder in each try.
+    """
+    for number in range(3):
+        before = seconds(("-c", FIGURES), folder)
+        own = seconds([word.replace("OUT", f"out-{number}") for word in words], folder)
+        if own <= times * (before + seconds(("-c", FIGURES), folder)) / 2:
+            return True
+    return False

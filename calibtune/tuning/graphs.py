@@ -92,7 +92,7 @@ class Recording:
 
 
 class StepGraphs:
-    """Run forward and backward passes, recorded once for each shape that takes longer to launch.
+    """Run forward and backward passes; record each shape once that takes longer to launch than to compute.
 
     Args:
         model: The model, whose gradients are accumulated as ``backward`` does.
@@ -142,7 +142,7 @@ class StepGraphs:
                 return self._pass(batch)
             if tokens > self.launching:
                 return self._measured(batch)
-            # The first passes let libraries take their workspaces, too.
+            # The first recordings are compared, which also lets libraries take their workspaces.
             if len(self.recordings) < CHECKED:
                 return self._compared(shapes, batch)
             if not self._keep(shapes, batch):

@@ -1,4 +1,4 @@
-"""Processor time of a command beside that of plain matplotlib: machines, and what else they do, differ by a factor."""
+"""Processor time of a command beside that of plain figures: on a busy or slow machine both take twice as long."""
 
 import resource
 import subprocess
@@ -28,7 +28,7 @@ def seconds(words, folder):
 
 
 def at_most(times, words, folder):
-    """Return whether a command takes at most so many times the processor of plain figures, in one of three tries.
+    """Return whether a command takes at most so many times the processor time of plain figures, in one of three tries.
 
     The figures are drawn before and after it. ``OUT`` in its words is another folder in each try.
     """

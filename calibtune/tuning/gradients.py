@@ -1,4 +1,4 @@
-"""Average gradients over processes that each hold the whole model (data parallel).
+"""Average gradients over processes that each hold the whole model (data parallel), and list the trained weights.
 
 PyTorch's DistributedDataParallel keeps references to the gradients' nodes, which rule out a CUDA graph
 of the backward pass. An adapter's gradients are small, so one call after the pass costs little.
@@ -6,7 +6,9 @@ of the backward pass. An adapter's gradients are small, so one call after the pa
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import distributed
@@ -37,3 +39,24 @@ def share_weights(parameters: Iterable[torch.nn.Parameter]) -> None:
     for weight in parameters:
         if weight.requires_grad:
             distributed.broadcast(weight.data, src=0)
+
+
+@contextmanager
+def listed_once(model: Any, active: bool = True) -> Iterator[None]:
+    """Let ``model.parameters()`` give the trained weights from a list while the context lasts.
+
+    Trainer calls it twice a step, to clip gradients and to clear them. Each time it visits thousands of
+    modules, during which the GPU of a small model has nothing to do.
+
+    Args:
+        model: The model to train; which weights are trained must not change.
+        active: Whether to do anything.
+    """
+    if active:
+        trained = [weight for weight in model.parameters() if weight.requires_grad]
+        model.parameters = lambda recurse=True: iter(trained)
+    try:
+        yield
+    finally:
+        if active:
+            del model.parameters

@@ -128,12 +128,19 @@ class StepGraphs:
         #: Whether a pass has run; libraries compile in the first one, so that it measures nothing.
         self.warm = False
 
-    def run(self, batch: Batch) -> Outputs:
-        """Accumulate a batch's gradients and return the outputs of ``loss``, detached."""
+    def run(self, batch: Batch, recorded: bool = True) -> Outputs:
+        """Accumulate a batch's gradients and return the outputs of ``loss``, detached.
+
+        Args:
+            batch: B questions.
+            recorded: Whether it has one of a few shapes, so that a recording of it serves again.
+        """
         if any(parameter.grad is None for parameter in self.parameters):
             self.gradient.zero_()
             for parameter, gradient in zip(self.parameters, self.gradients, strict=True):
                 parameter.grad = gradient
+        if not recorded:
+            return self._pass(batch)
         shapes = tuple(batch[name].shape for name in sorted(batch))
         if shapes not in self.recordings:
             tokens = batch["input_ids"].numel()

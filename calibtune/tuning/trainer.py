@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,8 @@ import torch
 from peft.helpers import disable_input_dtype_casting
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
 
-from calibtune.data.tokens import collate, parts
-from calibtune.data.training_set import GroupedOrder, Questions
+from calibtune.data.tokens import collate, common_width, parts
+from calibtune.data.training_set import GroupedOrder, Questions, TrainingSet
 from calibtune.errors import UserError, WorkFailed
 from calibtune.models.loading import resolved_precision
 from calibtune.models.scores import score
@@ -25,7 +26,7 @@ from calibtune.results.measures import harness_measures
 from calibtune.tuning.checkpoints import last_checkpoint, seal
 from calibtune.tuning.checks import on_cpu
 from calibtune.tuning.estep import EStep, score_bins
-from calibtune.tuning.gradients import average_gradients, share_weights
+from calibtune.tuning.gradients import average_gradients, listed_once, share_weights
 from calibtune.tuning.graphs import StepGraphs, graphs_serve, shortest_window
 from calibtune.tuning.lora import lora_in_product
 from calibtune.tuning.losses import method_loss
@@ -40,6 +41,52 @@ LIGER = {"cross_entropy": False, "fused_linear_cross_entropy": False}
 
 #: Trainer's arguments that only DistributedDataParallel reads.
 WRAPPER = {"ddp_find_unused_parameters", "ddp_bucket_cap_mb", "ddp_broadcast_buffers", "ddp_static_graph"}
+
+
+@dataclass(frozen=True)
+class EndedStep:
+    """Hold a step's numbers, which the GPU may still be computing."""
+
+    step: int
+    #: Loss and gradient norm, on the CPU once ``computed``.
+    numbers: torch.Tensor
+    #: None where there is nothing to wait for.
+    computed: torch.cuda.Event | None
+    #: Training questions of each part.
+    rows: list[torch.Tensor]
+
+    @classmethod
+    def of(cls, step: int, loss: torch.Tensor, norm: Any, rows: list[torch.Tensor]) -> EndedStep:
+        """Begin to copy the numbers to the CPU."""
+        if hasattr(norm, "full_tensor"):  # FSDP 2 has a DTensor
+            norm = norm.full_tensor()
+        numbers = torch.stack([loss, torch.as_tensor(norm, device=loss.device)])
+        if not numbers.is_cuda:
+            return cls(step, numbers, None, rows)
+        return cls(step, numbers.to("cpu", non_blocking=True), torch.cuda.current_stream().record_event(), rows)
+
+    def check(self, train: TrainingSet, folder: Path) -> None:
+        """Stop if loss or gradient norm is not finite.
+
+        Args:
+            train: The training questions.
+            folder: Of the checkpoints.
+
+        Raises:
+            WorkFailed: The message names the step, its questions and the last good checkpoint.
+        """
+        if self.computed is not None:
+            self.computed.synchronize()
+        loss, norm = self.numbers.tolist()
+        if math.isfinite(loss) and math.isfinite(norm):
+            return
+        rows = sorted(int(row) for part in self.rows for row in part)
+        hashes = [train.examples[row].doc_hash[:12] for row in rows]
+        raise WorkFailed(
+            f"step {self.step}: the loss is {loss} and the gradient norm {norm}, on training questions {rows} "
+            f"(hashes {', '.join(hashes)}); the last good checkpoint is {last_checkpoint(folder) or 'none'}: lower "
+            "--learning-rate, or use --precision fp32"
+        )
 
 
 class CalibrationTrainer(Trainer):
@@ -63,6 +110,7 @@ class CalibrationTrainer(Trainer):
         self.e_step = EStep(recipe)
         self._losses: list[torch.Tensor] = []
         self._rows: list[torch.Tensor] = []
+        self._ended: EndedStep | None = None
         self._graphs: StepGraphs | None = None
         # Sharded models need the same number of forward passes on every process, so none is split.
         self._most_tokens = math.inf if is_sharded() else most_tokens(questions.train.rows, recipe.batch_size)
@@ -92,8 +140,12 @@ class CalibrationTrainer(Trainer):
         return max(len(row.input_ids) for row in self.questions.train.rows)
 
     def _collate(self, rows: list[Any]) -> dict[str, Any]:
-        batch = collate(rows, self.questions.pad_id, few_shapes=bool(self.recipe.cuda_graphs))
-        return batch | self.e_step.batch_targets(batch)
+        """Return a batch in parts (see :func:`.parts`), and whether these have few shapes, to be recorded."""
+        tokens = min(len(rows) * common_width(max(len(row.input_ids) for row in rows)), self._most_tokens)
+        recorded = bool(self.recipe.cuda_graphs) and (self._graphs is None or tokens < self._graphs.computing)
+        batch = collate(rows, self.questions.pad_id, few_shapes=recorded)
+        batch |= self.e_step.batch_targets(batch)
+        return {"parts": parts(batch, self._most_tokens, few_shapes=recorded), "recorded": recorded}
 
     def _get_train_sampler(self, train_dataset: Any = None) -> GroupedOrder:
         args = self.args
@@ -114,25 +166,27 @@ class CalibrationTrainer(Trainer):
         if self._averages:
             share_weights(self.model.parameters())
         casts = self.args.bf16 and not self.is_deepspeed_enabled
-        with disable_input_dtype_casting(self.model, active=casts), lora_in_product(self.model, not is_sharded()):
+        whole = not is_sharded()
+        casts_off = disable_input_dtype_casting(self.model, active=casts)
+        with casts_off, lora_in_product(self.model, whole), listed_once(self.model, whole):
             return super().train(*args, **options)
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         """Run Trainer's step, or a CUDA graph, for each part of the batch (see :func:`.parts`)."""
-        cut = parts(inputs, self._most_tokens, few_shapes=bool(self.recipe.cuda_graphs))
-        run = self._graph_step if self.recipe.cuda_graphs else super().training_step
-        losses = [run(model, part, num_items_in_batch) for part in cut]
+        graph_step = partial(self._graph_step, recorded=inputs["recorded"])
+        run = graph_step if self.recipe.cuda_graphs else super().training_step
+        losses = [run(model, part, num_items_in_batch) for part in inputs["parts"]]
         if self._averages and self.accelerator.sync_gradients:
             average_gradients(self.model.parameters())
         return torch.stack(losses).sum()
 
-    def _graph_step(self, model: Any, inputs: dict[str, Any], _: Any) -> torch.Tensor:
+    def _graph_step(self, model: Any, inputs: dict[str, Any], _: Any, recorded: bool) -> torch.Tensor:
         if not model.training:  # train() visits all modules, which takes as long as a graph of a small model
             model.train()
         batch = self._prepare_inputs(inputs)
         if self._graphs is None:
             self._graphs = StepGraphs(self.model, lambda batch: self._part(model, batch), self._longest())
-        loss, letters = self._graphs.run(batch)
+        loss, letters = self._graphs.run(batch, recorded)
         self._note(loss * self.args.gradient_accumulation_steps, batch, letters)
         return loss
 
@@ -164,25 +218,30 @@ class CalibrationTrainer(Trainer):
         self.e_step.note(batch, letters)
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
-        """Return Trainer's gradient norm, and stop before the step if loss or norm is not finite.
+        """Return Trainer's gradient norm, and stop if the numbers of the step before are not finite.
+
+        A step's own numbers are read one step later, so that the GPU has work while they are read.
 
         Raises:
-            WorkFailed: Loss or gradient norm is not finite; the message names the step, the
-                questions and the last good checkpoint.
+            WorkFailed: See :meth:`EndedStep.check`.
         """
         norm = super()._get_grad_norm(model, grad_norm)
         total = torch.stack(self._losses).sum()
-        if not bool(torch.isfinite(total) & torch.isfinite(torch.as_tensor(norm, device=total.device))):
-            rows = sorted(int(row) for rows in self._rows for row in rows)
-            last = last_checkpoint(Path(self.args.output_dir))
-            hashes = [self.questions.train.examples[row].doc_hash[:12] for row in rows]
-            raise WorkFailed(
-                f"step {self.state.global_step + 1}: the loss is {float(total)} and the gradient norm {float(norm)}, "
-                f"on training questions {rows} (hashes {', '.join(hashes)}); the last good checkpoint is "
-                f"{last or 'none'}: lower --learning-rate, or use --precision fp32"
-            )
+        ended = EndedStep.of(self.state.global_step + 1, total, norm, self._rows)
         self._losses, self._rows = [], []
+        self._check_last_step()
+        self._ended = ended
         return norm
+
+    def _check_last_step(self) -> None:
+        if self._ended is not None:
+            self._ended.check(self.questions.train, Path(self.args.output_dir))
+        self._ended = None
+
+    def _save_checkpoint(self, *args: Any, **options: Any) -> None:
+        """Save a checkpoint, but none of weights that are not finite."""
+        self._check_last_step()
+        super()._save_checkpoint(*args, **options)
 
     def begin_epoch(self, epoch: int) -> None:
         """Set the epoch's option order, log held-out metrics, and run the E-step of an RCFT fit."""
@@ -208,7 +267,8 @@ class CalibrationTrainer(Trainer):
             seal(folder, self.state.global_step)
 
     def end_epoch(self) -> None:
-        """Log the held-out questions' numbers after the last epoch, for tensorboard or wandb."""
+        """Check the last step; after the last epoch, log the held-out questions' numbers for tensorboard or wandb."""
+        self._check_last_step()
         if self.recipe.report_to != "none" and self.state.global_step >= self.state.max_steps:
             if not self.questions.held_out:
                 return
@@ -303,6 +363,7 @@ def training_arguments(recipe: Recipe, folder: Path) -> TrainingArguments:
         "logging_nan_inf_filter": False,
         "save_total_limit": 2,
         "dataloader_pin_memory": torch.cuda.is_available(),
+        "accelerator_config": {"non_blocking": torch.cuda.is_available()},
     }
     given = recipe.training_arguments
     known = {item.name for item in dataclasses.fields(TrainingArguments)}

@@ -2,7 +2,7 @@
 
 import torch
 
-from calibtune.tuning.gradients import average_gradients, share_weights
+from calibtune.tuning.gradients import average_gradients, listed_once, share_weights
 
 
 def test_gradients_are_means_one_that_a_process_lacks_is_0_and_one_that_all_lack_stays_away(monkeypatch):
@@ -25,3 +25,24 @@ def test_every_process_begins_with_the_first_ones_trained_weights(monkeypatch):
     monkeypatch.setattr("torch.distributed.broadcast", lambda mine, src: mine.fill_(7 + src))
     share_weights(weights)
     assert [weight.tolist() for weight in weights] == [[7.0, 7.0], [0.0, 0.0, 0.0]]
+
+
+def test_trained_weights_are_listed_without_a_visit_to_the_modules():
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 1))
+    model[0].requires_grad_(False)
+    every = list(model.parameters())
+    visits = []
+    model.named_modules = lambda *args, **options: visits.append(args) or iter([])
+    with listed_once(model, active=False):
+        assert list(model.parameters()) == []
+    del model.named_modules
+    with listed_once(model):
+        model.named_modules = lambda *args, **options: visits.append(args) or iter([])
+        for _ in range(2):  # each call begins anew
+            assert list(map(id, model.parameters())) == list(map(id, every[2:]))
+        model[1].weight.grad = torch.ones(1, 2)
+        model.zero_grad()
+        assert model[1].weight.grad is None
+    del model.named_modules
+    assert len(visits) == 1
+    assert list(map(id, model.parameters())) == list(map(id, every))

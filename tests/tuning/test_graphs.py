@@ -1,6 +1,7 @@
 """CUDA graphs against the same fits without them."""
 
 import math
+import warnings
 from types import SimpleNamespace
 
 import pytest
@@ -316,11 +317,51 @@ def test_cuda_graph_training_equals_plain_training(model, tmp_path, mirror, monk
     assert found.after == pytest.approx(plain.after, rel=1e-4)
 
 
+def test_batches_that_are_not_recorded_are_padded_no_further_than_their_longest_prompt(
+    model, tmp_path, mirror, monkeypatch
+):
+    class Long(StepGraphs):
+        def __init__(self, *args):
+            super().__init__(*args)
+            self.computing = 0
+
+        def run(self, batch, recorded):
+            widths.append((recorded, batch["input_ids"].shape[1], int(batch["answer"].max()) + 1))
+            return super().run(batch, recorded)
+
+    widths = []
+    monkeypatch.setattr(trainer, "StepGraphs", Long)
+    monkeypatch.setattr(fit_inputs, "check_machine", lambda recipe: None)
+    small_fit(model, tmp_path / "out", "cft", cuda_graphs=True)
+    # The first two batches were made before a pass was measured.
+    assert [recorded for recorded, _, _ in widths] == [True, True, False, False]
+    assert all(width == (common_width(longest) if recorded else longest) for recorded, width, longest in widths)
+    assert any(width != common_width(width) for _, width, _ in widths)
+
+
+@pytest.mark.accelerator
+@needs_gpu
+def test_a_step_leaves_no_time_in_which_the_gpu_has_nothing_to_do(model, tmp_path, mirror, monkeypatch):
+    step = CalibrationTrainer.training_step
+
+    def watched(self, *args, **options):
+        torch.cuda.set_sync_debug_mode("warn" if 4 <= self.state.global_step < 9 else "default")
+        return step(self, *args, **options)
+
+    monkeypatch.setattr(CalibrationTrainer, "training_step", watched)
+    with warnings.catch_warnings(record=True) as waits:
+        warnings.simplefilter("always")
+        small_fit(model, tmp_path / "out", "cft", device="cuda", cuda_graphs=False, epochs=5, max_steps=10)
+    torch.cuda.set_sync_debug_mode("default")
+    assert not [str(wait.message) for wait in waits if "synchronizing" in str(wait.message)]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("method", "e_step"), [*((m, None) for m in METHODS), ("rcft", "epoch")])
 def test_unrecorded_graph_step_equals_the_plain_step(model, tmp_path, mirror, method, e_step, monkeypatch):
     class Unrecorded(StepGraphs):
-        def run(self, batch):
+        def run(self, batch, recorded):
+            assert recorded
             width = batch["input_ids"].shape[1]
             assert width == common_width(width)
             assert ("target" in batch) == (method == "rcft")

@@ -164,7 +164,44 @@ def test_non_finite_loss_stops_training_and_names_step_and_rows(model, tmp_path,
         small_fit(model, tmp_path / "out", "cft", save_every=1)
 
 
-def test_non_finite_gradient_stops_before_the_update(model, tmp_path, monkeypatch):
+@pytest.mark.parametrize("save_every", [0, 4])
+def test_a_last_step_that_is_not_finite_is_found_before_it_is_saved(model, tmp_path, monkeypatch, save_every):
+    original = CalibrationTrainer.compute_loss
+
+    def explodes(self, m, inputs, **kwargs):
+        loss = original(self, m, inputs, **kwargs)
+        return loss * torch.nan if self.state.global_step == 3 else loss
+
+    monkeypatch.setattr(CalibrationTrainer, "compute_loss", explodes)
+    with pytest.raises(WorkFailed, match=r"step 4: .* gradient norm nan"):
+        small_fit(model, tmp_path / "out", "cft", save_every=save_every)
+    assert not list((tmp_path / "out" / "checkpoints").glob("checkpoint-*"))
+
+
+def test_a_training_step_visits_no_module_beside_the_pass(model, tmp_path, monkeypatch):
+    visits, step = [], CalibrationTrainer.training_step
+    visit = torch.nn.Module.named_modules
+
+    def noted(self, *args, **options):
+        visits.append(self)
+        return visit(self, *args, **options)
+
+    def counted(self, *args, **options):
+        steps.append(len(visits))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch.nn.Module, "named_modules", visit)
+            return step(self, *args, **options)
+
+    steps = []
+    monkeypatch.setattr(CalibrationTrainer, "training_step", counted)
+    monkeypatch.setattr(torch.nn.Module, "named_modules", noted)
+    small_fit(model, tmp_path / "out", "cft")
+    # Trainer looks for sharded gradients once, after the first step.
+    assert len(steps) == 4
+    assert steps[3] == steps[1]
+
+
+def test_non_finite_gradient_stops_the_fit(model, tmp_path, monkeypatch):
     from calibtune.tuning import trainer
 
     original = trainer.method_loss

@@ -12,6 +12,7 @@ from accelerate.utils import gather_object
 from tqdm import tqdm
 
 from calibtune.data.tokens import TokenExample, collate, even_batches
+from calibtune.models.attention import attention_of_any_shape
 from calibtune.models.heads import answer_logits, keeps_logits, letter_log_likelihoods
 from calibtune.models.prefix import SHORTEST_PREFIX, common, prefix_cache, repeated
 from harness_ext.binning import FloatArray
@@ -23,6 +24,7 @@ LARGER = 8
 LEAST_SHARE = 0.2
 
 
+@attention_of_any_shape()
 def score(model: Any, examples: Sequence[TokenExample], pad_id: int, batch_size: int) -> FloatArray:
     """Compute the letter log-likelihoods of N questions under the model's present weights.
 

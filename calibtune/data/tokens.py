@@ -146,13 +146,16 @@ def answer_positions(mask: torch.Tensor) -> torch.Tensor:
     return (mask * places).argmax(dim=1)
 
 
-def even_batches(lengths: Sequence[int], most: float, enough: float | None = None) -> list[list[int]]:
+def even_batches(
+    lengths: Sequence[int], most: float, enough: float | None = None, few_sizes: bool = False
+) -> list[list[int]]:
     """Make batches of about the same number of tokens with little padding, the longest prompts first.
 
     Args:
         lengths: Tokens of each prompt.
         most: Tokens that a batch may have, padding counted; one prompt may have more.
         enough: Tokens from which a batch ends rather than pad shorter prompts; by default a share of ``most``.
+        few_sizes: Make batches of the sizes of :func:`common_size`.
 
     Returns:
         The prompts' numbers, each once.
@@ -161,20 +164,40 @@ def even_batches(lengths: Sequence[int], most: float, enough: float | None = Non
         >>> even_batches([30, 29, 10, 10, 9, 9], most=50)
         [[0], [1], [2, 3, 4, 5]]
     """
-    batches: list[list[int]] = []
     enough = FULL_ENOUGH * most if enough is None else enough
-    for i in sorted(range(len(lengths)), key=lambda i: lengths[i], reverse=True):
-        longest = lengths[batches[-1][0]] if batches else 0
-        tokens = longest * len(batches[-1]) if batches else 0
-        unlike = lengths[i] < ALIKE * longest and tokens >= enough
-        if not batches or tokens + longest > most or unlike:
-            batches.append([])
-        batches[-1].append(i)
+    order = sorted(range(len(lengths)), key=lambda i: lengths[i], reverse=True)
+    batches: list[list[int]] = []
+    start = 0
+    while start < len(order):
+        longest, size = lengths[order[start]], 1
+        for i in range(start + 1, len(order)):
+            unlike = lengths[order[i]] < ALIKE * longest and longest * size >= enough
+            if longest * (size + 1) > most or unlike:
+                break
+            size += 1
+        size = common_size(size) if few_sizes else size
+        batches.append(order[start : start + size])
+        start += size
     return batches
 
 
+def common_size(count: int) -> int:
+    """Round a number of prompts down to one of four sizes between two powers of two, or to one up to 8.
+
+    Liger's kernel of rotary embeddings is compiled anew for each number of prompts, for a third of a second on an H200.
+
+    Example:
+        >>> [common_size(count) for count in (7, 9, 11, 37, 255)]
+        [7, 8, 10, 32, 224]
+    """
+    step = max(1, 2 ** (count.bit_length() - 1) // 4)
+    return count // step * step
+
+
 def halves(lengths: Sequence[int], most: float) -> list[list[int]]:
-    """Halve a batch until its parts are small enough, the longest prompts first: few shapes for many batches.
+    """Halve a batch until its parts are small enough, the longest prompts first: few sizes for many batches.
+
+    See :func:`common_size`.
 
     Args:
         lengths: Tokens of each prompt.
@@ -220,7 +243,7 @@ def parts(batch: dict[str, Any], most: float, few_shapes: bool = False) -> list[
     Args:
         batch: Of :func:`collate`, padded on the right.
         most: Tokens that a part may have, padding counted; one prompt may have more.
-        few_shapes: Halve the batch, and make T of each part one of the widths of :func:`common_width`.
+        few_shapes: Make T of each part one of the widths of :func:`common_width`, as the batch's is.
 
     Returns:
         One batch or several, each with its ``share`` of the questions, a scalar: their mean losses, so weighted, sum to
@@ -230,11 +253,10 @@ def parts(batch: dict[str, Any], most: float, few_shapes: bool = False) -> list[
 
     lengths = (batch["answer"] + 1).tolist()
     lengths = [common_width(length) for length in lengths] if few_shapes else lengths
-    alike = halves if few_shapes else even_batches
-    cut = [list(range(len(lengths)))] if batch["input_ids"].numel() <= most else alike(lengths, most)
+    whole = batch["input_ids"].numel() <= most
     found = []
-    for rows in cut:
-        part = batch if len(cut) == 1 else {name: value[rows] for name, value in batch.items()}
+    for rows in [list(range(len(lengths)))] if whole else halves(lengths, most):
+        part = batch if whole else {name: value[rows] for name, value in batch.items()}
         width = max(lengths[row] for row in rows)
         share = torch.tensor(len(rows) / len(lengths), device=batch["answer"].device)
         found.append({**part, "input_ids": part["input_ids"][:, :width], "share": share})

@@ -37,6 +37,7 @@ from calibtune.evaluation.hub import HubTracker, check_hub_arguments
 from calibtune.evaluation.measured import add_measures
 from calibtune.evaluation.vllm_checks import engine_arguments
 from calibtune.models.adapters import check_adapter, load_adapter
+from calibtune.models.attention import attention_of_any_shape
 from calibtune.models.fingerprint import check_fingerprint
 from calibtune.models.loading import check_spec, found_device, load_base, not_loaded, weights_dtype
 from calibtune.models.served import served
@@ -147,6 +148,7 @@ class Evaluation:
 
 
 @seldom_collecting()
+@attention_of_any_shape()
 def evaluate(options: EvaluationOptions) -> Evaluation | None:
     """Run lm_eval.
 

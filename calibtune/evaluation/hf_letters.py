@@ -23,7 +23,6 @@ from transformers import AutoModelForCausalLM, DynamicCache
 from calibtune.data.tokens import even_batches
 from calibtune.evaluation.whole_prompts import LONGEST_CONTINUATION, Tokens, WholePrompts
 from calibtune.models.adapters import load_adapter
-from calibtune.models.attention import attention_of_any_shape
 from calibtune.models.heads import check_places, keeps_logits, output_layer, reading, widen
 from calibtune.models.loading import REPORTED, check_loaded
 from calibtune.models.prefix import prefix_cache, repeated
@@ -87,7 +86,6 @@ class LetterLM(WholePrompts, HFLM):
         else:
             self.tokenizer = tokenizer
 
-    @attention_of_any_shape()
     def _loglikelihood_tokens(
         self, requests: list[Any], disable_tqdm: bool = False, override_bs: int | None = None
     ) -> list[tuple[float, bool]]:

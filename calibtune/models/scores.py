@@ -12,7 +12,6 @@ from accelerate.utils import gather_object
 from tqdm import tqdm
 
 from calibtune.data.tokens import TokenExample, collate, even_batches
-from calibtune.models.attention import attention_of_any_shape
 from calibtune.models.heads import answer_logits, keeps_logits, letter_log_likelihoods
 from calibtune.models.prefix import SHORTEST_PREFIX, common, prefix_cache, repeated
 from harness_ext.binning import FloatArray
@@ -24,7 +23,6 @@ LARGER = 8
 LEAST_SHARE = 0.2
 
 
-@attention_of_any_shape()
 def score(model: Any, examples: Sequence[TokenExample], pad_id: int, batch_size: int) -> FloatArray:
     """Compute the letter log-likelihoods of N questions under the model's present weights.
 
@@ -45,7 +43,7 @@ def score(model: Any, examples: Sequence[TokenExample], pad_id: int, batch_size:
     model.eval()
     # Use the lengths of whole prompts: the cached prefix takes memory for each of them.
     lengths = [len(example.input_ids) for example in examples]
-    batches = even_batches(lengths, LARGER * batch_size * sum(lengths) / len(lengths))
+    batches = even_batches(lengths, LARGER * batch_size * sum(lengths) / len(lengths), few_sizes=True)
     shared = examples[0].input_ids[: _shared(examples)]
     cache = prefix_cache(model, shared, device, keeps_logits(model)) if shared else None
     if cache is not None:

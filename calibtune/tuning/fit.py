@@ -35,6 +35,7 @@ from calibtune.data.tokens import PAD
 from calibtune.errors import UserError, WorkFailed, is_out_of_memory
 from calibtune.files import keep_inputs, refuse_existing, write_json, write_text
 from calibtune.models.adapters import load_adapter
+from calibtune.models.attention import attention_of_any_shape
 from calibtune.models.fingerprint import fingerprint
 from calibtune.models.loading import check_spec, load_base, load_config, read_template, resolved_precision
 from calibtune.models.quantized import held_as
@@ -65,6 +66,7 @@ FULL = 2**16
 
 
 @seldom_collecting()
+@attention_of_any_shape()
 def fit(recipe: Recipe, output: Path, resume: bool = False, overwrite: bool = False) -> Artifact:
     """Run a fit.
 

@@ -18,7 +18,6 @@ from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCall
 from calibtune.data.tokens import collate, common_width, parts
 from calibtune.data.training_set import GroupedOrder, Questions, TrainingSet
 from calibtune.errors import UserError, WorkFailed
-from calibtune.models.attention import attention_of_any_shape
 from calibtune.models.loading import resolved_precision
 from calibtune.models.scores import score
 from calibtune.models.sharding import is_sharded
@@ -159,7 +158,6 @@ class CalibrationTrainer(Trainer):
             )
         return order
 
-    @attention_of_any_shape()
     def train(self, *args: Any, **options: Any) -> Any:
         """Train without PEFT's casts of inputs, because autocast already casts them to bfloat16.
 

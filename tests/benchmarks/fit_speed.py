@@ -38,6 +38,7 @@ from speed_ways import LETTERS, Bench, Clock, Measured, adapted, padded, plain_l
 from transformers.integrations.liger import apply_liger_kernel
 
 from calibtune.data.tokens import collate
+from calibtune.models.attention import attention_of_any_shape
 from calibtune.models.scores import LARGER, score
 from calibtune.recipe import make_recipe
 from calibtune.tuning.losses import method_loss
@@ -64,6 +65,7 @@ def matrix_rate(device: torch.device) -> float:
     return 2 * size**3 / float(np.median(seconds[3:])) / 1e12
 
 
+@attention_of_any_shape()
 def scored(bench: Bench) -> Measured:
     """Letter scoring of all rows by the base model, in the batches that a fit of this batch size scores in."""
     rows, size, clock = bench.rows, bench.recipe.batch_size, Clock(dataclasses.replace(bench, warm=1))

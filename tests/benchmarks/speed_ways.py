@@ -21,6 +21,7 @@ from transformers import PreTrainedTokenizerFast, TrainerCallback
 
 from calibtune.data.tokens import TokenExample
 from calibtune.data.training_set import Questions
+from calibtune.models.attention import attention_of_any_shape
 from calibtune.recipe import Recipe
 from calibtune.tuning.trainable import add_adapter
 from calibtune.tuning.trainer import CalibrationTrainer, training_arguments
@@ -181,6 +182,7 @@ def run_trainer(trainer: Any, clock: Clock, length: Callable[[Any], int]) -> Mea
     return dataclasses.replace(measured, extra={"losses": losses})
 
 
+@attention_of_any_shape()
 def ours(bench: Bench) -> Measured:
     """calibtune's own trainer, with the recipe's defaults."""
     recipe = bench.recipe

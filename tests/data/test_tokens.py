@@ -9,7 +9,7 @@ from fitting import METHODS, same_weights, small_fit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from calibtune.data.tokens import TokenExample, collate, common_width, even_batches, parts
+from calibtune.data.tokens import TokenExample, collate, common_size, common_width, even_batches, parts
 from calibtune.data.training_set import GroupedOrder
 from calibtune.tuning import trainer
 from calibtune.tuning.memory import largest_part, most_tokens
@@ -21,12 +21,21 @@ def batch_of(lengths, few_shapes=False):
 
 
 @settings(deadline=None)
-@given(st.lists(st.integers(1, 700), max_size=60), st.integers(1, 3000))
-def test_batches_hold_each_prompt_once_and_no_more_tokens_than_asked_for(lengths, most):
-    batches = even_batches(lengths, most)
+@given(st.lists(st.integers(1, 700), max_size=60), st.integers(1, 3000), st.booleans())
+def test_batches_hold_each_prompt_once_and_no_more_tokens_than_asked_for(lengths, most, few_sizes):
+    batches = even_batches(lengths, most, few_sizes=few_sizes)
     assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
     for batch in batches:
         assert len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= most
+        assert not few_sizes or common_size(len(batch)) == len(batch)
+
+
+@given(st.integers(1, 10**6))
+def test_a_common_size_is_one_of_four_an_octave_and_at_most_a_fifth_smaller(count):
+    size = common_size(count)
+    assert 0.8 * count < size <= count
+    assert common_size(size) == size
+    assert len({common_size(n) for n in range(64, 128)}) == 4
 
 
 def test_a_few_long_prompts_do_not_lengthen_the_batches_of_the_short_ones():
@@ -124,13 +133,14 @@ def test_a_step_in_parts_trains_as_in_one_piece(model, tmp_path, mirror, monkeyp
 
     monkeypatch.setattr(trainer, "parts", counted)
     monkeypatch.setattr(trainer.CalibrationTrainer, "training_step", noted)
-    whole = small_fit(model, tmp_path / "whole", method, learning_rate=1e-3, gradient_accumulation=2)
-    assert sizes == [[4]] * 4
+    options = {"learning_rate": 1e-3, "batch_size": 3, "gradient_accumulation": 2}
+    whole = small_fit(model, tmp_path / "whole", method, **options)
+    assert sizes == [[3]] * 6
     # Parts with other numbers of questions each.
-    monkeypatch.setattr(trainer, "most_tokens", lambda rows, batch_size: 300)
-    cut = small_fit(model, tmp_path / "parts", method, learning_rate=1e-3, gradient_accumulation=2)
-    assert sizes[4:] == [[3, 1]] * 4
-    assert losses[4:] == pytest.approx(losses[:4], rel=1e-4)
+    monkeypatch.setattr(trainer, "most_tokens", lambda rows, batch_size: 220)
+    cut = small_fit(model, tmp_path / "parts", method, **options)
+    assert sizes[6:] == [[1, 2]] * 6
+    assert losses[6:] == pytest.approx(losses[:6], rel=1e-4)
     assert same_weights(tmp_path / "whole", tmp_path / "parts", rtol=1e-3, atol=1e-5)
     assert cut.after == pytest.approx(whole.after, rel=1e-4)
 

@@ -4,9 +4,7 @@ import pytest
 import torch
 from fitting import small_fit
 
-from calibtune.data.tokens import TokenExample
 from calibtune.models.attention import attention_of_any_shape
-from calibtune.models.scores import score
 
 
 @pytest.fixture
@@ -55,16 +53,6 @@ def test_an_evaluation_scores_without_cudnns_attention(model, mirror, tmp_path, 
     import calibtune
 
     calibtune.evaluate(model, tasks="mc_calib_arc", limit=2, output=tmp_path / "out", device="cpu")
-    assert flags
-    assert not any(flags)
-    assert cudnn()
-
-
-def test_questions_are_scored_without_cudnns_attention(model, flags, cudnn):
-    from transformers import AutoModelForCausalLM
-
-    rows = [TokenExample((300, 301, 302 + n), (5, 6), 0, n) for n in range(2)]
-    score(AutoModelForCausalLM.from_pretrained(model), rows, 0, 2)
     assert flags
     assert not any(flags)
     assert cudnn()

@@ -175,9 +175,13 @@ def _is_cut(model: Any, context: int, continuation: int) -> bool:
     # An encoder-decoder counts its encoder's side alone.
     if getattr(model, "backend", None) == "seq2seq":
         return context > model.max_length
+    return context + continuation > model.max_length + _spare(type(model))
+
+
+@functools.cache
+def _spare(backend: type) -> int:
     # By name, since importing a backend loads its engine.
-    spare = next((SPARE[kind.__name__] for kind in type(model).__mro__ if kind.__name__ in SPARE), 0)
-    return context + continuation > model.max_length + spare
+    return next((SPARE[kind.__name__] for kind in backend.__mro__ if kind.__name__ in SPARE), 0)
 
 
 def _watch_encoders() -> None:

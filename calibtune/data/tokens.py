@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 #: Padding. On the right it is never read, so that any token serves; a tokenizer's own can lie outside the vocabulary.
 PAD = 0
 #: A batch ends where a prompt is shorter than this share of its longest, if the batch is so full already.
-ALIKE, FULL_ENOUGH = 0.8, 0.3
+ALIKE, FULL_ENOUGH = 0.9, 0.3
 
 
 @dataclass(frozen=True)

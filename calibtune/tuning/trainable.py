@@ -107,8 +107,11 @@ def _with_adapter(model: Any, recipe: Recipe) -> Any:
         exclude_modules=unfit or None,
         task_type="CAUSAL_LM",
     )
+    # PEFT makes weights where torch does by default, and moving them to a GPU takes longer than making them there.
+    first = next(model.parameters()).device
     try:
-        return get_peft_model(model, config)
+        with first if first.type == "cuda" else torch.device("cpu"):
+            return get_peft_model(model, config)
     except ValueError as error:
         raise UserError(
             f"no adapter can be added to {', '.join(recipe.target_modules)} of {recipe.model}: {error} Give other "

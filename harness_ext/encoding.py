@@ -175,7 +175,8 @@ def _is_cut(model: Any, context: int, continuation: int) -> bool:
     # An encoder-decoder counts its encoder's side alone.
     if getattr(model, "backend", None) == "seq2seq":
         return context > model.max_length
-    return context + continuation > model.max_length + _spare(type(model))
+    backend: Any = type(model)
+    return context + continuation > model.max_length + _spare(backend)
 
 
 @functools.cache

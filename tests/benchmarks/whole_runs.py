@@ -5,9 +5,10 @@
         --apply-chat-template --epochs 3 --output OUT     # `calibtune fit`, and where its seconds went
     python ~-/tests/benchmarks/whole_runs.py plain DIR    # transformers' Trainer with PEFT on the same questions
     python ~-/tests/benchmarks/whole_runs.py score DIR    # `calibtune eval` of 2,000 questions by a random 8B, twice
+    python ~-/tests/benchmarks/whole_runs.py shots DIR    # the same, 5-shot, and lm_eval's own hf backend beside it
 
-``plain`` trains 30 steps and extrapolates from the median and from the mean step. ``score`` takes DIR's tokenizer and
-chat template and holds the 8B in NF4; its seconds begin once the model is loaded.
+``plain`` trains 30 steps and extrapolates from the median and from the mean step. ``score`` and ``shots`` take DIR's
+tokenizer and chat template and hold the 8B in NF4; their seconds begin once the model is loaded and end with the files.
 """
 
 from __future__ import annotations
@@ -138,7 +139,12 @@ def plain(words: list[str]) -> dict[str, Any]:
     return {"first_step": first, "steps": gaps.tolist(), "whole_by": whole}
 
 
-def score(words: list[str]) -> dict[str, Any]:
+def shots(words: list[str]) -> dict[str, Any]:
+    """Evaluate an 8B with random weights 5-shot, by ``calibtune eval`` and by lm_eval's own backend."""
+    return score(words, shots=5)
+
+
+def score(words: list[str], shots: int | None = None) -> dict[str, Any]:
     """Evaluate an 8B with random weights, and say which share of the measured peak its passes and the whole reach."""
     import fit_speed
     import torch
@@ -180,6 +186,7 @@ def score(words: list[str]) -> dict[str, Any]:
                 tasks="mc_calib_indomain",
                 apply_chat_template=True,
                 device=device.type,
+                num_fewshot=shots,
                 limit=QUESTIONS,
                 output=folder,
             )
@@ -187,13 +194,34 @@ def score(words: list[str]) -> dict[str, Any]:
         tera = 2 * body_size(shape) * tokens[0] / 1e12
         shares = {"of_peak": tera / whole / peak, "passes_of_peak": tera / passes / peak}
         found.append({"seconds": whole, "passes": passes, "tokens": tokens[0], **shares})
-    return {"peak": peak, "runs": found}
+    return {"peak": peak, "runs": found} | ({"stock": stock(base, name, shots)} if shots else {})
+
+
+def stock(base: Any, name: str, shots: int) -> float:
+    """Seconds of lm_eval with its own hf backend, from task to files."""
+    from lm_eval import simple_evaluate
+    from lm_eval.loggers import EvaluationTracker
+    from lm_eval.models.huggingface import HFLM
+
+    from calibtune.data.tasks import task_manager
+
+    task = "mc_calib_indomain"
+    model, manager = HFLM(pretrained=base, tokenizer=name, batch_size=16), task_manager([task])
+    begun = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        tracker = EvaluationTracker(output_path=folder)
+        options = {"num_fewshot": shots, "limit": QUESTIONS, "apply_chat_template": True, "task_manager": manager}
+        found = simple_evaluate(model, tasks=[task], evaluation_tracker=tracker, **options)
+        samples = found.pop("samples")
+        tracker.save_results_aggregated(found, samples)
+        tracker.save_results_samples(task, samples[task])
+        return time.perf_counter() - begun
 
 
 def main() -> None:
     """Run what the first word says."""
     kind, *words = sys.argv[1:]
-    found = {"fit": fit, "plain": plain, "score": score}[kind](words)
+    found = {"fit": fit, "plain": plain, "score": score, "shots": shots}[kind](words)
     print(json.dumps({"run": kind, "words": words, **found, "wall": since()}))
 
 

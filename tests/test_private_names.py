@@ -46,7 +46,7 @@ def test_used_and_overridden_private_names_exist():
     from lm_eval.models.huggingface import HFLM
     from transformers import LlamaConfig, Trainer
 
-    for name in ("_get_grad_norm", "_get_train_sampler"):
+    for name in ("_get_grad_norm", "_get_train_sampler", "_save_checkpoint"):
         assert callable(getattr(Trainer, name))
     for name in ("_encode_pair", "_loglikelihood_tokens"):
         assert callable(getattr(HFLM, name))

@@ -385,7 +385,8 @@ def _train(inputs: Inputs, model: Any, output: Path, resume: bool, started: floa
     arguments = training_arguments(recipe, output / CHECKPOINTS)
     questions = inputs.questions
     with whole(model):
-        before = _measures(model, inputs)
+        scores_before = _scores(model, inputs)
+    before = _measures(scores_before, inputs)
     shares: Shares | None = None
     if split_by_fsdp(model):
         model, shares = without_weights(model)
@@ -395,7 +396,8 @@ def _train(inputs: Inputs, model: Any, output: Path, resume: bool, started: floa
         with whole(model):
             recipe = fitting(model, questions, recipe, arguments.world_size)
         arguments = training_arguments(recipe, output / CHECKPOINTS)
-    trainer = CalibrationTrainer(model, arguments, recipe, questions)
+    # A new adapter changes nothing, so these are the scores before the first epoch too.
+    trainer = CalibrationTrainer(model, arguments, recipe, questions, scores_before)
     # One process with graphs is faster than several without, unless batches are large.
     if not trainer.recipe.cuda_graphs and (hint := idle_gpus(recipe)):
         logger.info("%s", hint)
@@ -411,7 +413,7 @@ def _train(inputs: Inputs, model: Any, output: Path, resume: bool, started: floa
     trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     recipe = trainer.recipe
     model = trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
-    after = _measures(model, inputs)
+    after = _measures(_scores(model, inputs), inputs)
     if after.bins and is_first_process() and (advice := overtrained(trainer.nll_before, after.numbers["nll"])):
         logger.warning("%s", advice)
     asked = (inputs.held_out or questions.train.rows)[: ASKED if recipe.tuning == "full" else 0]
@@ -432,10 +434,12 @@ def _train(inputs: Inputs, model: Any, output: Path, resume: bool, started: floa
     return artifact
 
 
-def _measures(model: Any, inputs: Inputs) -> Measured:
-    if not inputs.held_out:
-        return Measured({}, [])
-    return _measured(score(model, inputs.held_out, PAD, inputs.recipe.batch_size), inputs.gold)
+def _scores(model: Any, inputs: Inputs) -> FloatArray | None:
+    return score(model, inputs.held_out, PAD, inputs.recipe.batch_size) if inputs.held_out else None
+
+
+def _measures(scores: FloatArray | None, inputs: Inputs) -> Measured:
+    return Measured({}, []) if scores is None else _measured(scores, inputs.gold)
 
 
 def _finish(

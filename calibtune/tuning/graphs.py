@@ -11,13 +11,13 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import AttentionInterface
+from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from calibtune.errors import UserError, WorkFailed, reason
@@ -39,9 +39,10 @@ SPARE = 0.1
 
 logger = logging.getLogger(__name__)
 
-#: Name of SDPA attention that is causal without a mask. While a graph is recorded, transformers
-#: would create a mask, which rules out the fast attention kernels. Fits with such masks also ended
-#: in NaN gradients (Qwen2.5 on an H200, torch 2.11), probably because of the mask.
+#: Name of SDPA attention that is causal without a mask. In a pass without a graph, transformers
+#: waits for the GPU to see whether a mask is needed. While a graph is recorded, it would create one,
+#: which rules out the fast attention kernels. Fits with such masks also ended in NaN gradients
+#: (Qwen2.5 on an H200, torch 2.11), probably because of the mask.
 CAUSAL = "calibtune-causal-sdpa"
 AttentionInterface.register(CAUSAL, sdpa_attention_forward)
 
@@ -69,17 +70,27 @@ def shortest_window(model: Any) -> float:
     return min((length for length in windows if length), default=float("inf"))
 
 
+def attention_configs(model: Any) -> list[Any]:
+    """Return the configurations of a model and of the models in it, from which SDPA attention is chosen."""
+    models = [module for module in model.modules() if isinstance(module, PreTrainedModel)]
+    configs = {id(inner.config): inner.config for inner in models}.values()
+    return [config for config in configs if config._attn_implementation == "sdpa"]
+
+
 @contextmanager
-def causal_attention(model: Any) -> Iterator[None]:
-    """Replace SDPA by causal attention without a mask; prompts must be padded on the right."""
-    before = model.config._attn_implementation
-    if before == "sdpa":
-        model.set_attn_implementation(CAUSAL)
+def causal_attention(configs: Sequence[Any]) -> Iterator[None]:
+    """Replace SDPA by causal attention without a mask; prompts must be padded on the right.
+
+    Args:
+        configs: Of :func:`attention_configs`. ``set_attn_implementation`` would visit all modules in each pass.
+    """
+    for config in configs:
+        config._attn_implementation = CAUSAL
     try:
         yield
     finally:
-        if before == "sdpa":
-            model.set_attn_implementation(before)
+        for config in configs:
+            config._attn_implementation = "sdpa"
 
 
 @dataclass(frozen=True)
@@ -110,7 +121,7 @@ class StepGraphs:
                 f"--cuda-graphs cannot be used: the model attends over {window} tokens and a prompt has {longest}; "
                 "leave it out"
             )
-        self.model, self.loss = model, loss
+        self.loss, self.configs = loss, attention_configs(model)
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         # A graph writes to the memory that it was recorded with, so the gradients must keep their
         # memory. They are views of one tensor, which one kernel clears or copies.
@@ -235,11 +246,12 @@ class StepGraphs:
         pool = next((recording.graph.pool() for recording in self.recordings.values()), None)
         # Other threads, such as NCCL's, may ask the GPU while this one records.
         record = torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local")
-        with causal_attention(self.model), record:
+        with record:
             outputs = self._pass(inputs)
         return Recording(graph, inputs, outputs)
 
     def _pass(self, inputs: Batch) -> Outputs:
-        outputs = self.loss(inputs)
-        outputs[0].backward()
+        with causal_attention(self.configs):
+            outputs = self.loss(inputs)
+            outputs[0].backward()
         return tuple(output.detach() for output in outputs)

@@ -97,14 +97,22 @@ class CalibrationTrainer(Trainer):
         args: See :func:`training_arguments`.
         recipe: Recipe of the fit.
         questions: Training and held-out questions.
+        before: Scores of the held-out questions before training; None: they are scored again.
     """
 
     # The loss is a mean over the batch. With True, Trainer would not divide it by the number of
     # accumulated batches.
     loss_is_scaled_for_ga = False
 
-    def __init__(self, model: Any, args: TrainingArguments, recipe: Recipe, questions: Questions) -> None:
-        self.recipe, self.questions = recipe, questions
+    def __init__(
+        self,
+        model: Any,
+        args: TrainingArguments,
+        recipe: Recipe,
+        questions: Questions,
+        before: np.ndarray | None = None,
+    ) -> None:
+        self.recipe, self.questions, self.before = recipe, questions, before
         #: NLL of the held-out questions before each epoch of this run.
         self.nll_before: dict[int, float] = {}
         self.e_step = EStep(recipe)
@@ -247,7 +255,9 @@ class CalibrationTrainer(Trainer):
         """Set the epoch's option order, log held-out metrics, and run the E-step of an RCFT fit."""
         train, recipe = self.questions.train, self.recipe
         train.set_epoch(epoch)
-        held_out = self._score(self.questions.held_out) if self.questions.held_out else None
+        held_out = self.before if epoch == 0 else None
+        if held_out is None and self.questions.held_out:
+            held_out = self._score(self.questions.held_out)
         if held_out is not None:
             self.show(epoch, held_out)
         if recipe.method != "rcft" or recipe.lambda_ == 0 or self.e_step.epoch == epoch:

@@ -54,7 +54,7 @@ def fit(words: list[str]) -> dict[str, Any]:
 
         setattr(owner, name, run)
 
-    for name in ("read_inputs", "_begun", "_measures", "add_adapter", "_finish"):
+    for name in ("read_inputs", "_begun", "_scores", "_measures", "add_adapter", "_finish"):
         timed(fits, name)
     for name in ("train", "begin_epoch", "_save_checkpoint", "save_e_step"):
         timed(trainer.CalibrationTrainer, name)

@@ -201,6 +201,19 @@ def test_a_training_step_visits_no_module_beside_the_pass(model, tmp_path, monke
     assert steps[3] == steps[1]
 
 
+def test_held_out_questions_are_scored_once_before_training_and_after_each_epoch(model, tmp_path, monkeypatch):
+    from calibtune.tuning import fit as fits
+
+    counts, tables = [], []
+    score, table = fits.score, trainer.epoch_table
+    for module in (fits, trainer):
+        monkeypatch.setattr(module, "score", lambda *args: counts.append(len(args[1])) or score(*args))
+    monkeypatch.setattr(trainer, "epoch_table", lambda *args: tables.append(args[2]) or table(*args))
+    artifact = small_fit(model, tmp_path / "out", "cft", epochs=2)
+    assert counts == [6, 6, 6]
+    assert [tables[0][name] for name in ("nll", "acc")] == [artifact.before[name] for name in ("nll", "acc")]
+
+
 def test_non_finite_gradient_stops_the_fit(model, tmp_path, monkeypatch):
     from calibtune.tuning import trainer
 

@@ -41,10 +41,10 @@ big() { # 8B, QLoRA, then a bfloat16 base; what is patched by Liger comes after 
 defaults() { # no flags: an 8B's steps from the first one on; whole runs of MODEL from the command line, scoring of a random 8B
   local whole="python3 $repo/tests/benchmarks/whole_runs.py"
   $speed --quantization nf4 --ways authors --rows 0 --steps 8 --seconds 5
-  $speed --quantization nf4 --ways ours+liger --methods cft --batch-sizes 16 --rows 0 --steps 200 --warm 0
+  $speed --quantization nf4 --ways ours+liger --methods cft --batch-sizes 16 --rows 0 --steps 468 --warm 0
   $speed --quantization nf4 --ways ours+liger --methods cft --batch-sizes 64 --rows 0 --steps 117 --warm 0
   (cd "$hub" && $whole fit --method cft --model "$model" --tasks mc_calib_indomain --apply-chat-template --epochs 3 --output "$out/fit" --overwrite
-    $whole plain "$model"; $whole score "$model")
+    $whole plain "$model"; $whole score "$model"; $whole shots "$model")
 }
 small() { # bound by kernel launches; with graphs a whole fit's steps, recordings and all
   for shape in 0.5b 135m; do

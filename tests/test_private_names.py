@@ -12,7 +12,7 @@ USED = {
     "calibtune/commands/fit.py": {"_ArgumentGroup"},
     "calibtune/data/encoder.py": {"_encode_pair"},
     "calibtune/models/shares.py": {"_fsdp_param_group", "_set_unshard_async_op"},
-    "calibtune/tuning/graphs.py": {"_attn_implementation"},
+    "calibtune/tuning/graphs.py": {"_attn_implementation", "_attn_implementation_internal"},
     "calibtune/tuning/trainer.py": {"_get_grad_norm"},
     "harness_ext/encoding.py": {"_encode_pair"},
 }
@@ -46,10 +46,11 @@ def test_used_and_overridden_private_names_exist():
     from lm_eval.models.huggingface import HFLM
     from transformers import LlamaConfig, Trainer
 
-    for name in ("_get_grad_norm", "_get_train_sampler", "_save_checkpoint"):
+    for name in ("_get_grad_norm", "_get_train_sampler", "_save_checkpoint", "_track_num_input_tokens"):
         assert callable(getattr(Trainer, name))
     for name in ("_encode_pair", "_loglikelihood_tokens"):
         assert callable(getattr(HFLM, name))
-    assert hasattr(LlamaConfig(), "_attn_implementation")
+    config = LlamaConfig(attn_implementation="sdpa")
+    assert config._attn_implementation == config._attn_implementation_internal == "sdpa"
     assert hasattr(argparse.ArgumentParser(), "_actions")
     assert hasattr(argparse, "_ArgumentGroup")

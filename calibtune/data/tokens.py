@@ -195,9 +195,9 @@ def common_size(count: int) -> int:
 
 
 def halves(lengths: Sequence[int], most: float) -> list[list[int]]:
-    """Halve a batch until its parts are small enough, the longest prompts first: few sizes for many batches.
+    """Halve a batch until its parts are small enough, the longest prompts first.
 
-    See :func:`common_size`.
+    So many batches have parts of few sizes, for each of which Liger compiles (see :func:`common_size`).
 
     Args:
         lengths: Tokens of each prompt.

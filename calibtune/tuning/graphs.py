@@ -40,7 +40,7 @@ SPARE = 0.1
 logger = logging.getLogger(__name__)
 
 #: Name of SDPA attention that is causal without a mask. In a pass without a graph, transformers
-#: waits for the GPU to see whether a mask is needed. While a graph is recorded, it would create one,
+#: waits for the GPU to see whether prompts are packed. While a graph is recorded, it would create one,
 #: which rules out the fast attention kernels. Fits with such masks also ended in NaN gradients
 #: (Qwen2.5 on an H200, torch 2.11), probably because of the mask.
 CAUSAL = "calibtune-causal-sdpa"
@@ -71,10 +71,22 @@ def shortest_window(model: Any) -> float:
 
 
 def attention_configs(model: Any) -> list[Any]:
-    """Return the configurations of a model and of the models in it, from which SDPA attention is chosen."""
-    models = [module for module in model.modules() if isinstance(module, PreTrainedModel)]
-    configs = {id(inner.config): inner.config for inner in models}.values()
+    """Return the configurations of a model and of the models in it that ask for SDPA attention."""
+    configs = {id(inner.config): inner.config for inner in _models(model)}.values()
     return [config for config in configs if config._attn_implementation == "sdpa"]
+
+
+def is_causal_without_mask(model: Any) -> bool:
+    """Return whether a model's attention is known to be causal and nothing more: transformers' own code of ``DENSE``.
+
+    With SDPA, some others add numbers of their own through the mask.
+    """
+    own = all(type(inner).__module__.startswith("transformers.models.") for inner in _models(model))
+    return own and model.config.model_type in DENSE
+
+
+def _models(model: Any) -> list[PreTrainedModel]:
+    return [module for module in model.modules() if isinstance(module, PreTrainedModel)]
 
 
 @contextmanager
@@ -82,15 +94,16 @@ def causal_attention(configs: Sequence[Any]) -> Iterator[None]:
     """Replace SDPA by causal attention without a mask; prompts must be padded on the right.
 
     Args:
-        configs: Of :func:`attention_configs`. ``set_attn_implementation`` would visit all modules in each pass.
+        configs: Of :func:`attention_configs`. ``set_attn_implementation`` would visit all modules in each pass, and
+            like the setter of ``_attn_implementation`` change configurations below that ask for something else.
     """
     for config in configs:
-        config._attn_implementation = CAUSAL
+        config._attn_implementation_internal = CAUSAL
     try:
         yield
     finally:
         for config in configs:
-            config._attn_implementation = "sdpa"
+            config._attn_implementation_internal = "sdpa"
 
 
 @dataclass(frozen=True)
@@ -122,6 +135,8 @@ class StepGraphs:
                 "leave it out"
             )
         self.loss, self.configs = loss, attention_configs(model)
+        #: What passes take that are not recorded.
+        self.unmasked = self.configs if is_causal_without_mask(model) else []
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         # A graph writes to the memory that it was recorded with, so the gradients must keep their
         # memory. They are views of one tensor, which one kernel clears or copies.
@@ -139,23 +154,27 @@ class StepGraphs:
         #: Whether a pass has run; libraries compile in the first one, so that it measures nothing.
         self.warm = False
 
-    def run(self, batch: Batch, recorded: bool = True) -> Outputs:
+    def may_record(self, tokens: float) -> bool:
+        """Return whether passes of so many tokens, padding counted, are recorded when they are met again."""
+        return self.records and tokens < self.computing
+
+    def run(self, batch: Batch, few_shapes: bool = True) -> Outputs:
         """Accumulate a batch's gradients and return the outputs of ``loss``, detached.
 
         Args:
             batch: B questions.
-            recorded: Whether it has one of a few shapes, so that a recording of it serves again.
+            few_shapes: Whether it has one of a few shapes, so that a recording of it serves again.
         """
         if any(parameter.grad is None for parameter in self.parameters):
             self.gradient.zero_()
             for parameter, gradient in zip(self.parameters, self.gradients, strict=True):
                 parameter.grad = gradient
-        if not recorded:
+        if not few_shapes:
             return self._pass(batch)
         shapes = tuple(batch[name].shape for name in sorted(batch))
         if shapes not in self.recordings:
             tokens = batch["input_ids"].numel()
-            if not self.records or tokens >= self.computing or not self.warm:
+            if not self.may_record(tokens) or not self.warm:
                 self.warm = True
                 return self._pass(batch)
             if tokens > self.launching:
@@ -191,7 +210,7 @@ class StepGraphs:
         before = self.gradient.clone()
         self.gradient.zero_()
         random = torch.cuda.get_rng_state() if self.gradient.is_cuda else None
-        outputs = self._pass(batch)
+        outputs = self._pass(batch, [])
         plain = self.gradient.clone()
         if self._keep(shapes, batch):
             self.gradient.zero_()
@@ -199,7 +218,8 @@ class StepGraphs:
                 torch.cuda.set_rng_state(random)  # dropout draws the same numbers as in the pass without a graph
             self.recordings[shapes].graph.replay()
             apart = (self.gradient - plain).norm() / plain.norm()
-            if not bool(apart <= APART) and plain.any():
+            # A loss that is not finite ends the fit with a message of its own.
+            if not bool(apart <= APART) and plain.any() and plain.isfinite().all():
                 shape = "x".join(map(str, batch["input_ids"].shape))
                 self._stop(f"one of {shape} tokens gave wrong gradients")
         self.gradient.copy_(before + plain)
@@ -247,11 +267,12 @@ class StepGraphs:
         # Other threads, such as NCCL's, may ask the GPU while this one records.
         record = torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local")
         with record:
-            outputs = self._pass(inputs)
+            outputs = self._pass(inputs, self.configs)
         return Recording(graph, inputs, outputs)
 
-    def _pass(self, inputs: Batch) -> Outputs:
-        with causal_attention(self.configs):
+    def _pass(self, inputs: Batch, unmasked: Sequence[Any] | None = None) -> Outputs:
+        """Run a batch; ``unmasked`` are the configurations whose attention takes no mask, None for the usual ones."""
+        with causal_attention(self.unmasked if unmasked is None else unmasked):
             outputs = self.loss(inputs)
             outputs[0].backward()
         return tuple(output.detach() for output in outputs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -110,7 +111,7 @@ def _with_adapter(model: Any, recipe: Recipe) -> Any:
     # PEFT makes weights where torch does by default, and moving them to a GPU takes longer than making them there.
     first = next(model.parameters()).device
     try:
-        with first if first.type == "cuda" else torch.device("cpu"):
+        with first if first.type == "cuda" else nullcontext():
             return get_peft_model(model, config)
     except ValueError as error:
         raise UserError(

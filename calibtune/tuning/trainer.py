@@ -63,7 +63,8 @@ class EndedStep:
         numbers = torch.stack([loss, torch.as_tensor(norm, device=loss.device)])
         if not numbers.is_cuda:
             return cls(step, numbers, None, rows)
-        return cls(step, numbers.to("cpu", non_blocking=True), torch.cuda.current_stream().record_event(), rows)
+        stream = torch.cuda.current_stream(numbers.device)
+        return cls(step, numbers.to("cpu", non_blocking=True), stream.record_event(), rows)
 
     def check(self, train: TrainingSet, folder: Path) -> None:
         """Stop if loss or gradient norm is not finite.
@@ -148,12 +149,12 @@ class CalibrationTrainer(Trainer):
         return max(len(row.input_ids) for row in self.questions.train.rows)
 
     def _collate(self, rows: list[Any]) -> dict[str, Any]:
-        """Return a batch in parts (see :func:`.parts`), and whether these have few shapes, to be recorded."""
+        """Return a batch in parts (see :func:`.parts`), and whether they have few shapes, as CUDA graphs need."""
         tokens = min(len(rows) * common_width(max(len(row.input_ids) for row in rows)), self._most_tokens)
-        recorded = bool(self.recipe.cuda_graphs) and (self._graphs is None or tokens < self._graphs.computing)
-        batch = collate(rows, self.questions.pad_id, few_shapes=recorded)
+        few_shapes = bool(self.recipe.cuda_graphs) and (self._graphs is None or self._graphs.may_record(tokens))
+        batch = collate(rows, self.questions.pad_id, few_shapes=few_shapes)
         batch |= self.e_step.batch_targets(batch)
-        return {"parts": parts(batch, self._most_tokens, few_shapes=recorded), "recorded": recorded}
+        return {"parts": parts(batch, self._most_tokens, few_shapes=few_shapes), "few_shapes": few_shapes}
 
     def _get_train_sampler(self, train_dataset: Any = None) -> GroupedOrder:
         args = self.args
@@ -181,26 +182,32 @@ class CalibrationTrainer(Trainer):
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         """Run Trainer's step, or a CUDA graph, for each part of the batch (see :func:`.parts`)."""
-        graph_step = partial(self._graph_step, recorded=inputs["recorded"])
+        graph_step = partial(self._graph_step, few_shapes=inputs["few_shapes"])
         run = graph_step if self.recipe.cuda_graphs else super().training_step
         losses = [run(model, part, num_items_in_batch) for part in inputs["parts"]]
         if self._averages and self.accelerator.sync_gradients:
             average_gradients(self.model.parameters())
         return torch.stack(losses).sum()
 
-    def _graph_step(self, model: Any, inputs: dict[str, Any], _: Any, recorded: bool) -> torch.Tensor:
+    def _graph_step(self, model: Any, inputs: dict[str, Any], _: Any, few_shapes: bool) -> torch.Tensor:
         if not model.training:  # train() visits all modules, which takes as long as a graph of a small model
             model.train()
         batch = self._prepare_inputs(inputs)
         if self._graphs is None:
+            model.train()  # a new adapter is in training mode, its base is not
             self._graphs = StepGraphs(self.model, lambda batch: self._part(model, batch), self._longest())
-        loss, letters = self._graphs.run(batch, recorded)
+        loss, letters = self._graphs.run(batch, few_shapes)
         self._note(loss * self.args.gradient_accumulation_steps, batch, letters)
         return loss
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Return 0, because counting would visit every module of the model in each step."""
         return 0
+
+    def _track_num_input_tokens(self, inputs: dict[str, Any]) -> None:
+        """Count each part's tokens where ``include_num_input_tokens_seen`` asks for it."""
+        for part in inputs["parts"]:
+            super()._track_num_input_tokens(part)
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None

@@ -2,19 +2,27 @@
 
 import math
 import warnings
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
 import torch
 from fitting import METHODS, same_weights, small_fit, small_recipe
-from transformers import AutoModelForCausalLM, MistralConfig, MistralForCausalLM
+from transformers import AutoModelForCausalLM, LlavaConfig, MistralConfig, MistralForCausalLM
 
 from calibtune.data.tokens import common_width
 from calibtune.errors import UserError, WorkFailed
 from calibtune.tuning import graphs as fit_graphs
 from calibtune.tuning import inputs as fit_inputs
 from calibtune.tuning import trainer
-from calibtune.tuning.graphs import Recording, StepGraphs, attention_configs, causal_attention, graphs_serve
+from calibtune.tuning.graphs import (
+    CAUSAL,
+    Recording,
+    StepGraphs,
+    attention_configs,
+    causal_attention,
+    graphs_serve,
+)
 from calibtune.tuning.trainer import CalibrationTrainer
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -203,6 +211,53 @@ def test_a_cuda_graph_with_wrong_gradients_ends_recording(model, factor, kept, c
     assert ("without CUDA graphs: one of 1x10 tokens gave wrong gradients" in caplog.text) != kept
 
 
+@pytest.mark.parametrize(("known", "usual"), [(True, CAUSAL), (False, "sdpa")])
+def test_recordings_are_compared_with_the_models_own_attention(model, monkeypatch, known, usual):
+    """Doge, for example, adds numbers of its own through the mask, so that a pass without one would be wrong."""
+    monkeypatch.setattr(fit_graphs, "DENSE", fit_graphs.DENSE if known else ())
+    passes, seen = Passes(model, monkeypatch), []
+    inner = passes.loss
+
+    def noted(batch):
+        seen.append(passes.model.config._attn_implementation)
+        return inner(batch)
+
+    passes.graphs.loss = noted
+    passes.graphs._record = lambda batch: Recording(FakeGraph(lambda: passes.graphs._pass(batch, [])), batch, ())
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.cuda, "graph", lambda *args, **options: nullcontext())
+        patch.setattr(torch.cuda, "CUDAGraph", lambda: None)
+        StepGraphs._record(passes.graphs, {"input_ids": torch.arange(300, 310)[None]})
+    assert seen == [CAUSAL]
+    passes.run(10)  # compared
+    assert seen[1] == "sdpa"
+    passes.graphs.records = False
+    passes.run(11)
+    assert seen[-1] == usual
+    assert passes.model.config._attn_implementation == "sdpa"
+
+
+def test_causal_attention_leaves_configurations_below_as_they_are():
+    config = LlavaConfig(attn_implementation={"": "sdpa", "text_config": "sdpa", "vision_config": "eager"})
+    with causal_attention([config]):
+        assert config._attn_implementation == CAUSAL
+        assert config.vision_config._attn_implementation == "eager"
+    assert [each._attn_implementation for each in (config, config.text_config, config.vision_config)] == [
+        "sdpa",
+        "sdpa",
+        "eager",
+    ]
+
+
+def test_a_pass_that_is_not_finite_is_no_fault_of_its_recording(model, monkeypatch, caplog):
+    passes = Passes(model, monkeypatch)
+    inner = passes.loss
+    passes.graphs.loss = lambda batch: (inner(batch)[0] * math.nan,)
+    passes.graphs.run({"input_ids": torch.arange(300, 310)[None]})
+    assert passes.graphs.records
+    assert not caplog.text
+
+
 @pytest.mark.parametrize("shapes", [1, 4])
 def test_a_pass_without_memory_for_its_recording_ends_recording_and_counts_once(model, shapes, caplog, monkeypatch):
     passes = Passes(model, monkeypatch)
@@ -325,9 +380,9 @@ def test_batches_that_are_not_recorded_are_padded_no_further_than_their_longest_
             super().__init__(*args)
             self.computing = 0
 
-        def run(self, batch, recorded):
-            widths.append((recorded, batch["input_ids"].shape[1], int(batch["answer"].max()) + 1))
-            return super().run(batch, recorded)
+        def run(self, batch, few_shapes):
+            widths.append((few_shapes, batch["input_ids"].shape[1], int(batch["answer"].max()) + 1))
+            return super().run(batch, few_shapes)
 
     widths = []
     monkeypatch.setattr(trainer, "StepGraphs", Long)
@@ -337,6 +392,34 @@ def test_batches_that_are_not_recorded_are_padded_no_further_than_their_longest_
     assert [recorded for recorded, _, _ in widths] == [True, True, False, False]
     assert all(width == (common_width(longest) if recorded else longest) for recorded, width, longest in widths)
     assert any(width != common_width(width) for _, width, _ in widths)
+
+
+@pytest.mark.parametrize("records", [True, False])
+def test_batches_are_padded_to_common_widths_as_long_as_passes_are_recorded(
+    model, tmp_path, mirror, monkeypatch, records
+):
+    class Stopped(StepGraphs):
+        def run(self, batch, few_shapes):
+            self.records = records
+            assert all(module.training for module in self.model_in_test.modules())
+            width, longest = batch["input_ids"].shape[1], int(batch["answer"].max()) + 1
+            widths.append((few_shapes, width == common_width(longest), width == longest))
+            return self._pass(batch)
+
+    widths = []
+    monkeypatch.setattr(trainer, "StepGraphs", Stopped)
+    monkeypatch.setattr(fit_inputs, "check_machine", lambda recipe: None)
+    step = CalibrationTrainer.training_step
+
+    def noted(self, *args, **options):
+        Stopped.model_in_test = self.model
+        return step(self, *args, **options)
+
+    monkeypatch.setattr(CalibrationTrainer, "training_step", noted)
+    small_fit(model, tmp_path / "out", "cft", cuda_graphs=True)
+    assert [few for few, _, _ in widths] == [True, True, records, records]
+    assert all(common if few else exact for few, common, exact in widths)
+    assert not all(exact for _, _, exact in widths)
 
 
 @pytest.mark.accelerator
@@ -363,8 +446,8 @@ def test_a_step_leaves_no_time_in_which_the_gpu_has_nothing_to_do(model, tmp_pat
 @pytest.mark.parametrize(("method", "e_step"), [*((m, None) for m in METHODS), ("rcft", "epoch")])
 def test_unrecorded_graph_step_equals_the_plain_step(model, tmp_path, mirror, method, e_step, monkeypatch):
     class Unrecorded(StepGraphs):
-        def run(self, batch, recorded):
-            assert recorded
+        def run(self, batch, few_shapes):
+            assert few_shapes
             width = batch["input_ids"].shape[1]
             assert width == common_width(width)
             assert ("target" in batch) == (method == "rcft")

@@ -138,6 +138,19 @@ def test_training_arguments_are_passed_to_transformers(model, tmp_path):
     assert training_arguments(recipe, tmp_path).lr_scheduler_type == "linear"
 
 
+def test_tokens_seen_are_counted_where_trainers_argument_asks_for_it(model, tmp_path, monkeypatch):
+    counts, step = [], CalibrationTrainer.training_step
+
+    def noted(self, wrapped, inputs, *args):
+        counts.append((self.state.num_input_tokens_seen, sum(part["input_ids"].numel() for part in inputs["parts"])))
+        return step(self, wrapped, inputs, *args)
+
+    monkeypatch.setattr(CalibrationTrainer, "training_step", noted)
+    monkeypatch.setattr(trainer, "most_tokens", lambda rows, batch_size: 220)  # batches are cut
+    small_fit(model, tmp_path / "out", "cft", training_arguments={"include_num_input_tokens_seen": "all"})
+    assert [seen for seen, _ in counts[1:]] == [sum(some for _, some in counts[:n]) for n in (1, 2, 3)]
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [

@@ -94,7 +94,7 @@ def letter_ids(example: LetterExample, encoder: Encoder) -> LetterIds:
 
 
 def collate(
-    batch: Sequence[TokenExample], pad_id: int, side: str = "right", few_shapes: bool = False
+    batch: Sequence[TokenExample], pad_id: int, side: str = "right", few_shapes: bool = False, least: int = 0
 ) -> dict[str, Any]:
     """Pad a batch to its longest prompt.
 
@@ -106,6 +106,7 @@ def collate(
         pad_id: Padding token.
         side: "right" or "left"; the loss is the same.
         few_shapes: Make T one of the widths of :func:`common_width`.
+        least: Pad as if the longest prompt had at least so many tokens.
 
     Returns:
         ``input_ids`` (B, T), and for the left side ``attention_mask`` and ``position_ids`` (B, T), which go to the
@@ -114,7 +115,7 @@ def collate(
     """
     import torch
 
-    width = max(len(example.input_ids) for example in batch)
+    width = max(least, *(len(example.input_ids) for example in batch))
     width = common_width(width) if few_shapes else width
     letters = max(len(example.letter_ids) for example in batch)
     ids = torch.full((len(batch), width), pad_id, dtype=torch.long)
@@ -251,12 +252,13 @@ def parts(batch: dict[str, Any], most: float, few_shapes: bool = False) -> list[
     """
     import torch
 
+    if batch["input_ids"].numel() <= most:
+        return [{**batch, "share": torch.tensor(1.0, device=batch["answer"].device)}]
     lengths = (batch["answer"] + 1).tolist()
     lengths = [common_width(length) for length in lengths] if few_shapes else lengths
-    whole = batch["input_ids"].numel() <= most
     found = []
-    for rows in [list(range(len(lengths)))] if whole else halves(lengths, most):
-        part = batch if whole else {name: value[rows] for name, value in batch.items()}
+    for rows in halves(lengths, most):
+        part = {name: value[rows] for name, value in batch.items()}
         width = max(lengths[row] for row in rows)
         share = torch.tensor(len(rows) / len(lengths), device=batch["answer"].device)
         found.append({**part, "input_ids": part["input_ids"][:, :width], "share": share})

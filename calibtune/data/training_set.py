@@ -123,6 +123,9 @@ class GroupedOrder(Sampler[int]):
 
     def __init__(self, data: TrainingSet, per_pass: int, accumulated: int = 1, processes: int = 1) -> None:
         self.data, self.per_pass, self.processes = data, per_pass, processes
+        #: Tokens of the longest prompt that any process has in the same forward pass, by question. Passes as wide as
+        #: that have the same shape in all processes, which then record it at the same time.
+        self.longest: dict[int, int] = {}
         self.batch_size = per_pass * accumulated * processes
 
     def __len__(self) -> int:
@@ -146,5 +149,7 @@ class GroupedOrder(Sampler[int]):
         """Yield a step's questions, process by process for each accumulated part."""
         part = self.per_pass * self.processes
         for start in range(0, len(batch), part):
+            together = batch[start : start + part]
+            self.longest |= dict.fromkeys(together, len(self.data[together[-1]].input_ids))
             for process in range(self.processes):
-                yield from batch[start + process : start + part : self.processes]
+                yield from together[process :: self.processes]

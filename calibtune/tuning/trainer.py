@@ -121,6 +121,7 @@ class CalibrationTrainer(Trainer):
         self._rows: list[torch.Tensor] = []
         self._ended: EndedStep | None = None
         self._graphs: StepGraphs | None = None
+        self._order: GroupedOrder
         # Sharded models need the same number of forward passes on every process, so none is split.
         self._most_tokens = math.inf if is_sharded() else most_tokens(questions.train.rows, recipe.batch_size)
         super().__init__(
@@ -150,16 +151,17 @@ class CalibrationTrainer(Trainer):
 
     def _collate(self, rows: list[Any]) -> dict[str, Any]:
         """Return a batch in parts (see :func:`.parts`), and whether they have few shapes, as CUDA graphs need."""
-        tokens = min(len(rows) * common_width(max(len(row.input_ids) for row in rows)), self._most_tokens)
+        longest = max(self._order.longest.get(row.row, len(row.input_ids)) for row in rows)
+        tokens = min(len(rows) * common_width(longest), self._most_tokens)
         few_shapes = bool(self.recipe.cuda_graphs) and (self._graphs is None or self._graphs.may_record(tokens))
-        batch = collate(rows, self.questions.pad_id, few_shapes=few_shapes)
+        batch = collate(rows, self.questions.pad_id, few_shapes=few_shapes, least=longest if few_shapes else 0)
         batch |= self.e_step.batch_targets(batch)
         return {"parts": parts(batch, self._most_tokens, few_shapes=few_shapes), "few_shapes": few_shapes}
 
     def _get_train_sampler(self, train_dataset: Any = None) -> GroupedOrder:
         args = self.args
         passes = args.per_device_train_batch_size, args.gradient_accumulation_steps, args.world_size
-        order = GroupedOrder(self.questions.train, *passes)
+        order = self._order = GroupedOrder(self.questions.train, *passes)
         if not len(order):
             raise UserError(
                 f"a step takes {order.batch_size} questions (batch size x accumulation x processes), but there are "

@@ -62,6 +62,18 @@ def test_parts_hold_a_batchs_questions_once_with_no_more_padding_than_needed(len
         assert torch.equal(part["letter_ids"], batch["letter_ids"][rows])
 
 
+@pytest.mark.parametrize(
+    ("few_shapes", "least", "width"), [(False, 0, 9), (False, 30, 30), (True, 30, 32), (True, 2, 16)]
+)
+def test_a_batch_is_as_wide_as_another_processs_where_it_must_be(few_shapes, least, width):
+    rows = [TokenExample(tuple(range(n)), (60, 61), 0, 0) for n in (9, 4)]
+    batch = collate(rows, 0, few_shapes=few_shapes, least=least)
+    assert batch["input_ids"].shape == (2, width)
+    (part,) = parts(batch, 2 * width, few_shapes)
+    assert part["input_ids"].shape == (2, width)
+    assert part["answer"].tolist() == [8, 3]
+
+
 @given(st.integers(1, 10**6))
 def test_a_common_width_is_one_of_four_an_octave_at_most_a_quarter_longer(length):
     width = common_width(length)
@@ -88,7 +100,8 @@ class Lengths:
 def test_processes_get_the_same_steps_as_one_and_prompts_as_long_as_each_others():
     data = Lengths([60 + (i * i) % 97 for i in range(90)] + list(range(150, 700, 55)))
     one = list(GroupedOrder(data, 8))
-    accumulated = list(GroupedOrder(data, 2, 2, 2))
+    order = GroupedOrder(data, 2, 2, 2)
+    accumulated = list(order)
     for start in range(0, len(one), 8):
         step, passes = one[start : start + 8], [accumulated[i : i + 2] for i in range(start, start + 8, 2)]
         assert sorted(step) == sorted(accumulated[start : start + 8])
@@ -97,6 +110,9 @@ def test_processes_get_the_same_steps_as_one_and_prompts_as_long_as_each_others(
         for first, second in (lengths[:2], lengths[2:]):
             assert first[0] <= second[0] <= first[1] <= second[1]
         assert max(lengths[0] + lengths[1]) <= min(lengths[2] + lengths[3])
+        # Both processes know the longest prompt of either.
+        for rows in (passes[0] + passes[1], passes[2] + passes[3]):
+            assert {order.longest[i] for i in rows} == {max(data.lengths[i] for i in rows)}
 
 
 def test_a_fit_deals_its_steps_by_pass_part_and_process():

@@ -394,6 +394,29 @@ def test_batches_that_are_not_recorded_are_padded_no_further_than_their_longest_
     assert any(width != common_width(width) for _, width, _ in widths)
 
 
+def test_passes_that_are_recorded_are_as_wide_as_those_of_the_other_processes(model, tmp_path, mirror, monkeypatch):
+    class Wide(trainer.GroupedOrder):
+        def __iter__(self):
+            for row in super().__iter__():
+                self.longest[row] = 500  # another process's
+                yield row
+
+    class Long(StepGraphs):
+        def run(self, batch, few_shapes):
+            widths.append((few_shapes, batch["input_ids"].shape[1]))
+            self.computing = 0
+            return self._pass(batch)
+
+    widths = []
+    monkeypatch.setattr(trainer, "StepGraphs", Long)
+    monkeypatch.setattr(trainer, "GroupedOrder", Wide)
+    monkeypatch.setattr(trainer, "most_tokens", lambda rows, batch_size: 10**6)
+    monkeypatch.setattr(fit_inputs, "check_machine", lambda recipe: None)
+    small_fit(model, tmp_path / "out", "cft", cuda_graphs=True)
+    assert widths[:2] == [(True, 512), (True, 512)]
+    assert all(not few_shapes and width < 200 for few_shapes, width in widths[2:])
+
+
 @pytest.mark.parametrize("records", [True, False])
 def test_batches_are_padded_to_common_widths_as_long_as_passes_are_recorded(
     model, tmp_path, mirror, monkeypatch, records

@@ -38,6 +38,11 @@ def test_a_common_size_is_one_of_four_an_octave_and_at_most_a_fifth_smaller(coun
     assert len({common_size(n) for n in range(64, 128)}) == 4
 
 
+def test_batches_of_few_sizes_leave_what_is_over_to_the_next_one():
+    sizes = [list(map(len, even_batches([10] * 37, 1000, few_sizes=few))) for few in (False, True)]
+    assert sizes == [[37], [32, 5]]
+
+
 def test_a_few_long_prompts_do_not_lengthen_the_batches_of_the_short_ones():
     lengths = [600, 500, 90, *range(40, 80)] * 10
     most = 64 * sum(lengths) / len(lengths)

@@ -177,8 +177,10 @@ def test_non_finite_loss_stops_training_and_names_step_and_rows(model, tmp_path,
         small_fit(model, tmp_path / "out", "cft", save_every=1)
 
 
-@pytest.mark.parametrize("save_every", [0, 4])
-def test_a_last_step_that_is_not_finite_is_found_before_it_is_saved(model, tmp_path, monkeypatch, save_every):
+@pytest.mark.parametrize(("save_every", "epochs", "saved"), [(0, 1, []), (4, 1, []), (3, 2, ["checkpoint-3"])])
+def test_an_epochs_last_step_that_is_not_finite_is_found_before_it_is_saved_or_scored(
+    model, tmp_path, monkeypatch, save_every, epochs, saved
+):
     original = CalibrationTrainer.compute_loss
 
     def explodes(self, m, inputs, **kwargs):
@@ -187,8 +189,8 @@ def test_a_last_step_that_is_not_finite_is_found_before_it_is_saved(model, tmp_p
 
     monkeypatch.setattr(CalibrationTrainer, "compute_loss", explodes)
     with pytest.raises(WorkFailed, match=r"step 4: .* gradient norm nan"):
-        small_fit(model, tmp_path / "out", "cft", save_every=save_every)
-    assert not list((tmp_path / "out" / "checkpoints").glob("checkpoint-*"))
+        small_fit(model, tmp_path / "out", "cft", save_every=save_every, epochs=epochs)
+    assert [path.name for path in (tmp_path / "out" / "checkpoints").glob("checkpoint-*")] == saved
 
 
 def test_a_training_step_visits_no_module_beside_the_pass(model, tmp_path, monkeypatch):

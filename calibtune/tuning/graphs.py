@@ -40,8 +40,8 @@ SPARE = 0.1
 logger = logging.getLogger(__name__)
 
 #: Name of SDPA attention that is causal without a mask. In a pass without a graph, transformers
-#: waits for the GPU to see whether prompts are packed. While a graph is recorded, it would create one,
-#: which rules out the fast attention kernels. Fits with such masks also ended in NaN gradients
+#: waits for the GPU to see whether prompts are packed. While a graph is recorded, it would create a
+#: mask, which rules out the fast attention kernels. Fits with such masks also ended in NaN gradients
 #: (Qwen2.5 on an H200, torch 2.11), probably because of the mask.
 CAUSAL = "calibtune-causal-sdpa"
 AttentionInterface.register(CAUSAL, sdpa_attention_forward)

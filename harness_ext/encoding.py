@@ -175,14 +175,9 @@ def _is_cut(model: Any, context: int, continuation: int) -> bool:
     # An encoder-decoder counts its encoder's side alone.
     if getattr(model, "backend", None) == "seq2seq":
         return context > model.max_length
-    backend: Any = type(model)
-    return context + continuation > model.max_length + _spare(backend)
-
-
-@functools.cache
-def _spare(backend: type) -> int:
     # By name, since importing a backend loads its engine.
-    return next((SPARE[kind.__name__] for kind in backend.__mro__ if kind.__name__ in SPARE), 0)
+    spare = next((SPARE[kind.__name__] for kind in type(model).__mro__ if kind.__name__ in SPARE), 0)
+    return context + continuation > model.max_length + spare
 
 
 def _watch_encoders() -> None:

@@ -165,14 +165,19 @@ def test_reserved_idle_or_unknown_training_arguments_are_refused(model, tmp_path
     assert not (tmp_path / "out").exists()
 
 
-def test_non_finite_loss_stops_training_and_names_step_and_rows(model, tmp_path, monkeypatch):
+def spoil(monkeypatch, step):
+    """Let the loss of a step, the first of which is 1, be no number."""
     original = CalibrationTrainer.compute_loss
 
     def explodes(self, m, inputs, **kwargs):
         loss = original(self, m, inputs, **kwargs)
-        return loss * torch.nan if self.state.global_step == 2 else loss
+        return loss * torch.nan if self.state.global_step + 1 == step else loss
 
     monkeypatch.setattr(CalibrationTrainer, "compute_loss", explodes)
+
+
+def test_non_finite_loss_stops_training_and_names_step_and_rows(model, tmp_path, monkeypatch):
+    spoil(monkeypatch, step=3)
     with pytest.raises(WorkFailed, match=r"step 3: the loss is .*training questions \[\d+.*checkpoint-2: lower"):
         small_fit(model, tmp_path / "out", "cft", save_every=1)
 
@@ -181,13 +186,7 @@ def test_non_finite_loss_stops_training_and_names_step_and_rows(model, tmp_path,
 def test_an_epochs_last_step_that_is_not_finite_is_found_before_it_is_saved_or_scored(
     model, tmp_path, monkeypatch, save_every, epochs, saved
 ):
-    original = CalibrationTrainer.compute_loss
-
-    def explodes(self, m, inputs, **kwargs):
-        loss = original(self, m, inputs, **kwargs)
-        return loss * torch.nan if self.state.global_step == 3 else loss
-
-    monkeypatch.setattr(CalibrationTrainer, "compute_loss", explodes)
+    spoil(monkeypatch, step=4)
     with pytest.raises(WorkFailed, match=r"step 4: .* gradient norm nan"):
         small_fit(model, tmp_path / "out", "cft", save_every=save_every, epochs=epochs)
     assert [path.name for path in (tmp_path / "out" / "checkpoints").glob("checkpoint-*")] == saved

@@ -40,6 +40,7 @@ from calibtune.models.adapters import check_adapter, load_adapter
 from calibtune.models.attention import attention_of_any_shape
 from calibtune.models.fingerprint import check_fingerprint
 from calibtune.models.loading import check_spec, found_device, load_base, not_loaded, weights_dtype
+from calibtune.models.norms import fuse_norms
 from calibtune.models.served import served
 from calibtune.processes import is_first_process, seldom_collecting
 from calibtune.recipe import flag
@@ -406,10 +407,12 @@ def model_arguments(options: EvaluationOptions, spec: ModelSpec, artifact: Artif
 
 
 def _filling(options: EvaluationOptions, arguments: dict[str, Any], spec: ModelSpec) -> Any:
-    """Load the harness's model, which fills its batches on a GPU where nobody said how large they are."""
+    """Load the harness's model; on a GPU with fused norms, and full batches where nobody said how large they are."""
     model = _load(options, arguments, spec)
-    if options.batch_size is None and isinstance(model, LetterLM) and model.device.type == "cuda":
-        model.least_tokens = GPU_TOKENS
+    if isinstance(model, LetterLM) and model.device.type == "cuda":
+        fuse_norms(model.model)
+        if options.batch_size is None:
+            model.least_tokens = GPU_TOKENS
     return model
 
 

@@ -23,7 +23,8 @@ def average_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
     trained = [weight for weight in parameters if weight.requires_grad]
     here = [weight.grad is not None for weight in trained]
     gradients = [torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in trained]
-    shares = gradients[0].new_tensor(here)
+    # A copy from the CPU would wait for the pass, and the GPU then for the host.
+    shares = gradients[0].new_ones(len(here)) if all(here) else gradients[0].new_tensor(here)
     mean = torch.cat([*(gradient.flatten() for gradient in gradients), shares])
     distributed.all_reduce(mean)
     mean /= distributed.get_world_size()

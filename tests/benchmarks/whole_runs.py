@@ -14,6 +14,7 @@ tokenizer and chat template and hold the 8B in NF4; their seconds begin once the
 from __future__ import annotations
 
 import functools
+import gc
 import json
 import sys
 import tempfile
@@ -33,6 +34,9 @@ def since() -> float:
 
 def fit(words: list[str]) -> dict[str, Any]:
     """Run ``calibtune fit`` and note its phases and the end of each step."""
+    from calibtune.processes import GARBAGE
+
+    gc.set_threshold(GARBAGE)  # as the command sets it, before it imports the rest
     from calibtune.__main__ import main as command
     from calibtune.models import sharding
     from calibtune.tuning import fit as fits

@@ -3,6 +3,7 @@
 import errno
 import json
 import shlex
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,12 +11,14 @@ from fitting import small_fit
 from lm_eval.loggers import evaluation_tracker
 from tiny import CHAT_TEMPLATE, build_tokenizer, save_tiny
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from calibtune.__main__ import main
 from calibtune.artifacts.card import usage
 from calibtune.artifacts.manifest import read_artifact
 from calibtune.evaluation import evaluate as evaluation
 from calibtune.evaluation.checks import LOOKED_AT
+from calibtune.evaluation.hf_letters import LetterLM
 from calibtune.results.samples import find_samples, read_samples
 
 pytestmark = pytest.mark.usefixtures("mirror")
@@ -239,6 +242,24 @@ def test_four_bit_artifacts_take_their_own_tokenizer_and_their_files_name_the_ba
     results = json.loads(path.read_text())
     assert (results["config"]["model"], results["model_source"]) == ("hf-prefix", "hf-prefix")
     assert results["chat_template"] == CHAT_TEMPLATE
+
+
+@pytest.mark.parametrize(
+    ("device", "batch_size", "fused", "least"),
+    [("cuda", None, 1, evaluation.GPU_TOKENS), ("cuda", "8", 1, 0), ("cpu", None, 0, 0)],
+)
+def test_a_gpu_gets_fused_norms_and_full_batches_where_nobody_said_how_large(
+    device, batch_size, fused, least, monkeypatch
+):
+    class Loaded(LetterLM):
+        def __init__(self):
+            self._device, self._model = torch.device(device), LlamaRMSNorm(8)
+
+    monkeypatch.setattr(evaluation, "_load", lambda *_: Loaded())
+    options = SimpleNamespace(batch_size=batch_size)
+    lm = evaluation._filling(options, {}, None)
+    assert ("forward" in vars(lm.model)) == fused
+    assert lm.least_tokens == least
 
 
 def test_the_tokenizer_is_read_once(model, tmp_path, monkeypatch):

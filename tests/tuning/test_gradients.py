@@ -1,5 +1,6 @@
 """Gradients that are averaged over processes; test_fit_processes.py has two real ones."""
 
+import pytest
 import torch
 
 from calibtune.tuning.gradients import average_gradients, listed_once, share_weights
@@ -18,6 +19,22 @@ def test_gradients_are_means_one_that_a_process_lacks_is_0_and_one_that_all_lack
     assert weights[1].grad.tolist() == [[2.0, 0.0, 0.5]]
     assert weights[2].grad is None
     assert weights[3].grad is None
+
+
+@pytest.mark.accelerator
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_averaging_does_not_wait_for_the_gpu(monkeypatch):
+    weights = [torch.nn.Parameter(torch.zeros(2, device="cuda")) for _ in range(3)]
+    for weight in weights:
+        weight.grad = torch.ones_like(weight)
+    monkeypatch.setattr("torch.distributed.all_reduce", lambda mine: mine.mul_(3))
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        average_gradients(weights)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert [weight.grad.tolist() for weight in weights] == [[1.5, 1.5]] * 3
 
 
 def test_every_process_begins_with_the_first_ones_trained_weights(monkeypatch):

@@ -26,7 +26,7 @@ from calibtune.results.measures import harness_measures
 from calibtune.tuning.checkpoints import last_checkpoint, seal
 from calibtune.tuning.checks import on_cpu
 from calibtune.tuning.estep import EStep, score_bins
-from calibtune.tuning.gradients import average_gradients, listed_once, share_weights
+from calibtune.tuning.gradients import average, average_gradients, listed_once, share_weights
 from calibtune.tuning.graphs import StepGraphs, graphs_serve, shortest_window
 from calibtune.tuning.lora import lora_in_product
 from calibtune.tuning.losses import method_loss
@@ -188,8 +188,15 @@ class CalibrationTrainer(Trainer):
         run = graph_step if self.recipe.cuda_graphs else super().training_step
         losses = [run(model, part, num_items_in_batch) for part in inputs["parts"]]
         if self._averages and self.accelerator.sync_gradients:
-            average_gradients(self.model.parameters())
+            self._average()
         return torch.stack(losses).sum()
+
+    def _average(self) -> None:
+        """Average the gradients over the processes."""
+        if self._graphs is None:
+            average_gradients(self.model.parameters())
+        else:  # which holds all of them in one tensor
+            average(self._graphs.gradient)
 
     def _graph_step(self, model: Any, inputs: dict[str, Any], _: Any, few_shapes: bool) -> torch.Tensor:
         if not model.training:  # train() visits all modules, which takes as long as a graph of a small model

@@ -12,6 +12,7 @@ def test_gradients_are_means_one_that_a_process_lacks_is_0_and_one_that_all_lack
     weights[3].requires_grad_(False)
     # The other process has gradients of the first two: [3, -2], [[4, 0, 1]] and none of the third.
     others = torch.tensor([3.0, -2.0, 4.0, 0.0, 1.0, 0.0, 1.0, 1.0, 0.0])
+    monkeypatch.setattr("torch.distributed.get_backend", lambda: "gloo")
     monkeypatch.setattr("torch.distributed.all_reduce", lambda mine: mine.add_(others))
     monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
     average_gradients(weights)
@@ -27,8 +28,8 @@ def test_averaging_does_not_wait_for_the_gpu(monkeypatch):
     weights = [torch.nn.Parameter(torch.zeros(2, device="cuda")) for _ in range(3)]
     for weight in weights:
         weight.grad = torch.ones_like(weight)
-    monkeypatch.setattr("torch.distributed.all_reduce", lambda mine: mine.mul_(3))
-    monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
+    monkeypatch.setattr("torch.distributed.get_backend", lambda: "nccl")
+    monkeypatch.setattr("torch.distributed.all_reduce", lambda mine, op: mine.mul_(1.5))
     torch.cuda.set_sync_debug_mode("error")
     try:
         average_gradients(weights)

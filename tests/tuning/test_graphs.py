@@ -448,6 +448,29 @@ def test_all_modules_train_from_the_first_step_of_a_fit_with_graphs(model, tmp_p
     assert all(training[0])
 
 
+def test_processes_average_the_one_tensor_that_holds_all_gradients(model, tmp_path, mirror, monkeypatch):
+    class OneOfTwo(CalibrationTrainer):
+        def __init__(self, *args):
+            super().__init__(*args)
+            self._averages = True
+            trained.extend(weight for weight in self.model.parameters() if weight.requires_grad)
+
+    def average(values):
+        gradients = [weight.grad for weight in trained]
+        averaged.append(
+            values.numel() == sum(gradient.numel() for gradient in gradients)
+            and all(gradient.untyped_storage().data_ptr() == values.data_ptr() for gradient in gradients)
+        )
+
+    trained, averaged = [], []
+    monkeypatch.setattr(trainer, "share_weights", lambda weights: None)
+    monkeypatch.setattr(trainer, "average", average)
+    monkeypatch.setattr(trainer, "CalibrationTrainer", OneOfTwo)
+    monkeypatch.setattr(fit_inputs, "check_machine", lambda recipe: None)
+    small_fit(model, tmp_path / "out", "cft", cuda_graphs=True, max_steps=2)
+    assert averaged == [True, True]
+
+
 @pytest.mark.accelerator
 @needs_gpu
 def test_a_step_leaves_no_time_in_which_the_gpu_has_nothing_to_do(model, tmp_path, mirror, monkeypatch):

@@ -14,7 +14,6 @@ tokenizer and chat template and hold the 8B in NF4; their seconds begin once the
 from __future__ import annotations
 
 import functools
-import gc
 import json
 import sys
 import tempfile
@@ -34,16 +33,31 @@ def since() -> float:
 
 def fit(words: list[str]) -> dict[str, Any]:
     """Run ``calibtune fit`` and note its phases and the end of each step."""
-    from calibtune.processes import GARBAGE
+    from calibtune import __main__ as command
 
-    gc.set_threshold(GARBAGE)  # as the command sets it, before it imports the rest
-    from calibtune.__main__ import main as command
+    found: dict[str, Any] = {"phases": {}, "steps": []}
+    build = command.build_parser
+
+    def build_parser(name: str | None) -> Any:
+        # Not before: the command first sets what torch reads when it is imported, and how often garbage is searched.
+        watch(found)
+        return build(name)
+
+    command.build_parser = build_parser
+    code = command.main(["fit", *words])
+    if code:
+        sys.exit(code)
+    artifact = json.loads((Path(words[words.index("--output") + 1]) / "calibtune.json").read_text())
+    return found | {name: artifact[name] for name in ("seconds", "before", "after", "peak_memory_gib")}
+
+
+def watch(found: dict[str, Any]) -> None:
+    """Import what a fit needs, and note in ``found`` what its phases take from now on."""
     from calibtune.models import sharding
     from calibtune.tuning import fit as fits
     from calibtune.tuning import graphs, steps, trainer
 
-    phases: dict[str, list[float]] = {}
-    found: dict[str, Any] = {"imported": since(), "phases": phases, "steps": []}
+    found["imported"] = since()
 
     def timed(owner: Any, name: str) -> None:
         inner = getattr(owner, name)
@@ -54,7 +68,7 @@ def fit(words: list[str]) -> dict[str, Any]:
             try:
                 return inner(*args, **options)
             finally:
-                phases.setdefault(name, []).append(round(time.perf_counter() - begun, 3))
+                found["phases"].setdefault(name, []).append(round(time.perf_counter() - begun, 3))
 
         setattr(owner, name, run)
 
@@ -71,11 +85,6 @@ def fit(words: list[str]) -> dict[str, Any]:
         ended(*args, **options)
 
     steps.Progress.on_step_end = on_step_end  # type: ignore[method-assign]
-    code = command(["fit", *words])
-    if code:
-        sys.exit(code)
-    artifact = json.loads((Path(words[words.index("--output") + 1]) / "calibtune.json").read_text())
-    return found | {name: artifact[name] for name in ("seconds", "before", "after", "peak_memory_gib")}
 
 
 def plain(words: list[str]) -> dict[str, Any]:

@@ -228,6 +228,20 @@ def test_held_out_questions_are_scored_once_before_training_and_after_each_epoch
     assert [tables[0][name] for name in ("nll", "acc")] == [artifact.before[name] for name in ("nll", "acc")]
 
 
+def test_a_checkpoint_is_summed_once_and_the_sums_of_torch_save_come_back(model, tmp_path, monkeypatch):
+    summed = []
+    save = trainer.Trainer._save_checkpoint
+
+    def watched(*args, **options):
+        summed.append(torch.serialization.get_crc32_options())
+        save(*args, **options)
+
+    monkeypatch.setattr(trainer.Trainer, "_save_checkpoint", watched)
+    small_fit(model, tmp_path / "out", "cft", max_steps=1)
+    assert summed == [False]
+    assert torch.serialization.get_crc32_options()
+
+
 def test_non_finite_gradient_stops_the_fit(model, tmp_path, monkeypatch):
     from calibtune.tuning import trainer
 

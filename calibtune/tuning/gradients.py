@@ -15,10 +15,10 @@ from torch import distributed
 
 
 def average(values: torch.Tensor) -> None:
-    """Replace values in place by their means over all processes; an 8B's adapter has 1.3 GB of gradients."""
+    """Replace values by their means over all processes, in place, because an 8B's adapter has 1.3 GB of gradients."""
     if distributed.get_backend() == "nccl":
         distributed.all_reduce(values, distributed.ReduceOp.AVG)
-    else:  # others only sum
+    else:  # gloo has no mean
         distributed.all_reduce(values)
         values /= distributed.get_world_size()
 
@@ -32,7 +32,7 @@ def average_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
     trained = [weight for weight in parameters if weight.requires_grad]
     here = [weight.grad is not None for weight in trained]
     gradients = [torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in trained]
-    # A copy from the CPU would wait for the pass, and the GPU then for the host.
+    # A list is copied from the CPU, which waits until the GPU has computed the pass.
     shares = gradients[0].new_ones(len(here)) if all(here) else gradients[0].new_tensor(here)
     mean = torch.cat([*(gradient.flatten() for gradient in gradients), shares])
     average(mean)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from packaging.version import Version
 from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig, Qwen3Config
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
@@ -17,6 +18,7 @@ SIZES = {
     "head_dim": 8,
 }
 IDS = torch.arange(12).view(2, 6)
+OLD = Version(torch.__version__) < Version("2.7")
 
 
 def model_of(config):
@@ -32,6 +34,11 @@ def norm_of(dtype):
     norm = LlamaRMSNorm(512).to(dtype)
     norm.weight.data = torch.randn(512).to(dtype)
     return norm
+
+
+def true_norm(norm, states):
+    wide = states.double()
+    return wide / (wide.square().mean(-1, keepdim=True) + norm.variance_epsilon).sqrt() * norm.weight.double()
 
 
 def replaced(model):
@@ -54,22 +61,44 @@ def test_norms_by_another_formula_stay_as_they_are():
     assert not replaced(model)
 
 
-def test_an_epsilon_added_elsewhere_is_seen():
-    class LateRMSNorm(LlamaRMSNorm):
-        def forward(self, states):
-            return self.weight * states / (states.pow(2).mean(-1, keepdim=True).sqrt() + self.variance_epsilon)
+def late_epsilon(norm, states):
+    return norm.weight * states / (states.pow(2).mean(-1, keepdim=True).sqrt() + norm.variance_epsilon)
 
-    LateRMSNorm.__module__ = LlamaRMSNorm.__module__
-    norm = LateRMSNorm(8)
+
+def weight_and_one(norm, states):
+    return LlamaRMSNorm.forward(norm, states) * (1 + norm.weight) / norm.weight
+
+
+def another_argument(norm, states, gate):
+    return LlamaRMSNorm.forward(norm, states) * gate
+
+
+@pytest.mark.parametrize("formula", [late_epsilon, weight_and_one, another_argument])
+def test_another_formula_behind_the_same_names_is_seen(formula):
+    kind = type("OtherRMSNorm", (LlamaRMSNorm,), {"forward": formula, "__module__": LlamaRMSNorm.__module__})
+    norm = kind(8)
     fuse_norms(norm)
     assert not replaced(norm)
 
 
+@pytest.mark.accelerator
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize(("dtype", "rtol"), [(torch.float32, 1e-5), (torch.bfloat16, 2**-7)])
+def test_a_gpus_kernel_gives_the_formula(dtype, rtol):
+    norm = norm_of(dtype).cuda()
+    states = 2 * torch.randn(64, 512, device="cuda", dtype=dtype)
+    fuse_norms(norm)
+    with torch.no_grad():
+        found = norm(states)
+    assert found.dtype == dtype
+    torch.testing.assert_close(found.double(), true_norm(norm, states), rtol=rtol, atol=1e-6)
+
+
+@pytest.mark.skipif(OLD, reason="rounds twice as well before PyTorch 2.7")
 def test_bfloat16_is_rounded_less():
     norm = norm_of(torch.bfloat16)
     states = (2 * torch.randn(64, 512)).bfloat16()
-    wide = states.double()
-    true = wide / (wide.square().mean(-1, keepdim=True) + norm.variance_epsilon).sqrt() * norm.weight.double()
+    true = true_norm(norm, states)
     with torch.no_grad():
         twice = (norm(states) - true).abs().mean()
         fuse_norms(norm)

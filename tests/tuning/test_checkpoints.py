@@ -1,4 +1,5 @@
 import json
+import zlib
 
 import pytest
 
@@ -9,7 +10,7 @@ def checkpoint(folder, step, sealed=True):
     made = folder / f"checkpoint-{step}"
     (made / "deep").mkdir(parents=True)
     for name in ("weights", "deep/state"):
-        (made / name).write_bytes(bytes(range(100)))
+        (made / name).write_bytes(name.encode() + bytes(range(100)))
     if sealed:
         seal(made, step)
     return made
@@ -21,6 +22,14 @@ def test_newest_checkpoint_that_is_sealed_is_found(tmp_path):
     checkpoint(tmp_path, 12, sealed=False)
     assert last_checkpoint(tmp_path).name == "checkpoint-10"
     assert last_checkpoint(tmp_path / "none") is None
+
+
+def test_a_mark_holds_each_files_own_sum_and_files_may_be_added(tmp_path):
+    made = checkpoint(tmp_path, 2)
+    sums = {name: zlib.crc32((made / name).read_bytes()) for name in ("deep/state", "weights")}
+    assert json.loads((made / WHOLE).read_text())["files"] == sums
+    (made / "a-note").write_text("looked at")
+    assert last_checkpoint(tmp_path) == made
 
 
 @pytest.mark.parametrize("name", ["weights", "deep/state"])

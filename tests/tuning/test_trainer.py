@@ -228,7 +228,7 @@ def test_held_out_questions_are_scored_once_before_training_and_after_each_epoch
     assert [tables[0][name] for name in ("nll", "acc")] == [artifact.before[name] for name in ("nll", "acc")]
 
 
-def test_a_checkpoint_is_summed_once_and_the_sums_of_torch_save_come_back(model, tmp_path, monkeypatch):
+def test_torch_save_makes_no_checksums_of_a_checkpoint_and_does_so_again_afterwards(model, tmp_path, monkeypatch):
     summed = []
     save = trainer.Trainer._save_checkpoint
 

@@ -57,9 +57,12 @@ def _summary(output: Path) -> str:
         f"Next: open {output / 'report.html'} in a browser",
     ]
     if methods == 1 and results["tasks"]:
-        model = results["methods"][0]["model"]
+        (method,) = results["methods"]
         task = max(results["tasks"], key=lambda name: bool(results["tasks"][name]["pooled"]))
         lines[-1] += "; to improve calibration, run:"
-        words = ["fit", "--method", "temperature", "--model", model, "--tasks", task, "--output", "temperature"]
+        words = ["fit", "--method", "temperature", "--model", method["model"], "--tasks", task]
+        words += ["--artifact", method["adapter"]] if method["adapter"] else []
+        words += ["--apply-chat-template"] if "chat template" in method["settings"] else []
+        words += ["--output", "temperature"]
         lines.append(f"  python -m calibtune {shlex.join(words)}")
     return "\n".join(lines)

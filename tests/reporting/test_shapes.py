@@ -15,6 +15,13 @@ def test_report_of_one_model_has_no_differences(tmp_path, capsys):
     assert "Differences to" not in (tmp_path / "out" / "report.html").read_text()
 
 
+def test_the_next_command_asks_the_adapter_of_the_run_as_the_run_did(tmp_path, capsys):
+    folder = write_run(tmp_path, {"arc": answers(60)}, CFT, chat_template_sha="abc")
+    assert report(folder, "--output", tmp_path / "out") == 0
+    command = "--model org/base-7b --tasks arc --artifact runs/cft --apply-chat-template --output temperature"
+    assert f"calibtune fit --method temperature {command}\n" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("rows", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_report_of_one_or_two_questions(tmp_path, rows):
     folder = write_run(tmp_path, {"arc": answers(rows)})

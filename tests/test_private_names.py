@@ -46,7 +46,13 @@ def test_used_and_overridden_private_names_exist():
     from lm_eval.models.huggingface import HFLM
     from transformers import LlamaConfig, Trainer
 
-    for name in ("_get_grad_norm", "_get_train_sampler", "_save_checkpoint", "_track_num_input_tokens"):
+    for name in (
+        "_get_grad_norm",
+        "_get_train_sampler",
+        "_save_checkpoint",
+        "_save_optimizer_and_scheduler",
+        "_track_num_input_tokens",
+    ):
         assert callable(getattr(Trainer, name))
     for name in ("_encode_pair", "_loglikelihood_tokens"):
         assert callable(getattr(HFLM, name))

@@ -422,6 +422,7 @@ def _train(inputs: Inputs, model: Any, output: Path, resume: bool, started: floa
     if scores is not None and is_first_process():
         written = ModelSpec(str(output), device="cpu", trust_remote_code=recipe.trust_remote_code)
         check_answers(written, asked, scores, questions.pad_id)
+    trainer.end_checkpoint()
     kind: Kind = "model" if recipe.tuning == "full" else "adapter"
     marks = {"train": _marks(inputs.examples.train), "held_out": _marks(inputs.examples.held_out)}
     artifact = _finish(recipe, output, kind, (before, after), started, marks, inputs.revision)

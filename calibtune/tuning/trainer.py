@@ -5,6 +5,9 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,8 +15,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import recursively_apply
 from peft.helpers import disable_input_dtype_casting
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from calibtune.data.tokens import collate, common_width, parts
 from calibtune.data.training_set import GroupedOrder, Questions, TrainingSet
@@ -66,12 +71,12 @@ class EndedStep:
         stream = torch.cuda.current_stream(numbers.device)
         return cls(step, numbers.to("cpu", non_blocking=True), stream.record_event(), rows)
 
-    def check(self, train: TrainingSet, folder: Path) -> None:
+    def check(self, train: TrainingSet, last_good: Callable[[], Path | None]) -> None:
         """Stop if loss or gradient norm is not finite.
 
         Args:
             train: The training questions.
-            folder: Of the checkpoints.
+            last_good: Returns the newest complete checkpoint.
 
         Raises:
             WorkFailed: The message names the step, its questions and the last good checkpoint.
@@ -85,7 +90,7 @@ class EndedStep:
         hashes = [train.examples[row].doc_hash[:12] for row in rows]
         raise WorkFailed(
             f"step {self.step}: the loss is {loss} and the gradient norm {norm}, on training questions {rows} "
-            f"(hashes {', '.join(hashes)}); the last good checkpoint is {last_checkpoint(folder) or 'none'}: lower "
+            f"(hashes {', '.join(hashes)}); the last good checkpoint is {last_good() or 'none'}: lower "
             "--learning-rate, or use --precision fp32"
         )
 
@@ -122,6 +127,10 @@ class CalibrationTrainer(Trainer):
         self._ended: EndedStep | None = None
         self._graphs: StepGraphs | None = None
         self._order: GroupedOrder
+        #: Moments of an adapter's weights, copied for the checkpoint that is being made.
+        self._moments: Any = None
+        self._writer = ThreadPoolExecutor(1)
+        self._written: Future[None] | None = None
         # Sharded models need the same number of forward passes on every process, so none is split.
         self._most_tokens = math.inf if is_sharded() else most_tokens(questions.train.rows, recipe.batch_size)
         super().__init__(
@@ -180,7 +189,11 @@ class CalibrationTrainer(Trainer):
         whole = not is_sharded()
         casts_off = disable_input_dtype_casting(self.model, active=casts)
         with casts_off, lora_in_product(self.model, whole), listed_once(self.model, whole):
-            return super().train(*args, **options)
+            try:
+                return super().train(*args, **options)
+            except BaseException:
+                self.end_checkpoint()
+                raise
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         """Run Trainer's step, or a CUDA graph, for each part of the batch (see :func:`.parts`)."""
@@ -259,18 +272,36 @@ class CalibrationTrainer(Trainer):
 
     def _check_last_step(self) -> None:
         if self._ended is not None:
-            self._ended.check(self.questions.train, Path(self.args.output_dir))
+            self._ended.check(self.questions.train, self._last_good)
         self._ended = None
+
+    def _last_good(self) -> Path | None:
+        self.end_checkpoint()
+        return last_checkpoint(Path(self.args.output_dir))
 
     def _save_checkpoint(self, *args: Any, **options: Any) -> None:
         """Save a checkpoint, but none of weights that are not finite."""
         self._check_last_step()
-        sums = torch.serialization.get_crc32_options()
-        torch.serialization.set_crc32_options(False)  # an 8B's optimizer has 3 GB, and seal() sums all files
-        try:
-            super()._save_checkpoint(*args, **options)
-        finally:
-            torch.serialization.set_crc32_options(sums)
+        self.end_checkpoint()
+        super()._save_checkpoint(*args, **options)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """Save as Trainer does, but only copy an adapter's moments: they are written while training goes on.
+
+        An 8B's adapter has moments of 3 GB. Those of a whole model may not fit into memory twice.
+        """
+        if is_sharded() or self.recipe.tuning == "full":
+            with _without_checksums():
+                super()._save_optimizer_and_scheduler(output_dir)
+        elif self.args.should_save:
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
+            self._moments = recursively_apply(lambda found: found.to("cpu", copy=True), self.optimizer.state_dict())
+
+    def end_checkpoint(self) -> None:
+        """Wait until the last checkpoint is complete; an error while it was written is raised here."""
+        written, self._written = self._written, None
+        if written is not None:
+            written.result()
 
     def begin_epoch(self, epoch: int) -> None:
         """Set the epoch's option order, log held-out metrics, and run the E-step of an RCFT fit."""
@@ -289,13 +320,15 @@ class CalibrationTrainer(Trainer):
         assert counted is not None
         self.e_step.take(epoch, score_bins(counted, np.array([row.gold for row in rows]), recipe.bins), scores)
 
-    def save_e_step(self) -> None:
-        """Add the E-step's state to the latest checkpoint, and mark it as complete."""
-        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+    def complete_checkpoint(self) -> None:
+        """Add the E-step's state to the latest checkpoint, and have the rest written while training goes on."""
+        step = self.state.global_step
+        folder = Path(self.args.output_dir) / f"checkpoint-{step}"
         self.e_step.save(folder)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            seal(folder, self.state.global_step)
+            self._written = self._writer.submit(_write_last, folder, step, self._moments)
+            self._moments = None
 
     def end_epoch(self) -> None:
         """Check the last step; after the last epoch, log the held-out questions' numbers for tensorboard or wandb."""
@@ -321,6 +354,25 @@ class CalibrationTrainer(Trainer):
             logger.info(epoch_table(epoch, score_bins(scores, gold, self.recipe.bins), numbers, self.recipe.bins))
 
 
+@contextmanager
+def _without_checksums() -> Iterator[None]:
+    """Keep torch.save from computing checksums, because seal() computes those of all files."""
+    asked = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    try:
+        yield
+    finally:
+        torch.serialization.set_crc32_options(asked)
+
+
+def _write_last(folder: Path, step: int, moments: Any) -> None:
+    """Write an adapter's moments, or nothing where Trainer has saved them, and mark the checkpoint as complete."""
+    if moments is not None:
+        with _without_checksums():
+            torch.save(moments, folder / OPTIMIZER_NAME)
+    seal(folder, step)
+
+
 class Epochs(TrainerCallback):
     """Call the trainer when an epoch begins and after a checkpoint is saved."""
 
@@ -342,8 +394,8 @@ class Epochs(TrainerCallback):
         self.trainer.end_epoch()
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Call :meth:`CalibrationTrainer.save_e_step`."""
-        self.trainer.save_e_step()
+        """Call :meth:`CalibrationTrainer.complete_checkpoint`."""
+        self.trainer.complete_checkpoint()
 
 
 class OneGpu(TrainingArguments):

@@ -3,6 +3,9 @@
 import os
 import subprocess
 import sys
+import threading
+import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -228,18 +231,73 @@ def test_held_out_questions_are_scored_once_before_training_and_after_each_epoch
     assert [tables[0][name] for name in ("nll", "acc")] == [artifact.before[name] for name in ("nll", "acc")]
 
 
-def test_torch_save_makes_no_checksums_of_a_checkpoint_and_does_so_again_afterwards(model, tmp_path, monkeypatch):
-    summed = []
-    save = trainer.Trainer._save_checkpoint
+def test_moments_are_written_without_checksums_while_training_goes_on(model, tmp_path, monkeypatch):
+    seen, trained, ended = [], threading.Event(), CalibrationTrainer._get_grad_norm
+    save = torch.save
 
-    def watched(*args, **options):
-        summed.append(torch.serialization.get_crc32_options())
-        save(*args, **options)
+    def watched(found, path):
+        if Path(path).name == "optimizer.pt":
+            assert trained.wait(60), "the next step waited for the checkpoint"
+            seen.append((threading.current_thread().name, torch.serialization.get_crc32_options()))
+        save(found, path)
 
-    monkeypatch.setattr(trainer.Trainer, "_save_checkpoint", watched)
-    small_fit(model, tmp_path / "out", "cft", max_steps=1)
-    assert summed == [False]
+    def stepped(self, *args, **options):
+        if self.state.global_step == 1:
+            trained.set()
+        return ended(self, *args, **options)
+
+    monkeypatch.setattr(torch, "save", watched)
+    monkeypatch.setattr(CalibrationTrainer, "_get_grad_norm", stepped)
+    small_fit(model, tmp_path / "out", "cft", max_steps=2, save_every=1)
+    assert len(seen) == 2
+    assert all(name != "MainThread" and not sums for name, sums in seen)
     assert torch.serialization.get_crc32_options()
+
+
+def test_moments_of_a_whole_model_are_not_held_twice(model, tmp_path, monkeypatch):
+    seen, save = [], torch.save
+
+    def watched(found, path):
+        if Path(path).name == "optimizer.pt":
+            seen.append((threading.current_thread(), torch.serialization.get_crc32_options()))
+        save(found, path)
+
+    monkeypatch.setattr(torch, "save", watched)
+    small_fit(model, tmp_path / "out", "cft", tuning="full", max_steps=1)
+    assert seen == [(threading.main_thread(), False)]
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_a_checkpoint_that_cannot_be_written_stops_the_fit(model, tmp_path, monkeypatch, steps):
+    save = torch.save
+
+    def full(found, path):
+        if Path(path).name == "optimizer.pt":
+            raise RuntimeError("PytorchStreamWriter failed writing file: No space left on device")
+        save(found, path)
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(WorkFailed, match=r"no space is left on the disk of .* with --resume"):
+        small_fit(model, tmp_path / "out", "cft", max_steps=steps, save_every=1)
+    assert not list((tmp_path / "out").rglob("whole.json"))
+    assert not (tmp_path / "out" / "calibtune.json").exists()
+
+
+def test_a_stopped_fit_first_completes_its_checkpoint(model, tmp_path, monkeypatch):
+    from calibtune.tuning import trainer
+
+    norm, seal = CalibrationTrainer._get_grad_norm, trainer.seal
+
+    def stops(self, *args, **options):
+        if self.state.global_step == 1:
+            raise KeyboardInterrupt
+        return norm(self, *args, **options)
+
+    monkeypatch.setattr(trainer, "seal", lambda *args: time.sleep(0.5) or seal(*args))
+    monkeypatch.setattr(CalibrationTrainer, "_get_grad_norm", stops)
+    with pytest.raises(KeyboardInterrupt):
+        small_fit(model, tmp_path / "out", "cft", max_steps=2, save_every=1)
+    assert (tmp_path / "out" / "checkpoints" / "checkpoint-1" / "whole.json").is_file()
 
 
 def test_non_finite_gradient_stops_the_fit(model, tmp_path, monkeypatch):

@@ -14,6 +14,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator
+from typing import NoReturn
 
 from calibtune import __version__
 from calibtune.errors import UserError
@@ -154,18 +155,8 @@ def main(argv: list[str] | None = None) -> int:
         return _stopped(error)
 
 
-def _leave_garbage() -> None:
-    """Let Python end without a search through all that was imported, a second after torch and transformers.
-
-    Not with Triton: nanobind, its binding, would list a page of what was not searched as leaked.
-    """
-    if "triton" not in sys.modules:
-        gc.freeze()
-
-
 def _run(argv: list[str]) -> int:
     gc.set_threshold(max(GARBAGE, gc.get_threshold()[0]))
-    atexit.register(_leave_garbage)
     # Read when torch and numpy are loaded. Their threads wait for each other after every operation; awake, they take
     # the core from those that they wait for wherever another program runs too.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -209,5 +200,29 @@ def _stopped(error: OSError) -> int:
     return 1
 
 
+def command() -> NoReturn:
+    """Run :func:`main` as a process, and end it without taking apart what was imported.
+
+    After torch and transformers that takes Python one to four seconds, most of them a search for garbage, and what
+    the process holds is given back anyway.
+    """
+    code: str | int | None = 1
+
+    # Registered first, so it runs after what libraries do at the end.
+    @atexit.register
+    def end() -> None:
+        sys.stderr.flush()
+        os._exit(code if isinstance(code, int) else 1)
+
+    try:
+        code = main()
+    except SystemExit as asked:
+        code = asked.code or 0
+    except KeyboardInterrupt:
+        print("calibtune: interrupted", file=sys.stderr)
+        code = 130
+    sys.exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    command()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import gc
 import importlib
-import os
 
 from calibtune.__main__ import quieten
 from calibtune.processes import GARBAGE
@@ -25,5 +24,5 @@ for name in MODULES:
     importlib.import_module(name)
 # What is imported stays: the processes need not search it for garbage, and share its memory.
 gc.freeze()
-# What was not searched is not taken apart either: nanobind, Triton's binding, would list it as leaked.
-atexit.register(os._exit, 0)
+# Else nanobind, Triton's binding, lists at the end as leaked what was not searched.
+atexit.register(gc.unfreeze)

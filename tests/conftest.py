@@ -1,4 +1,5 @@
 import copy
+import functools
 import gc
 import os
 import subprocess
@@ -32,6 +33,10 @@ def pytest_collection_finish(session):
     gc.freeze()
     if index := sys.modules.get("lm_eval.tasks._index"):
         index.load_yaml = _read_once(index.load_yaml)
+        # The harness lists all packages with pip after each evaluation.
+        from torch.utils import collect_env
+
+        collect_env.get_pip_packages = functools.cache(collect_env.get_pip_packages)
 
 
 def _read_once(load_yaml):

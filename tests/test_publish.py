@@ -121,8 +121,10 @@ def test_the_python_of_a_pushed_card_runs_as_it_stands(made, hub, tmp_path, name
     assert 0 < len(lines) <= 5 + (name == "w")
     environment = {**offline(tmp_path / "data"), **hub.environment(tmp_path / "other")}
     (tmp_path / "card.py").write_text("\n".join(lines))
-    # A forked process has imported modules that the card may have forgotten.
-    command = [sys.executable, str(tmp_path / "card.py")]
+    subprocess.run(
+        [sys.executable, "-m", "ruff", "check", "--isolated", "--select=F", tmp_path / "card.py"], check=True
+    )
+    command = [quick_python(), str(tmp_path / "card.py")]
     run = subprocess.run(command, cwd=made / "hub", env=environment, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stderr[-2000:]
     values = [float(value) for value in re.findall(r"[\d.]+(?:e-\d+)?", run.stdout)]

@@ -185,6 +185,7 @@ def import_all():
     for name in IMPORTED:
         importlib.import_module(name)
     from lm_eval.tasks import TaskManager, _index
+    from torch.utils import collect_env
 
     read, known = _index.load_yaml, {}
 
@@ -195,6 +196,9 @@ def import_all():
     _index.load_yaml = noted
     TaskManager()
     _index.load_yaml = lambda path, **options: known.pop((path, *options.items()), None) or read(path, **options)
+    # The harness lists all packages with pip after each evaluation.
+    packages = collect_env.get_pip_packages(collect_env.run)
+    collect_env.get_pip_packages = lambda *_: packages
     gc.freeze()
 
 

@@ -15,6 +15,8 @@ from mutations import changed, mutated_json, mutated_lines, spoilt
 
 from calibtune.errors import UserError
 from calibtune.processes import time_limit
+from calibtune.reporting import paired
+from harness_ext import floor, intervals
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -241,7 +243,12 @@ def test_all_readers_together_take_ten_thousand_inputs():
 
 
 @pytest.mark.parametrize("name", READERS)
-def test_mutated_files_are_read_or_refused_at_once(name, tmp_path):
+def test_mutated_files_are_read_or_refused_at_once(name, tmp_path, monkeypatch):
+    # What is drawn for intervals and floors is not tested here.
+    monkeypatch.setattr(floor, "DRAWS", 20)
+    for function in (intervals.ece_interval, intervals.paired_difference, paired.paired_differences):
+        (draws,) = {1000, 2000} & set(function.__defaults__)
+        monkeypatch.setattr(function, "__defaults__", tuple(20 if d == draws else d for d in function.__defaults__))
     slowest, refused = 0.0, 0
     for seed in range(INPUTS):
         folder = tmp_path / str(seed)

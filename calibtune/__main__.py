@@ -211,7 +211,9 @@ def command() -> NoReturn:
     # Registered first, so it runs after what libraries do at the end.
     @atexit.register
     def end() -> None:
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError, AttributeError):  # full, closed, or none
+                stream.flush()
         os._exit(code if isinstance(code, int) else 1)
 
     try:

@@ -26,7 +26,7 @@ def private_names(path):
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__"):
             own = isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
-            if not own and node.attr not in defined | {"_replace", "_asdict", "_fields"}:
+            if not own and node.attr not in defined | {"_replace", "_asdict", "_fields", "_exit"}:  # documented ones
                 found.add(node.attr)
     return found
 

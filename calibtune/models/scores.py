@@ -19,8 +19,6 @@ from harness_ext.ragged import ragged
 
 #: Ratio of scoring to training batch size; scoring keeps no activations, so it needs less memory.
 LARGER = 8
-#: Tokens of a scoring batch on a GPU, at least: a small model's passes wait for the host, however few tokens they have.
-GPU_TOKENS = 2**15
 #: The prompts' common prefix is cached if it makes up at least this share of all tokens.
 LEAST_SHARE = 0.2
 
@@ -34,7 +32,8 @@ def score(model: Any, examples: Sequence[TokenExample], pad_id: int, batch_size:
         model: Causal language model, wrapped or not; it is left in evaluation mode.
         examples: N questions.
         pad_id: Padding token.
-        batch_size: Training batch size; see :func:`scoring_tokens`.
+        batch_size: Training batch size; a scoring batch has as many tokens as ``LARGER`` times so
+            many questions of average length.
 
     Returns:
         Shape (N, K), float64, NaN where the letter is absent; the same on every process.
@@ -44,8 +43,7 @@ def score(model: Any, examples: Sequence[TokenExample], pad_id: int, batch_size:
     model.eval()
     # Use the lengths of whole prompts: the cached prefix takes memory for each of them.
     lengths = [len(example.input_ids) for example in examples]
-    many = device.type == "cuda" and keeps_logits(model)
-    batches = even_batches(lengths, scoring_tokens(lengths, batch_size, many), few_sizes=True)
+    batches = even_batches(lengths, LARGER * batch_size * sum(lengths) / len(lengths), few_sizes=True)
     shared = examples[0].input_ids[: _shared(examples)]
     cache = prefix_cache(model, shared, device, keeps_logits(model)) if shared else None
     if cache is not None:
@@ -62,21 +60,6 @@ def score(model: Any, examples: Sequence[TokenExample], pad_id: int, batch_size:
             values = letter_log_likelihoods(answer_logits(model, batch, past), batch["letter_ids"]).tolist()
             found += [(i, v[: len(examples[i].letter_ids)]) for i, v in zip(rows, values, strict=True)]
     return ragged(values for _, values in sorted(dict(gather_object(found)).items()))
-
-
-def scoring_tokens(lengths: Sequence[int], batch_size: int, many: bool) -> float:
-    """Return the tokens that a scoring batch may have: ``LARGER`` times those of an average training batch.
-
-    Args:
-        lengths: Tokens of each prompt.
-        batch_size: Training batch size.
-        many: Return at least ``GPU_TOKENS``, for a GPU, where logits of a prompt's last token alone are made.
-
-    Example:
-        >>> scoring_tokens([100, 300], 16, many=False), scoring_tokens([100, 300], 16, many=True)
-        (25600.0, 32768)
-    """
-    return max(LARGER * batch_size * sum(lengths) / len(lengths), GPU_TOKENS if many else 0)
 
 
 def _shared(examples: Sequence[TokenExample]) -> int:

@@ -410,19 +410,19 @@ def _train(inputs: Inputs, model: Any, output: Path, resume: bool, started: floa
     if checkpoint is not None:
         logger.info("resuming from %s", checkpoint)
         trainer.e_step.load(checkpoint)
-    trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
-    recipe = trainer.recipe
-    model = trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
-    after = _measures(_scores(model, inputs), inputs)
-    if after.bins and is_first_process() and (advice := overtrained(trainer.nll_before, after.numbers["nll"])):
-        logger.warning("%s", advice)
-    asked = (inputs.held_out or questions.train.rows)[: ASKED if recipe.tuning == "full" else 0]
-    scores = score(model, asked, questions.pad_id, recipe.batch_size) if asked else None
-    save_whole(trainer, inputs.tokenizer, output)
-    if scores is not None and is_first_process():
-        written = ModelSpec(str(output), device="cpu", trust_remote_code=recipe.trust_remote_code)
-        check_answers(written, asked, scores, questions.pad_id)
-    trainer.end_checkpoint()
+    with trainer.completing():
+        trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+        recipe = trainer.recipe
+        model = trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
+        after = _measures(_scores(model, inputs), inputs)
+        if after.bins and is_first_process() and (advice := overtrained(trainer.nll_before, after.numbers["nll"])):
+            logger.warning("%s", advice)
+        asked = (inputs.held_out or questions.train.rows)[: ASKED if recipe.tuning == "full" else 0]
+        scores = score(model, asked, questions.pad_id, recipe.batch_size) if asked else None
+        save_whole(trainer, inputs.tokenizer, output)
+        if scores is not None and is_first_process():
+            written = ModelSpec(str(output), device="cpu", trust_remote_code=recipe.trust_remote_code)
+            check_answers(written, asked, scores, questions.pad_id)
     kind: Kind = "model" if recipe.tuning == "full" else "adapter"
     marks = {"train": _marks(inputs.examples.train), "held_out": _marks(inputs.examples.held_out)}
     artifact = _finish(recipe, output, kind, (before, after), started, marks, inputs.revision)

@@ -189,11 +189,7 @@ class CalibrationTrainer(Trainer):
         whole = not is_sharded()
         casts_off = disable_input_dtype_casting(self.model, active=casts)
         with casts_off, lora_in_product(self.model, whole), listed_once(self.model, whole):
-            try:
-                return super().train(*args, **options)
-            except BaseException:
-                self.end_checkpoint()
-                raise
+            return super().train(*args, **options)
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         """Run Trainer's step, or a CUDA graph, for each part of the batch (see :func:`.parts`)."""
@@ -268,6 +264,8 @@ class CalibrationTrainer(Trainer):
         self._losses, self._rows = [], []
         self._check_last_step()
         self._ended = ended
+        if self._written is not None and self._written.done():
+            self.end_checkpoint()
         return norm
 
     def _check_last_step(self) -> None:
@@ -290,7 +288,8 @@ class CalibrationTrainer(Trainer):
 
         An 8B's adapter has moments of 3 GB. Those of a whole model may not fit into memory twice.
         """
-        if is_sharded() or self.recipe.tuning == "full":
+        # With a limit of 1, Trainer removes the checkpoint before this one as soon as this method has ended.
+        if is_sharded() or self.recipe.tuning == "full" or self.args.save_total_limit == 1:
             with _without_checksums():
                 super()._save_optimizer_and_scheduler(output_dir)
         elif self.args.should_save:
@@ -299,9 +298,25 @@ class CalibrationTrainer(Trainer):
 
     def end_checkpoint(self) -> None:
         """Wait until the last checkpoint is complete; an error while it was written is raised here."""
-        written, self._written = self._written, None
-        if written is not None:
-            written.result()
+        if self._written is not None:
+            try:
+                self._written.result()
+            finally:
+                if self._written.done():  # else Ctrl-C ended the wait
+                    self._written = None
+
+    @contextmanager
+    def completing(self) -> Iterator[None]:
+        """Complete the last checkpoint at the end of a ``with`` block, however it ends."""
+        try:
+            yield
+        except BaseException:
+            try:
+                self.end_checkpoint()
+            except Exception as error:
+                logger.warning("the last checkpoint could not be written: %s", error)
+            raise
+        self.end_checkpoint()
 
     def begin_epoch(self, epoch: int) -> None:
         """Set the epoch's option order, log held-out metrics, and run the E-step of an RCFT fit."""

@@ -31,7 +31,7 @@ class Found:
 found = Found()
 found.itself = found
 def main():
-    atexit.register(print, "a library's end", flush=True)
+    atexit.register(print, "a library's end")
     global found
     del found
     {}

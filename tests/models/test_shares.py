@@ -37,12 +37,12 @@ def test_every_architecture_read_in_shares_is_the_whole_model_split(tmp_path):
 @pytest.mark.slow
 def test_no_process_holds_more_of_the_weights_than_its_share_and_the_largest_layer(tmp_path):
     # Two processes have the larger share, and the next test.
-    check_held(tmp_path, [4], "cpu", hidden=512, layers=4)
+    check_held(tmp_path, [4], "cpu", hidden=768, layers=4)
 
 
 @pytest.mark.slow
 def test_embeddings_larger_than_all_layers_are_held_once(tmp_path):
-    check_held(tmp_path, [2], "cpu", hidden=512, layers=4, vocabulary=2**15)
+    check_held(tmp_path, [2], "cpu", hidden=512, layers=6, vocabulary=2**16)
 
 
 two_gpus = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")

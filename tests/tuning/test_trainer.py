@@ -283,21 +283,55 @@ def test_a_checkpoint_that_cannot_be_written_stops_the_fit(model, tmp_path, monk
     assert not (tmp_path / "out" / "calibtune.json").exists()
 
 
-def test_a_stopped_fit_first_completes_its_checkpoint(model, tmp_path, monkeypatch):
-    from calibtune.tuning import trainer
+@pytest.mark.parametrize("step", [1, None])
+def test_a_stopped_fit_first_completes_its_checkpoint(model, tmp_path, monkeypatch, step):
+    from calibtune.models import sharding
 
     norm, seal = CalibrationTrainer._get_grad_norm, trainer.seal
 
     def stops(self, *args, **options):
-        if self.state.global_step == 1:
+        if self.state.global_step == step:
             raise KeyboardInterrupt
         return norm(self, *args, **options)
 
+    def stopped(*args):
+        raise KeyboardInterrupt
+
     monkeypatch.setattr(trainer, "seal", lambda *args: time.sleep(0.5) or seal(*args))
     monkeypatch.setattr(CalibrationTrainer, "_get_grad_norm", stops)
+    monkeypatch.setattr(sharding, "save_whole", stopped)
     with pytest.raises(KeyboardInterrupt):
         small_fit(model, tmp_path / "out", "cft", max_steps=2, save_every=1)
-    assert (tmp_path / "out" / "checkpoints" / "checkpoint-1" / "whole.json").is_file()
+    assert (tmp_path / "out" / "checkpoints" / f"checkpoint-{step or 2}" / "whole.json").is_file()
+
+
+def test_an_interrupt_is_not_replaced_by_a_checkpoint_that_cannot_be_written(model, tmp_path, monkeypatch, caplog):
+    def full(*args):
+        time.sleep(0.5)
+        raise OSError("No space left on device")
+
+    def stops(self, *args, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(trainer, "seal", full)
+    monkeypatch.setattr(CalibrationTrainer, "begin_epoch", lambda self, epoch: stops(self) if epoch else None)
+    with pytest.raises(KeyboardInterrupt):
+        small_fit(model, tmp_path / "out", "cft", epochs=2)
+    assert "the last checkpoint could not be written: No space left on device" in caplog.text
+
+
+def test_a_limit_of_one_checkpoint_removes_none_before_the_next_is_written(model, tmp_path, monkeypatch):
+    threads, save = [], torch.save
+
+    def watched(found, path):
+        if Path(path).name == "optimizer.pt":
+            threads.append(threading.current_thread())
+        save(found, path)
+
+    monkeypatch.setattr(torch, "save", watched)
+    arguments = {"save_total_limit": 1}
+    small_fit(model, tmp_path / "out", "cft", max_steps=2, save_every=1, training_arguments=arguments)
+    assert threads == [threading.main_thread()] * 2
 
 
 def test_non_finite_gradient_stops_the_fit(model, tmp_path, monkeypatch):

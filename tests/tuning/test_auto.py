@@ -120,7 +120,6 @@ NAME = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
         (["--adapters", "0"], "--adapters is '0'; give a whole number from 1 to 64"),
         (["--held-out", "0"], "--held-out is 0; a temperature needs held-out questions"),
         (["--lambda", "2"], "--lambda is for --method rcft, not auto"),
-        (["--tasks", "mc_calib_arcs"], "mc_calib_arcs"),
     ],
 )
 def test_misuse_is_refused_and_writes_nothing(model, tmp_path, capsys, more, told):

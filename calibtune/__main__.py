@@ -201,10 +201,10 @@ def _stopped(error: OSError) -> int:
 
 
 def command() -> NoReturn:
-    """Run :func:`main` as a process, and end it without taking apart what was imported.
+    """Run :func:`main` as a process, and end it at once.
 
-    After torch and transformers that takes Python one to four seconds, most of them a search for garbage, and what
-    the process holds is given back anyway.
+    After torch and transformers, Python takes one to four seconds to search what was imported for garbage and to free
+    it, which the system does anyway.
     """
     code: str | int | None = 1
 

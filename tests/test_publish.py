@@ -124,7 +124,8 @@ def test_the_python_of_a_pushed_card_runs_as_it_stands(made, hub, tmp_path, name
     subprocess.run(
         [sys.executable, "-m", "ruff", "check", "--isolated", "--select=F", tmp_path / "card.py"], check=True
     )
-    command = [quick_python(), str(tmp_path / "card.py")]
+    # A forked process has imported modules that the card may have forgotten, but takes a second in place of ten.
+    command = [sys.executable if name == "a" else quick_python(), str(tmp_path / "card.py")]
     run = subprocess.run(command, cwd=made / "hub", env=environment, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stderr[-2000:]
     values = [float(value) for value in re.findall(r"[\d.]+(?:e-\d+)?", run.stdout)]

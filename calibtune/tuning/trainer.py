@@ -265,7 +265,7 @@ class CalibrationTrainer(Trainer):
         self._check_last_step()
         self._ended = ended
         if self._written is not None and self._written.done():
-            self.end_checkpoint()
+            self.await_checkpoint()  # where it could not be written, no further step is trained in vain
         return norm
 
     def _check_last_step(self) -> None:
@@ -274,13 +274,13 @@ class CalibrationTrainer(Trainer):
         self._ended = None
 
     def _last_good(self) -> Path | None:
-        self.end_checkpoint()
+        self.await_checkpoint()
         return last_checkpoint(Path(self.args.output_dir))
 
     def _save_checkpoint(self, *args: Any, **options: Any) -> None:
         """Save a checkpoint, but none of weights that are not finite."""
         self._check_last_step()
-        self.end_checkpoint()
+        self.await_checkpoint()
         super()._save_checkpoint(*args, **options)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
@@ -296,7 +296,7 @@ class CalibrationTrainer(Trainer):
             torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
             self._moments = recursively_apply(lambda found: found.to("cpu", copy=True), self.optimizer.state_dict())
 
-    def end_checkpoint(self) -> None:
+    def await_checkpoint(self) -> None:
         """Wait until the last checkpoint is complete; an error while it was written is raised here."""
         if self._written is not None:
             try:
@@ -312,11 +312,11 @@ class CalibrationTrainer(Trainer):
             yield
         except BaseException:
             try:
-                self.end_checkpoint()
+                self.await_checkpoint()
             except Exception as error:
                 logger.warning("the last checkpoint could not be written: %s", error)
             raise
-        self.end_checkpoint()
+        self.await_checkpoint()
 
     def begin_epoch(self, epoch: int) -> None:
         """Set the epoch's option order, log held-out metrics, and run the E-step of an RCFT fit."""

@@ -74,7 +74,7 @@ def watch(found: dict[str, Any]) -> None:
 
     for name in ("read_inputs", "_begun", "_scores", "_measures", "add_adapter", "_finish"):
         timed(fits, name)
-    for name in ("train", "begin_epoch", "_save_checkpoint", "complete_checkpoint", "end_checkpoint"):
+    for name in ("train", "begin_epoch", "_save_checkpoint", "complete_checkpoint", "await_checkpoint"):
         timed(trainer.CalibrationTrainer, name)
     timed(graphs.StepGraphs, "_keep")
     timed(sharding, "save_whole")

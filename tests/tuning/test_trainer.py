@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import wait
 from pathlib import Path
 
 import pytest
@@ -254,7 +255,10 @@ def test_moments_are_written_without_checksums_while_training_goes_on(model, tmp
     assert torch.serialization.get_crc32_options()
 
 
-def test_moments_of_a_whole_model_are_not_held_twice(model, tmp_path, monkeypatch):
+@pytest.mark.parametrize("changes", [{"tuning": "full"}, {"training_arguments": {"save_total_limit": 1}}], ids=str)
+def test_training_waits_where_moments_are_large_or_the_one_older_checkpoint_is_then_removed(
+    model, tmp_path, monkeypatch, changes
+):
     seen, save = [], torch.save
 
     def watched(found, path):
@@ -263,7 +267,7 @@ def test_moments_of_a_whole_model_are_not_held_twice(model, tmp_path, monkeypatc
         save(found, path)
 
     monkeypatch.setattr(torch, "save", watched)
-    small_fit(model, tmp_path / "out", "cft", tuning="full", max_steps=1)
+    small_fit(model, tmp_path / "out", "cft", max_steps=1, **changes)
     assert seen == [(threading.main_thread(), False)]
 
 
@@ -281,6 +285,25 @@ def test_a_checkpoint_that_cannot_be_written_stops_the_fit(model, tmp_path, monk
         small_fit(model, tmp_path / "out", "cft", max_steps=steps, save_every=1)
     assert not list((tmp_path / "out").rglob("whole.json"))
     assert not (tmp_path / "out" / "calibtune.json").exists()
+
+
+def test_no_step_is_trained_after_a_checkpoint_is_known_not_to_be_written(model, tmp_path, monkeypatch):
+    steps, norm = [], CalibrationTrainer._get_grad_norm
+
+    def full(*args):
+        raise OSError("No space left on device")
+
+    def stepped(self, *args, **options):
+        steps.append(self.state.global_step + 1)
+        if self._written is not None:
+            wait([self._written])
+        return norm(self, *args, **options)
+
+    monkeypatch.setattr(trainer, "seal", full)
+    monkeypatch.setattr(CalibrationTrainer, "_get_grad_norm", stepped)
+    with pytest.raises(WorkFailed, match="no space is left"):
+        small_fit(model, tmp_path / "out", "cft", epochs=3, max_steps=6, save_every=2)
+    assert steps == [1, 2, 3]
 
 
 @pytest.mark.parametrize("step", [1, None])
@@ -318,20 +341,6 @@ def test_an_interrupt_is_not_replaced_by_a_checkpoint_that_cannot_be_written(mod
     with pytest.raises(KeyboardInterrupt):
         small_fit(model, tmp_path / "out", "cft", epochs=2)
     assert "the last checkpoint could not be written: No space left on device" in caplog.text
-
-
-def test_a_limit_of_one_checkpoint_removes_none_before_the_next_is_written(model, tmp_path, monkeypatch):
-    threads, save = [], torch.save
-
-    def watched(found, path):
-        if Path(path).name == "optimizer.pt":
-            threads.append(threading.current_thread())
-        save(found, path)
-
-    monkeypatch.setattr(torch, "save", watched)
-    arguments = {"save_total_limit": 1}
-    small_fit(model, tmp_path / "out", "cft", max_steps=2, save_every=1, training_arguments=arguments)
-    assert threads == [threading.main_thread()] * 2
 
 
 def test_non_finite_gradient_stops_the_fit(model, tmp_path, monkeypatch):

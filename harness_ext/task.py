@@ -1,6 +1,5 @@
 """The harness's own task class with what YAML cannot say: checks before the first forward pass, and system prompts."""
 
-import copy
 import functools
 import itertools
 import logging
@@ -116,11 +115,7 @@ def letter_template() -> dict[str, Any]:
         >>> letter_template()["output_type"]
         'multiple_choice'
     """
-    return copy.deepcopy(_read_template())
 
-
-@functools.cache
-def _read_template() -> dict[str, Any]:
     class Loader(yaml.SafeLoader):
         pass
 

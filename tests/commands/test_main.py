@@ -53,7 +53,8 @@ __main__.command()
 )
 def test_a_process_ends_with_its_code_and_what_libraries_do_at_the_end_but_without_a_search(last, code, said):
     command = [sys.executable, "-c", PROCESS.format(last)]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, env=buffered)
     assert ended.returncode == code
     assert ended.stdout == "a library's end\n"
     assert said in ended.stderr

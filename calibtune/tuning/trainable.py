@@ -108,10 +108,11 @@ def _with_adapter(model: Any, recipe: Recipe) -> Any:
         exclude_modules=unfit or None,
         task_type="CAUSAL_LM",
     )
-    # PEFT makes weights where torch does by default, and moving them to a GPU takes longer than making them there.
-    first = next(model.parameters()).device
+    # PEFT draws weights where torch does by default, and moving them to a GPU takes longer than drawing them there.
+    # A model that several GPUs split may still be on the CPU; on the GPU its seed draws the adapter that one GPU draws.
+    where = device(recipe.device)
     try:
-        with first if first.type == "cuda" else nullcontext():
+        with where if where.type == "cuda" else nullcontext():
             return get_peft_model(model, config)
     except ValueError as error:
         raise UserError(

@@ -13,7 +13,7 @@ import torch
 from architectures import ARCHITECTURES, save_architecture
 from commands import shell
 from cpu_fsdp import launched
-from fitting import same_weights, words
+from fitting import adapter_weights, words
 from tiny import save_tiny, write_arc_mirror
 from transformers import AutoModelForCausalLM
 
@@ -75,7 +75,11 @@ def test_two_gpus_train_the_adapter_of_one(tmp_path, mirror, quantization):
         fit = words(base, tmp_path / name, "rcft", batch_size=size, device=None, quantization=quantization)
         hidden = {"CUDA_VISIBLE_DEVICES": "0"} if name == "one" else {}
         subprocess.run([sys.executable, "-m", *module, *fit], check=True, env={**os.environ, **hidden}, timeout=300)
-    assert same_weights(tmp_path / "one", tmp_path / "two", rtol=1e-2, atol=1e-4)
+    one, two = (adapter_weights(tmp_path / name) for name in ("one", "two"))
+    assert one.keys() == two.keys()
+    for name, weight in one.items():
+        # Where Adam's moments nearly cancel, rounding moves a single weight by a fifth of a step, in one process too.
+        assert (two[name] - weight).norm() <= 1e-2 * weight.norm(), name
 
 
 @pytest.fixture

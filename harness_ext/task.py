@@ -116,7 +116,8 @@ def letter_template() -> dict[str, Any]:
         'multiple_choice'
     """
 
-    class Loader(yaml.SafeLoader):
+    # Written in C, where PyYAML has it: a task with 57 subjects reads the file for each of them.
+    class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
         pass
 
     Loader.add_constructor("!function", lambda _, node: pkgutil.resolve_name(node.value))

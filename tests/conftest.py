@@ -102,6 +102,15 @@ def model(tmp_path_factory):
 
 
 @pytest.fixture
+def shares_all(monkeypatch):
+    """Let `hf-prefix` compute once what prompts share also where a tiny model computes it anew in less time."""
+    from calibtune.evaluation import hf_prefix
+
+    monkeypatch.setattr(hf_prefix, "CPU_LEAST", 0)
+    monkeypatch.setattr(hf_prefix, "LAUNCHED", 0)
+
+
+@pytest.fixture
 def mirror(tmp_path, monkeypatch):
     """Make a synthetic ARC in the hub's layout and change into it."""
     from harness import enter_mirror

@@ -20,7 +20,7 @@ from harness_ext import floor, intervals
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
-INPUTS = 700
+INPUTS = 560
 #: Seconds for one input; what takes longer hangs.
 LONGEST = 10
 DATE = "2026-01-02T03-04-05.678901"

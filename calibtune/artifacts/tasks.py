@@ -18,11 +18,11 @@ class _Function(str):
     """Name a function in YAML, written with its tag ``!function``."""
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
     """Read ``!function`` as a name, so that nothing is imported."""
 
 
-class _Dumper(yaml.SafeDumper):
+class _Dumper(getattr(yaml, "CSafeDumper", yaml.SafeDumper)):  # type: ignore[misc]
     """Write names of functions with their tag."""
 
 

@@ -12,6 +12,7 @@ from calibtune.processes import GARBAGE
 MODULES = (
     "calibtune.evaluation.evaluate",
     "calibtune.tuning.fit",
+    "calibtune.tuning.temperature",
     "calibtune.tuning.trainer",
     "calibtune.artifacts.card",
     "harness_ext.world.questions",

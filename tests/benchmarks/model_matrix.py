@@ -31,6 +31,7 @@ from tiny import write_arc_mirror
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from calibtune.__main__ import main as calibtune
+from calibtune.evaluation import hf_prefix
 from calibtune.results.samples import find_samples
 from calibtune.tuning import fit as fitting
 
@@ -230,7 +231,13 @@ def mirror() -> Iterator[Path]:
     import datasets.config
 
     before = Path.cwd()
-    with tempfile.TemporaryDirectory() as folder, mock.patch.object(datasets.config, "HF_DATASETS_CACHE", folder):
+    # So small a model's prompts would share nothing.
+    shares = mock.patch.multiple(hf_prefix, CPU_LEAST=0, LAUNCHED=0)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        mock.patch.object(datasets.config, "HF_DATASETS_CACHE", folder),
+        shares,
+    ):
         os.chdir(write_arc_mirror(Path(folder) / "hub", rows=8))
         try:
             yield Path(folder)

@@ -7,11 +7,12 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from tiny import save_tiny
 
+from calibtune.evaluation import hf_prefix
 from calibtune.evaluation.hf_letters import Cluster, LetterLM, copied, later
 from calibtune.evaluation.hf_prefix import PrefixLM, clusters
 from calibtune.models.prefix import prefix_cache
 
-pytestmark = pytest.mark.usefixtures("mirror")
+pytestmark = pytest.mark.usefixtures("mirror", "shares_all")
 
 OPTIONS = {"device": "cpu", "dtype": "float32", "batch_size": 4}
 
@@ -275,6 +276,16 @@ def test_clusters_that_save_too_little_are_put_together_again():
     assert [(c.shared, len(c.prompts)) for c in clusters(questions, 1)] == [(60, 4)] * 10
     assert [(c.shared, len(c.prompts)) for c in clusters(questions, 1, least=181)] == [(20, 40)]
     assert [(c.shared, len(c.prompts)) for c in clusters(questions, 1, least=1000)] == [(0, 40)]
+
+
+def test_a_small_models_prompts_share_what_saves_more_than_two_passes_take(model, monkeypatch):
+    lm = PrefixLM(pretrained=model, **OPTIONS)
+    weights = lm.model.num_parameters()
+    questions = [(*range(20), *(100 * n + i for i in range(40)), order) for n in range(10) for order in range(4)]
+    monkeypatch.setattr(hf_prefix, "CPU_LEAST", 64)
+    for launched, found in ((0, 60), (116 * weights, 60), (117 * weights, 20), (780 * weights, 0)):
+        monkeypatch.setattr(hf_prefix, "LAUNCHED", launched)
+        assert {c.shared for c in lm._clusters(questions, 1)} == {found}
 
 
 def test_batches_of_short_prompts_are_filled_up_to_the_least_tokens(model):

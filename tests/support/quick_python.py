@@ -22,12 +22,14 @@ import tempfile
 from pathlib import Path
 
 #: What libraries read from the environment when they are imported, without what :func:`become` sets in them.
-READ_AT_IMPORT = ("CUDA_", "HF_MODULES_", "OMP_NUM", "PYTHON", "TOKENIZERS_", "TRANSFORMERS_")
+READ_AT_IMPORT = ("CUDA_", "HF_MODULES_", "MPL", "OMP_NUM", "PYTHON", "TOKENIZERS_", "TRANSFORMERS_")
 #: What the tests' commands have.
 OFFLINE = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
 MODULES = ("calibtune", "lm_eval", "torch.distributed.run", "accelerate.commands.launch")
 IMPORTED = (
     "calibtune.demo.preload",
+    "calibtune.api",
+    "calibtune.reporting.write",
     "torch.distributed.run",
     "accelerate.commands.launch",
     "lm_eval.models.huggingface",

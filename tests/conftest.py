@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 from hypothesis import settings
+from quick_python import OFFLINE, quick_python
 
 # Workers share the cores, and threads that wait for a core cost twice the time. Read when torch is loaded.
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -69,7 +70,8 @@ def smollm2(tmp_path_factory):
     folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "smollm2"
     with FileLock(f"{folder}.lock"):
         if not folder.is_dir():
-            subprocess.run([sys.executable, str(tool), "smollm2", str(folder)], check=True)
+            command = [quick_python(), str(tool), "smollm2", str(folder)]
+            subprocess.run(command, check=True, env={**os.environ, **OFFLINE})
     return folder
 
 

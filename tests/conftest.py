@@ -1,7 +1,7 @@
-import copy
 import functools
 import gc
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -52,8 +52,8 @@ def _read_once(load_yaml):
             return load_yaml(path, **options)
         key = (path, *options.items())
         if key not in known:
-            known[key] = load_yaml(path, **options)
-        return copy.deepcopy(known[key])
+            known[key] = pickle.dumps(load_yaml(path, **options))
+        return pickle.loads(known[key])
 
     return read
 

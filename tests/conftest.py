@@ -113,7 +113,7 @@ def shares_all(monkeypatch):
 
 
 @pytest.fixture
-def mirror(tmp_path, monkeypatch):
+def mirror(tmp_path, monkeypatch, shares_all):
     """Make a synthetic ARC in the hub's layout and change into it."""
     from harness import enter_mirror
     from tiny import write_arc_mirror

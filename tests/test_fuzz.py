@@ -20,6 +20,7 @@ from harness_ext import floor, intervals
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
+#: For each of the readers; ten thousand in all.
 INPUTS = 560
 #: Seconds for one input; what takes longer hangs.
 LONGEST = 10

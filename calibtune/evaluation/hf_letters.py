@@ -21,7 +21,7 @@ from tqdm import tqdm
 from transformers import AutoModelForCausalLM, DynamicCache
 
 from calibtune.data.tokens import even_batches
-from calibtune.evaluation.whole_prompts import LONGEST_CONTINUATION, Tokens, WholePrompts
+from calibtune.evaluation.whole_prompts import Tokens, WholePrompts
 from calibtune.models.adapters import load_adapter
 from calibtune.models.heads import check_places, keeps_logits, output_layer, reading, widen
 from calibtune.models.loading import REPORTED, check_loaded
@@ -86,12 +86,10 @@ class LetterLM(WholePrompts, HFLM):
         else:
             self.tokenizer = tokenizer
 
-    def _loglikelihood_tokens(
-        self, requests: list[Any], disable_tqdm: bool = False, override_bs: int | None = None
+    def _score_letters(
+        self, requests: list[Any], disable_tqdm: bool, override_bs: int | None = None
     ) -> list[tuple[float, bool]]:
-        longest = max((len(continuation) for _, _, continuation in requests), default=0)
-        if not requests or self.backend != "causal" or longest > LONGEST_CONTINUATION:
-            return super()._loglikelihood_tokens(requests, disable_tqdm, override_bs)
+        longest = max(len(continuation) for _, _, continuation in requests)
         answers: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
         batches = self._started(requests, longest, override_bs or self._size(requests))
         with tqdm(total=len(requests), disable=disable_tqdm or self.rank != 0, desc="Scoring") as bar:
@@ -132,12 +130,14 @@ class LetterLM(WholePrompts, HFLM):
         return size
 
     def _batches(self, cluster: Cluster, cache: DynamicCache | None, size: int) -> list[list[int]]:
-        """Return the prompts' numbers in each batch, which costs as much as the stock backend's longest.
+        """Return the prompts' numbers in each batch, which costs as much as the stock backend's longest; of one, alone.
 
         The stock backend computes every token and keeps log-probabilities of the whole vocabulary for it. Here a token
         that is shared costs its keys and values alone, once for each prompt, and counts as a whole one at most.
         """
         lengths = [len(prompt) for prompt in cluster.prompts]
+        if size == 1:  # so that an answer's last bits do not depend on the other questions
+            return [[number] for number in range(len(lengths))]
         most = max(size * max(lengths), self.least_tokens)
         if cache is None:
             return even_batches(lengths, most)

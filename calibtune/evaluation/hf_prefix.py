@@ -20,8 +20,8 @@ from calibtune.models.prefix import SHORTEST_PREFIX, common
 KEPT = 0.8
 #: Tokens that a cluster must save on a GPU, where two small passes take as long as a large one of so many tokens.
 GPU_LEAST = 2**12
-#: The same on a CPU, which reads all weights for each pass. Passes of small models take as long as they are launched:
-#: so many tokens, divided by the number of weights, come on top.
+#: On a CPU a cluster must save ``CPU_LEAST + LAUNCHED / weights`` tokens: a pass reads all weights, and launching those
+#: of a small model takes longer than computing.
 CPU_LEAST, LAUNCHED = 64, 10**8
 
 
@@ -68,5 +68,7 @@ class PrefixLM(LetterLM):
     """Computes once what prompts begin with; models that keep another kind of cache compute it for each."""
 
     def _clusters(self, prompts: Sequence[Tokens], spare: int) -> Iterable[Cluster]:
-        launched = LAUNCHED // sum(weight.numel() for weight in self.model.parameters())
-        return clusters(prompts, spare, GPU_LEAST if self.device.type == "cuda" else CPU_LEAST + launched)
+        least = GPU_LEAST if self.device.type == "cuda" else 0
+        if self.device.type == "cpu":
+            least = CPU_LEAST + LAUNCHED // sum(weight.numel() for weight in self.model.parameters())
+        return clusters(prompts, spare, least)

@@ -17,7 +17,7 @@ from lm_eval.api.registry import register_model
 from vllm import SamplingParams
 
 from calibtune.evaluation.vllm_checks import named_vllm
-from calibtune.evaluation.whole_prompts import LONGEST_CONTINUATION, Tokens, WholePrompts
+from calibtune.evaluation.whole_prompts import Tokens, WholePrompts
 
 with named_vllm():
     from lm_eval.models.vllm_causallms import VLLM
@@ -54,11 +54,7 @@ class VllmLM(WholePrompts, VLLM):
         # lm_eval's constructor takes `enable_thinking` out of them.
         self.chat_template_args = chat_template_args or {}
 
-    def _loglikelihood_tokens(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        longest = max((len(continuation) for _, _, continuation in requests), default=0)
-        if longest > LONGEST_CONTINUATION:
-            answers: list[tuple[float, bool]] = super()._loglikelihood_tokens(requests, disable_tqdm)
-            return answers
+    def _score_letters(self, requests: list[Any], disable_tqdm: bool) -> list[tuple[float, bool]]:
         #: Numbers of the prompts, each with a place to read at its end, and the tokens to read there.
         prompts: dict[Tokens, int] = {}
         wanted: list[set[int]] = []
@@ -74,7 +70,7 @@ class VllmLM(WholePrompts, VLLM):
                 wanted[number].add(token)
                 places[-1].append((number, token))
         found = self._next_tokens(list(prompts), wanted)
-        answers = []
+        answers: list[tuple[float, bool]] = []
         for (key, _, _), read in zip(requests, places, strict=True):
             answers.append(
                 (sum(found[n][0][token] for n, token in read), all(found[n][1] == token for n, token in read))

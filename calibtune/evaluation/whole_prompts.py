@@ -6,6 +6,7 @@ lm_eval loses a newline at a prompt's end where the tokenizer has one token for 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property, partial
 from typing import Any
 
@@ -24,6 +25,9 @@ Tokens = tuple[int, ...]
 class WholePrompts(TextsAhead):
     """Stand before a backend of lm_eval's with a tokenizer of transformers, and encode for it."""
 
+    #: Scores continuations of at most ``LONGEST_CONTINUATION`` tokens.
+    _score_letters: Callable[..., list[tuple[float, bool]]]
+
     @cached_property
     def max_length(self) -> int:
         """Return how many tokens the model takes, which the stock backend finds out again for each request."""
@@ -38,6 +42,20 @@ class WholePrompts(TextsAhead):
         pairs = (request.args for request in requests if request.args[0])
         with self.ahead(pairs, disable_tqdm or self.rank != 0):
             return super().loglikelihood(requests, disable_tqdm)
+
+    def _loglikelihood_tokens(
+        self, requests: list[Any], disable_tqdm: bool = False, **options: Any
+    ) -> list[tuple[float, bool]]:
+        """Score letters as the backend has it, whatever else is asked; the rest as lm_eval does."""
+        causal = self.backend == "causal"
+        letters = [causal and len(continuation) <= LONGEST_CONTINUATION for _, _, continuation in requests]
+        answers: dict[int, tuple[float, bool]] = {}
+        for short, score in ((False, super()._loglikelihood_tokens), (True, self._score_letters)):
+            numbers = [i for i, letter in enumerate(letters) if letter == short]
+            if numbers:
+                found = score([requests[i] for i in numbers], disable_tqdm=disable_tqdm, **options)
+                answers |= zip(numbers, found, strict=True)
+        return [answers[i] for i in range(len(requests))]
 
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         """Split the whole text's tokens where the context ends."""

@@ -187,7 +187,7 @@ def cells(name: str, work: Path) -> Iterator[tuple[str, Callable[[], None]]]:
     def full() -> None:
         evaluated(fitted(base, lambda: load(whole), *FULL, *model, "--output", whole), tokenizer, "--artifact", whole)
 
-    yield "hf", lambda: evaluated(base, tokenizer, *model, *chat)
+    yield "hf", lambda: evaluated(base, tokenizer, *model, *chat, "--backend", "hf")
     yield "hf-prefix", lambda: evaluated(base, tokenizer, *model, *chat, "--backend", "hf-prefix")
     shots = ["--backend", "hf-prefix", "--num-fewshot", "2"]
     yield "few-shot", lambda: evaluated(base, tokenizer, *model, *chat, *shots)

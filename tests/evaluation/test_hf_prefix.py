@@ -12,7 +12,7 @@ from calibtune.evaluation.hf_letters import Cluster, LetterLM, copied, later
 from calibtune.evaluation.hf_prefix import PrefixLM, clusters
 from calibtune.models.prefix import prefix_cache
 
-pytestmark = pytest.mark.usefixtures("mirror", "shares_all")
+pytestmark = pytest.mark.usefixtures("mirror")
 
 OPTIONS = {"device": "cpu", "dtype": "float32", "batch_size": 4}
 
@@ -254,6 +254,21 @@ def test_long_responses_take_the_stock_way(model, monkeypatch):
     assert value < 0
 
 
+@pytest.mark.parametrize("backend", [LetterLM, PrefixLM])
+def test_long_responses_change_no_letters_answer(model, backend):
+    lm = backend(pretrained=model, **{**OPTIONS, "dtype": "bfloat16"})
+    letters = [request_of((f"Which of these is the right one? {n}", f" {letter}")) for n in range(6) for letter in "AB"]
+    alone = lm.loglikelihood(letters)
+    beside = lm.loglikelihood([*letters[:5], request_of(("Which?", " option" * 30)), *letters[5:]])
+    assert beside[:5] + beside[6:] == alone
+    assert (
+        beside[5]
+        == HFLM(pretrained=lm.model, tokenizer=lm.tokenizer, **OPTIONS).loglikelihood(
+            [request_of(("Which?", " option" * 30))]
+        )[0]
+    )
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_every_prompt_is_in_one_cluster_and_begins_as_it_says(seed):
     rng = np.random.default_rng(seed)
@@ -286,6 +301,15 @@ def test_a_small_models_prompts_share_what_saves_more_than_two_passes_take(model
     for launched, found in ((0, 60), (116 * weights, 60), (117 * weights, 20), (780 * weights, 0)):
         monkeypatch.setattr(hf_prefix, "LAUNCHED", launched)
         assert {c.shared for c in lm._clusters(questions, 1)} == {found}
+
+
+@pytest.mark.parametrize("shared", [0, 90])
+def test_a_batch_of_one_is_one_question(model, shared):
+    lm = PrefixLM(pretrained=model, **OPTIONS)
+    lm.least_tokens = 2500
+    prompts = tuple((1,) * n for n in (100, 95, 95, 95))
+    cache = prefix_cache(lm._forward, (1,) * shared, lm.device, keeps_logits=True) if shared else None
+    assert lm._batches(Cluster(shared, prompts), cache, 1) == [[0], [1], [2], [3]]
 
 
 def test_batches_of_short_prompts_are_filled_up_to_the_least_tokens(model):

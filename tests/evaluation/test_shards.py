@@ -43,10 +43,10 @@ def folder(tmp_path_factory):
 
 def evaluate(model, output, *more, shards=SHARDS):
     """Evaluate whole and in shards, one question at a time: in larger batches the last bits depend on the others."""
-    words = ["eval", "--model", model, "--device", "cpu", "--precision", "fp32", "--batch-size", 1, *more]
+    words = ["eval", "--model", model, "--device", "cpu", "--precision", "fp32", "--backend", "hf", *more]
     for name, shard in {"whole": [], **{k: ["--shard", f"{k}/{shards}"] for k in range(1, shards + 1)}}.items():
         place = output / "whole" if name == "whole" else output / "parts" / f"any {name}"
-        assert main([*map(str, words), "--output", str(place), *shard]) == 0
+        assert main([*map(str, words), "--batch-size", "1", "--output", str(place), *shard]) == 0
     return output / "whole", output / "parts"
 
 

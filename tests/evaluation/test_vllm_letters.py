@@ -90,9 +90,12 @@ def test_continuations_that_share_tokens_or_have_several_equal_hf(start, engine,
 
 def test_long_responses_take_lm_evals_way(start, engine, model):
     pairs = [("Which?", " option" * 30), ("Which?", " A")]
-    ours, hf = (lm.loglikelihood(instances(pairs)) for lm in (start(model), HFLM(model, **OPTIONS)))
-    assert_equal(ours, hf)
+    lm, hf = start(model), HFLM(model, **OPTIONS).loglikelihood(instances(pairs))
+    assert_equal(lm.loglikelihood(instances(pairs[:1])), hf[:1])
     assert all(params.prompt_logprobs for _, params, _ in engine.last.requests)
+    assert_equal(lm.loglikelihood(instances(pairs)), hf)
+    # The letter is asked for as always.
+    assert [params.logprob_token_ids is None for _, params, _ in engine.last.requests[-2:]] == [True, False]
 
 
 def test_more_tokens_than_a_request_takes_are_asked_for_in_several(start, engine, model):

@@ -8,6 +8,7 @@ with ``sys.executable`` are forked too.
 
 import array
 import atexit
+import contextlib
 import functools
 import json
 import os
@@ -181,14 +182,17 @@ def become(asked):
 
 
 def end(run):
-    """Run a command and end as Python does, but at once: taking apart what is imported takes it seconds."""
+    """Run a command and end as Python does, but at once: taking apart what is imported takes it seconds.
+
+    Files that it left open without flushing them are lost.
+    """
     code = 0
     try:
         run()
     except KeyboardInterrupt:
         raise
     except SystemExit as asked:
-        code = asked.code or 0
+        code = 0 if asked.code is None else asked.code
         if not isinstance(code, int):
             print(code, file=sys.stderr)
             code = 1
@@ -197,8 +201,9 @@ def end(run):
         code = 1
     threading._shutdown()
     atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(ValueError, AttributeError):  # closed, or none
+            stream.flush()
     os._exit(code)
 
 

@@ -48,6 +48,7 @@ def scales(model):
 )
 def test_4_bit_scales_are_unpacked_on_gpu_unless_sharded(four_bit, monkeypatch, kind, environment, packed):
     base = load_base(four_bit.spec)
+    monkeypatch.setattr(trainable, "_with_adapter", lambda model, _: model)
     monkeypatch.setattr(trainable, "device", lambda name: torch.device(kind))
     for name, value in environment.items():
         monkeypatch.setenv(name, value)

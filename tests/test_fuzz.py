@@ -21,7 +21,7 @@ from harness_ext import floor, intervals
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 #: For each of the readers; ten thousand in all.
-INPUTS = 560
+INPUTS = 590
 #: Seconds for one input; what takes longer hangs.
 LONGEST = 10
 DATE = "2026-01-02T03-04-05.678901"

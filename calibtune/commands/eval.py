@@ -51,8 +51,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--batch-size",
         metavar="N|auto",
-        help="default: 16, on a GPU more where prompts are short; vLLM makes its own batches; of api: requests at a "
-        "time",
+        help="default: 16, on a GPU more where prompts are short; 1: each question alone; vLLM makes its own batches; "
+        "of api: requests at a time",
     )
     parser.add_argument("--limit", type=int, metavar="N", help="evaluate the first N questions of each task")
     parser.add_argument(

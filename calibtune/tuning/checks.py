@@ -30,10 +30,15 @@ def check_machine(recipe: Recipe) -> None:
     """Check that this machine has the device and the packages of a recipe.
 
     Raises:
-        UserError: The device, a GPU for an option, or a package is missing, FSDP is version 1, or is to find the
-            batch size.
+        UserError: The device, a GPU for an option, or a package is missing, several processes are to share a GPU, FSDP
+            is version 1, or is to find the batch size.
     """
     check_spec(recipe.spec)
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if processes > 1 and recipe.device is not None and torch.device(recipe.device).index is not None:
+        raise UserError(
+            f"--device {recipe.device} is one device for {processes} processes, and each takes its own; leave it out"
+        )
     kind = device(recipe.device).type
     if recipe.cuda_graphs and (kind != "cuda" or is_sharded()):
         raise UserError("--cuda-graphs needs an NVIDIA or AMD GPU that holds the whole model; leave it out")

@@ -24,6 +24,17 @@ def test_idle_gpus_are_reported_to_a_single_gpu_process(model, monkeypatch):
     assert idle_gpus(small_recipe(model, "cft", device="cuda")) == ""
 
 
+def test_one_gpu_for_several_processes_is_refused(model, monkeypatch):
+    monkeypatch.setattr(checks, "check_spec", lambda spec: None)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    refused = "--device cuda:1 is one device for 2 processes, and each takes its own; leave it out"
+    with pytest.raises(UserError, match=refused):
+        checks.check_machine(small_recipe(model, "cft", device="cuda:1"))
+    checks.check_machine(small_recipe(model, "cft", device="cuda"))
+    monkeypatch.delenv("WORLD_SIZE")
+    checks.check_machine(small_recipe(model, "cft", device="cuda:1"))
+
+
 def test_liger_on_cpu_is_refused(model):
     with pytest.raises(UserError, match="--liger-kernel needs a GPU, and this fit would run on the CPU; leave it out"):
         read_inputs(small_recipe(model, "cft", liger_kernel=True, device="cpu"))

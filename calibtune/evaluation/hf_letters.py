@@ -130,7 +130,9 @@ class LetterLM(WholePrompts, HFLM):
         return size
 
     def _batches(self, cluster: Cluster, cache: DynamicCache | None, size: int) -> list[list[int]]:
-        """Return the prompts' numbers in each batch, which costs as much as the stock backend's longest; of one, alone.
+        """Return the prompts' numbers in each batch, which costs as much as the stock backend's longest.
+
+        With a ``size`` of 1 each prompt is a batch of its own.
 
         The stock backend computes every token and keeps log-probabilities of the whole vocabulary for it. Here a token
         that is shared costs its keys and values alone, once for each prompt, and counts as a whole one at most.

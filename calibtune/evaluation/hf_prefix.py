@@ -20,8 +20,8 @@ from calibtune.models.prefix import SHORTEST_PREFIX, common
 KEPT = 0.8
 #: Tokens that a cluster must save on a GPU, where two small passes take as long as a large one of so many tokens.
 GPU_LEAST = 2**12
-#: On a CPU a cluster must save ``CPU_LEAST + LAUNCHED / weights`` tokens: a pass reads all weights, and launching those
-#: of a small model takes longer than computing.
+#: On a CPU it must save ``CPU_LEAST + LAUNCHED / weights`` tokens: each pass reads all weights, and launching a small
+#: model's kernels takes longer than computing.
 CPU_LEAST, LAUNCHED = 64, 10**8
 
 
@@ -68,7 +68,6 @@ class PrefixLM(LetterLM):
     """Computes once what prompts begin with; models that keep another kind of cache compute it for each."""
 
     def _clusters(self, prompts: Sequence[Tokens], spare: int) -> Iterable[Cluster]:
-        least = GPU_LEAST if self.device.type == "cuda" else 0
-        if self.device.type == "cpu":
-            least = CPU_LEAST + LAUNCHED // sum(weight.numel() for weight in self.model.parameters())
-        return clusters(prompts, spare, least)
+        weights = sum(weight.numel() for weight in self.model.parameters())
+        least = {"cuda": GPU_LEAST, "cpu": CPU_LEAST + LAUNCHED // weights}
+        return clusters(prompts, spare, least.get(self.device.type, 0))

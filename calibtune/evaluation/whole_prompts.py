@@ -46,7 +46,7 @@ class WholePrompts(TextsAhead):
     def _loglikelihood_tokens(
         self, requests: list[Any], disable_tqdm: bool = False, **options: Any
     ) -> list[tuple[float, bool]]:
-        """Score letters as the backend has it, whatever else is asked; the rest as lm_eval does."""
+        """Score letters by ``_score_letters``, and longer continuations of the same run as lm_eval does."""
         causal = self.backend == "causal"
         letters = [causal and len(continuation) <= LONGEST_CONTINUATION for _, _, continuation in requests]
         answers: dict[int, tuple[float, bool]] = {}

@@ -109,7 +109,7 @@ def _with_adapter(model: Any, recipe: Recipe) -> Any:
         task_type="CAUSAL_LM",
     )
     # PEFT draws weights where torch does by default, and moving them to a GPU takes longer than drawing them there.
-    # A model that several GPUs split may still be on the CPU; on the GPU its seed draws the adapter that one GPU draws.
+    # A model that FSDP splits is still on the CPU here, where a seed draws other weights than on one GPU.
     where = device(recipe.device)
     try:
         with where if where.type == "cuda" else nullcontext():

@@ -182,9 +182,9 @@ def become(asked):
 
 
 def end(run):
-    """Run a command and end as Python does, but at once: taking apart what is imported takes it seconds.
+    """Run a command and end as Python does, without the seconds in which it frees what is imported.
 
-    Files that it left open without flushing them are lost.
+    What is left unwritten in open files is lost.
     """
     code = 0
     try:

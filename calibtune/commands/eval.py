@@ -73,8 +73,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("hf-prefix", "hf", "vllm", "api"),
         default="hf-prefix",
         help="hf-prefix (default): lm_eval's, with prompts encoded whole, letters read in float32, and what prompts "
-        "share computed once where the model's cache allows it and it saves time; hf: the same without sharing; vllm: one request a "
-        "question; api: an OpenAI-compatible server, one request a question",
+        "share computed once where the model's cache allows it and it saves time; hf: the same without sharing; vllm: "
+        "one request a question; api: an OpenAI-compatible server, one request a question",
     )
     parser.add_argument(
         "--model-args",

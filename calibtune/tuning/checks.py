@@ -35,9 +35,9 @@ def check_machine(recipe: Recipe) -> None:
     """
     check_spec(recipe.spec)
     processes = int(os.environ.get("WORLD_SIZE", "1"))
-    if processes > 1 and recipe.device is not None and torch.device(recipe.device).index is not None:
+    if processes > 1 and recipe.device and not on_cpu(recipe.device) and torch.device(recipe.device).index is not None:
         raise UserError(
-            f"--device {recipe.device} is one device for {processes} processes, and each takes its own; leave it out"
+            f"--device {recipe.device} is one GPU for {processes} processes, and each takes its own; leave it out"
         )
     kind = device(recipe.device).type
     if recipe.cuda_graphs and (kind != "cuda" or is_sharded()):
@@ -122,7 +122,7 @@ def check_trainable(recipe: Recipe, config: Any) -> None:
 
 def on_cpu(name: str | None) -> bool:
     """Return whether the fit runs on the CPU; accelerate needs it to connect processes."""
-    return name == "cpu" or (name is None and not torch.accelerator.is_available())
+    return torch.device(name).type == "cpu" if name else not torch.accelerator.is_available()
 
 
 def idle_gpus(recipe: Recipe) -> str:

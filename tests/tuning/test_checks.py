@@ -27,10 +27,11 @@ def test_idle_gpus_are_reported_to_a_single_gpu_process(model, monkeypatch):
 def test_one_gpu_for_several_processes_is_refused(model, monkeypatch):
     monkeypatch.setattr(checks, "check_spec", lambda spec: None)
     monkeypatch.setenv("WORLD_SIZE", "2")
-    refused = "--device cuda:1 is one device for 2 processes, and each takes its own; leave it out"
+    refused = "--device cuda:1 is one GPU for 2 processes, and each takes its own; leave it out"
     with pytest.raises(UserError, match=refused):
         checks.check_machine(small_recipe(model, "cft", device="cuda:1"))
-    checks.check_machine(small_recipe(model, "cft", device="cuda"))
+    for shared in ("cuda", "cpu:0"):
+        checks.check_machine(small_recipe(model, "cft", device=shared))
     monkeypatch.delenv("WORLD_SIZE")
     checks.check_machine(small_recipe(model, "cft", device="cuda:1"))
 

@@ -40,6 +40,11 @@ def pytest_collection_finish(session):
         collect_env.get_pip_packages = functools.cache(collect_env.get_pip_packages)
 
 
+def pytest_runtest_setup():
+    """Leave what earlier tests have imported out of them too."""
+    gc.freeze()
+
+
 def _read_once(load_yaml):
     """Return the harness's reader of task files, which remembers its own and ours: tests index all of them."""
     from lm_eval.tasks import __file__ as tasks

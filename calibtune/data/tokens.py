@@ -45,28 +45,28 @@ def tokenize(examples: Sequence[LetterExample], encoder: Encoder, max_length: in
     Raises:
         UserError: A letter is several tokens, two share one, or a prompt does not fit the context.
     """
-    with encoder.ahead((example.context, example.letters[0]) for example in examples):
-        return _tokenized(examples, encoder, max_length)
-
-
-def _tokenized(examples: Sequence[LetterExample], encoder: Encoder, max_length: int) -> list[TokenExample]:
+    firsts = {_ending(example): example for example in reversed(examples)}
+    pairs = [(example.context, example.letters[0]) for example in examples]
+    pairs += [(example.context, letter) for example in firsts.values() for letter in example.letters]
+    with encoder.ahead(pairs):
+        known = {ending: letter_ids(example, encoder) for ending, example in firsts.items()}
+        prompts = [encoder.encode(example.context, example.letters[0])[0] for example in examples]
     tokenized: list[TokenExample] = []
-    #: Letters after the same last characters of a prompt need encoding once only.
-    known: dict[tuple[str, tuple[str, ...]], LetterIds] = {}
-    for row, example in enumerate(examples):
-        key = (example.context[-40:], example.letters)
-        ids = encoder.encode(example.context, example.letters[0])[0]
-        if key not in known:
-            known[key] = letter_ids(example, encoder)
-        prefix, letters = known[key]
-        ids = [*ids, *prefix]
+    for row, (example, prompt) in enumerate(zip(examples, prompts, strict=True)):
+        prefix, letters = known[_ending(example)]
+        ids = (*prompt, *prefix)
         if len(ids) > max_length:
             raise UserError(
                 f"question {row} has {len(ids)} tokens and the model's context {max_length} "
                 f"(it ends {example.context[-80:]!r}); fit on another task, or a model with a longer context"
             )
-        tokenized.append(TokenExample(tuple(ids), letters, example.gold, row))
+        tokenized.append(TokenExample(ids, letters, example.gold, row))
     return tokenized
+
+
+def _ending(example: LetterExample) -> tuple[str, tuple[str, ...]]:
+    """Return what the tokens of an example's letters depend on: the last characters of its prompt, and the letters."""
+    return example.context[-40:], example.letters
 
 
 #: Tokens that all of a question's letters begin with, and the one token of each letter after them.

@@ -88,7 +88,8 @@ def check_letters(task: Any, encoder: Any, chat: bool, count: int = LOOKED_AT) -
     docs = list(islice(task.eval_docs, count))
     examples = [prompts.example(doc) for doc in docs]
     try:
-        found = {(example.letters, letter_ids(example, encoder)) for example in examples}
+        with encoder.ahead((example.context, letter) for example in examples for letter in example.letters):
+            found = {(example.letters, letter_ids(example, encoder)) for example in examples}
     except UserError as error:
         return [Finding(False, str(error))]
     letters, (shared, tokens) = max(found, key=lambda item: len(item[0]))

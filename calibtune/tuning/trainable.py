@@ -113,9 +113,12 @@ def _with_adapter(model: Any, recipe: Recipe) -> Any:
     where = device(recipe.device)
     try:
         with where if where.type == "cuda" else nullcontext():
-            return get_peft_model(model, config)
+            adapted = get_peft_model(model, config)
     except ValueError as error:
         raise UserError(
             f"no adapter can be added to {', '.join(recipe.target_modules)} of {recipe.model}: {error} Give other "
             "--target-modules, or --tuning full"
         ) from error
+    # The artifact has a card of its own, and a checkpoint needs none.
+    adapted.create_or_update_model_card = lambda folder: None
+    return adapted

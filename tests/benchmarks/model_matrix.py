@@ -96,20 +96,21 @@ def compare(what: str, found: list[list[float]], expected: list[list[float]]) ->
         raise Wrong(f"{what}: two questions have the same answers")
 
 
-def evaluated(model: Any, tokenizer: Any, *words: Any, temperature: float = 1.0) -> None:
-    """Run ``calibtune eval`` and compare its samples with the plain passes of a model."""
+def evaluated(model: Any, tokenizer: Any, *words: Any) -> list[tuple[list[int], list[int]]]:
+    """Run ``calibtune eval``, compare its samples with the plain passes of a model, and return prompts and letters."""
     output = tempfile.mkdtemp(dir=".")
     command(*EVAL, "--output", output, *words)
     (path,) = find_samples(Path(output))
-    found, expected = [], []
+    found, asked = [], []
     for sample in map(json.loads, path.read_text().splitlines()):
         found.append([float(response[0][0]) for response in sample["resps"]])
         texts = [pair["arg_0"] + pair["arg_1"] for pair in sample["arguments"].values()]
         ids = tokenizer(texts)["input_ids"]
         if not sample["arguments"]["gen_args_0"]["arg_0"].endswith("<|assistant|>\n"):
             raise Wrong("the prompt is not whole")
-        expected.append(plain(model, ids[0][:-1], [each[-1] for each in ids], temperature))
-    compare("eval", found, expected)
+        asked.append((ids[0][:-1], [each[-1] for each in ids]))
+    compare("eval", found, [plain(model, *each) for each in asked])
+    return asked
 
 
 def fitted(base: Any, after: Callable[[], Any], *words: Any) -> Any:
@@ -148,13 +149,14 @@ def load(folder: Path) -> Any:
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
-def cells(name: str, work: Path) -> Iterator[tuple[str, Callable[[], None]]]:
+def cells(name: str, work: Path) -> Iterator[tuple[str, Callable[[], Any]]]:
     """Yield the columns with what runs them, one after another, in a folder of their own."""
     folder = save_architecture(name, work / "base")
     base, tokenizer = load(folder), AutoTokenizer.from_pretrained(folder)
     model, chat = ["--model", folder], ["--apply-chat-template"]
     adapter, whole, t = work / "adapter", work / "full", work / "t"
-    tuned = []
+    tuned: list[Any] = []
+    asked: list[tuple[list[int], list[int]]] = []
 
     def temperature() -> None:
         fitted(base, lambda: None, *FIT, *model, "--method", "temperature", "--output", t)
@@ -165,7 +167,12 @@ def cells(name: str, work: Path) -> Iterator[tuple[str, Callable[[], None]]]:
         values["temperature"]["temperature"] = TEMPERATURE
         manifest.write_text(json.dumps(values))
         command("bake", "--artifact", t, "--output", work / "baked")
-        evaluated(base, tokenizer, "--model", work / "baked", *chat, temperature=TEMPERATURE)
+        alike("bake", load(work / "baked"), base, TEMPERATURE)
+
+    def alike(what: str, written: Any, expected: Any, temperature: float = 1.0) -> None:
+        """Compare plain passes of a model that a command wrote, which transformers loads by itself."""
+        found = [plain(written, *each) for each in asked]
+        compare(what, found, [plain(expected, *each, temperature) for each in asked])
 
     def lora() -> None:
         def adapted() -> Any:
@@ -176,7 +183,7 @@ def cells(name: str, work: Path) -> Iterator[tuple[str, Callable[[], None]]]:
 
     def merge() -> None:
         command("merge", "--artifact", adapter, "--output", work / "merged")
-        evaluated(tuned[0], tokenizer, "--model", work / "merged", *chat)
+        alike("merge", load(work / "merged"), tuned[0])
 
     def nf4() -> None:
         # Plain weights with the same answers, which transformers loads by itself, are what 4 bits are compared with.
@@ -187,7 +194,7 @@ def cells(name: str, work: Path) -> Iterator[tuple[str, Callable[[], None]]]:
     def full() -> None:
         evaluated(fitted(base, lambda: load(whole), *FULL, *model, "--output", whole), tokenizer, "--artifact", whole)
 
-    yield "hf", lambda: evaluated(base, tokenizer, *model, *chat, "--backend", "hf")
+    yield "hf", lambda: asked.extend(evaluated(base, tokenizer, *model, *chat, "--backend", "hf"))
     yield "hf-prefix", lambda: evaluated(base, tokenizer, *model, *chat, "--backend", "hf-prefix")
     shots = ["--backend", "hf-prefix", "--num-fewshot", "2"]
     yield "few-shot", lambda: evaluated(base, tokenizer, *model, *chat, *shots)

@@ -3,7 +3,7 @@
     python tests/benchmarks/shares_memory.py --processes 2 4 [--device cuda] [--hidden 1536] [--layers 12]
 
 The whole command runs in each process on a Llama with random float32 weights: loaded, scored, trained, written. Its
-memory is what it has more than before the model is loaded: the peak of RssAnon of /proc, read every 5 ms, and the pages
+memory is what it has more than before the model is loaded: the peak of /proc's statm, read every 5 ms, and the pages
 of the model's file that it has mapped, up to what it reads of it, since the kernel maps more. On GPUs, the peak of what
 torch has allocated comes beside it. "beside" is what one process that has the whole model has at the same point without
 the weights: activations, Python's objects. The rest is held of the weights, with all copies of them. glibc is told to
@@ -169,8 +169,8 @@ def work(folder: Path) -> None:
 
 def resident() -> float:
     """Return the MB of this process that are no pages of files."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon:")) * 1024 / 1e6
+    _, resident, shared, *_ = Path("/proc/self/statm").read_text().split()
+    return (int(resident) - int(shared)) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
 def mapped() -> float:

@@ -39,27 +39,45 @@ IMPORTED = (
 )
 
 
+def shared_folder() -> Path:
+    """Return a folder of all processes of a run of the tests; for one process alone, a folder of its own."""
+    if folder := os.environ.get("CALIBTUNE_TESTS"):
+        return Path(folder)
+    own = tempfile.mkdtemp(prefix="quick-python-")
+    atexit.register(shutil.rmtree, own, ignore_errors=True)
+    return Path(own)
+
+
 @functools.cache
 def quick_python() -> str:
     """Return the program, which is the ordinary one where a process cannot be watched as this needs."""
+    from filelock import FileLock
+
     if not hasattr(os, "pidfd_open"):
         return sys.executable
-    folder = Path(tempfile.mkdtemp(prefix="quick-python-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    program = folder / "python"
-    line = f'exec "{sys.executable}" -ISsu "{__file__}" "{folder / "socket"}" "{sys.executable}" "$0" "$@"'
-    program.write_text(f"#!/bin/sh\n{line}\n")
-    program.chmod(0o755)
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(folder / "socket"))
-        listener.listen()
-        # It ends when this process does, whose end of the pipe is then closed.
-        subprocess.Popen(
-            [sys.executable, __file__, str(listener.fileno())],
-            stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, pass_fds=[listener.fileno()],
-            env={**os.environ, **OFFLINE},
-        )  # fmt: skip
+    folder = shared_folder()
+    program, socket_file = folder / "python", folder / "socket"
+    with FileLock(folder / "quick-python.lock"):
+        if not program.exists():
+            with socket.socket(socket.AF_UNIX) as listener:
+                listener.bind(str(socket_file))
+                listener.listen()
+                start(listener.fileno(), folder)
+            line = f'exec "{sys.executable}" -ISsu "{__file__}" "{socket_file}" "{sys.executable}" "$0" "$@"'
+            program.write_text(f"#!/bin/sh\n{line}\n")
+            program.chmod(0o755)
     return str(program)
+
+
+def start(listener: int, folder: Path) -> None:
+    """Start the server, which ends when the run of the tests does: this process, or the one whose worker it is."""
+    owner = os.pidfd_open(os.getppid() if "PYTEST_XDIST_WORKER" in os.environ else os.getpid())
+    subprocess.Popen(
+        [sys.executable, __file__, "serve", str(listener), str(owner), str(folder)],
+        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, pass_fds=[listener, owner],
+        env={**os.environ, **OFFLINE},
+    )  # fmt: skip
+    os.close(owner)
 
 
 def ask(path, real, program, words):
@@ -106,14 +124,14 @@ def received(connection):
     return json.loads(data), fds
 
 
-def serve(listener, own):
-    """Fork a process for each command; return what is asked in each of those."""
+def serve(listener, owner, own):
+    """Fork a process for each command until the owner ends; return what is asked in each of those."""
     selector = selectors.DefaultSelector()
     selector.register(listener, selectors.EVENT_READ, None)
-    selector.register(0, selectors.EVENT_READ, None)
+    selector.register(owner, selectors.EVENT_READ, None)
     while True:
         for key, _ in selector.select():
-            if key.fileobj == 0:
+            if key.fileobj == owner:
                 os._exit(0)
             if key.fileobj is not listener:
                 pid, connection, pidfd = key.data
@@ -207,16 +225,18 @@ def end(run):
     os._exit(code)
 
 
-def import_all():
-    """Import what the commands need, and read the harness's thousands of task files, each for the first that asks."""
+def import_all(folder):
+    """Import what the commands need, and index the harness's thousands of task files, each for the first that asks."""
     import gc
     import importlib
 
     for name in IMPORTED:
         importlib.import_module(name)
     from lm_eval.tasks import TaskManager, _index
+    from task_files import read_once
     from torch.utils import collect_env
 
+    read_once(folder)
     read, known = _index.load_yaml, {}
 
     def noted(path, **options):
@@ -233,8 +253,9 @@ def import_all():
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 2:
-        ask(sys.argv[1], sys.argv[2], sys.argv[3], sys.argv[4:])
+    if sys.argv[1] != "serve":
+        ask(*sys.argv[1:4], sys.argv[4:])
+    listener, owner, folder = sys.argv[2:]
     given = fixed(os.environ)
-    import_all()
-    end(become(serve(socket.socket(fileno=int(sys.argv[1])), given)))
+    import_all(Path(folder))
+    end(become(serve(socket.socket(fileno=int(listener)), int(owner), given)))

@@ -37,14 +37,16 @@ def on_two_nodes(launcher, fits, cwd, python=None):
     return [node.returncode for node in nodes], said
 
 
-@pytest.mark.parametrize("launcher", [torchrun, launch])
+@pytest.mark.parametrize(
+    ("launcher", "python"), [(torchrun, sys.executable), (launch, None)], ids=["torchrun", "launch"]
+)
 def test_two_nodes_train_the_adapter_of_one_process_and_the_first_one_writes_it(
-    model, tmp_path, mirror, monkeypatch, launcher
+    model, tmp_path, mirror, monkeypatch, launcher, python
 ):
     assert shell(["-m", "calibtune", *words(model, tmp_path / "one", "rcft", batch_size=4)], mirror).wait(300) == 0
     fits = [words(model, tmp_path / name, "rcft", batch_size=2, save_every=1) for name in ("two", "other-disk")]
     monkeypatch.setenv("FSDP_STATE_DICT_TYPE", "SHARDED_STATE_DICT")
-    codes, said = on_two_nodes(launcher, fits, mirror, sys.executable)
+    codes, said = on_two_nodes(launcher, fits, mirror, python)
     assert codes == [0, 0], said
     assert same_weights(tmp_path / "one", tmp_path / "two", rtol=1e-3, atol=1e-5)
     assert "written to" in said[0][0]

@@ -61,7 +61,7 @@ def test_an_artifact_moves_to_another_machine(model, tmp_path):
     venv.create(tmp_path / "elsewhere", with_pip=False)
     python = tmp_path / "elsewhere" / "bin" / "python"
     (site,) = (tmp_path / "elsewhere" / "lib").glob("python*/site-packages")
-    shutil.copytree(Path(lm_eval.__file__).parent, site / "lm_eval", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(Path(lm_eval.__file__).parent, site / "lm_eval")
     (site / "others.pth").write_text(f"{Path(torch.__file__).parents[1]}\n{Path(calibtune.__file__).parents[1]}\n")
     shutil.move(tmp_path / "t", tmp_path / "moved")
     shutil.copytree(model, tmp_path / "base")

@@ -3,6 +3,7 @@ import gc
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,8 @@ if settings.get_current_profile_name() in ("default", "ci"):
     settings.register_profile("calibtune", deadline=None)
     settings.load_profile("calibtune")
 
+#: When objects were last left out of the searches for garbage.
+FROZEN = {"at": 0.0}
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
@@ -39,8 +42,11 @@ def pytest_collection_finish(session):
 
 
 def pytest_runtest_setup():
-    """Leave what earlier tests have imported out of them too."""
-    gc.freeze()
+    """Leave what earlier tests have imported out of them too, and free what they have left, every few seconds."""
+    if time.monotonic() > FROZEN["at"] + 2:
+        gc.collect()
+        gc.freeze()
+        FROZEN["at"] = time.monotonic()
 
 
 def pytest_sessionfinish():
@@ -121,3 +127,13 @@ def mirror(tmp_path, monkeypatch, shares_all):
     from tiny import write_arc_mirror
 
     return enter_mirror(write_arc_mirror(tmp_path / "hub"), monkeypatch)
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Leave figures empty, for tests of what stands beside them: drawing takes most of a report's time."""
+    from matplotlib.backends import backend_pdf, backend_svg
+
+    empty = '<svg viewBox="0 0 9 9"></svg>'
+    monkeypatch.setattr(backend_svg.FigureCanvasSVG, "print_svg", lambda _, file, **options: file.write(empty))
+    monkeypatch.setattr(backend_pdf.FigureCanvasPdf, "print_pdf", lambda _, file, **options: file.write(b""))

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import functools
 import io
 import json
 import os
@@ -235,7 +236,7 @@ def outcomes(name: str, work: Path) -> dict[str, str]:
 @contextlib.contextmanager
 def mirror() -> Iterator[Path]:
     """Run in a folder with a made-up ARC in the hub's layout, and a cache of its own."""
-    import datasets.config
+    import datasets
 
     before = Path.cwd()
     # So small a model's prompts would share nothing.
@@ -243,6 +244,8 @@ def mirror() -> Iterator[Path]:
     with (
         tempfile.TemporaryDirectory() as folder,
         mock.patch.object(datasets.config, "HF_DATASETS_CACHE", folder),
+        # Each of a hundred commands would read the same questions again.
+        mock.patch.object(datasets, "load_dataset", functools.cache(datasets.load_dataset)),
         shares,
     ):
         os.chdir(write_arc_mirror(Path(folder) / "hub", rows=8))

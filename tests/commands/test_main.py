@@ -189,16 +189,20 @@ def test_with_json_only_json_goes_to_stdout(command, capsys, monkeypatch):
 @pytest.mark.slow
 def test_eval_and_a_temperature_load_neither_peft_nor_bitsandbytes_and_say_a_line_first(model, mirror):
     common = ["--model", str(model), "--tasks", "mc_calib_arc", "--device", "cpu", "--precision", "fp32"]
-    for words in (["eval", "--limit", "4"], ["fit", "--method", "temperature"]):
-        code = (
-            "import sys; from calibtune.__main__ import main\n"
-            f"code = main({[*words, *common, '--output', 'out-' + words[0]]!r})\n"
-            "print('LOADED', code, sorted({'peft', 'bitsandbytes'} & set(sys.modules)))"
-        )
-        found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-        assert "LOADED 0 []" in found.stdout, found.stderr
-        assert found.stdout.splitlines()[0].endswith("; starting")
-        assert "fatal" not in found.stderr
+    commands = [
+        [*words, *common, "--output", f"out-{words[0]}"]
+        for words in (["eval", "--limit", "4"], ["fit", "--method", "temperature"])
+    ]
+    code = (
+        "import sys; from calibtune.__main__ import main\n"
+        f"for words in {commands!r}:\n"
+        "    print('BEGIN'); code = main(words)\n"
+        "    print('LOADED', code, sorted({'peft', 'bitsandbytes'} & set(sys.modules)))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=240)
+    assert found.stdout.count("LOADED 0 []") == 2, found.stderr
+    assert all(said.split("\n")[1].endswith("; starting") for said in found.stdout.split("BEGIN")[1:])
+    assert "fatal" not in found.stderr
 
 
 @pytest.mark.parametrize(

@@ -100,21 +100,47 @@ def test_missing_training_libraries_say_what_to_install(tmp_path, monkeypatch, c
     assert not (tmp_path / "demo").exists()
 
 
-@pytest.mark.real
-def test_demo_restores_calibration_lost_by_alignment(tmp_path):
+@pytest.fixture(scope="module")
+def numbers(tmp_path_factory):
+    """Run the demo and return the harness's numbers by method, task and metric."""
+    output = tmp_path_factory.mktemp("demo") / "demo"
     # Another test may have begun this process's forkserver, without the modules that the demo has it import.
-    subprocess.run([sys.executable, "-m", "calibtune", "demo", "--output", str(tmp_path / "demo")], check=True)
-    assert (tmp_path / "demo" / "report" / "report.html").is_file()
-    numbers = story.numbers(tmp_path / "demo")
-    for task in (IN_DOMAIN, OUT_OF_DOMAIN):
-        aligned = numbers["aligned"][task]
-        assert aligned["conf_ece_10_low"] > numbers["pretrained"][task]["conf_ece_10_high"] + 0.1
-        for method in story.FITS:
-            mended = numbers[method][task]
-            assert mended["conf_ece_10"] < aligned["conf_ece_10"] / 2
-            assert mended["tce"] < aligned["tce"] * 0.7
-            assert mended["nll"] < aligned["nll"] - 1
-            assert mended["acc_true"] > aligned["acc_true"] - 0.02
-        # One temperature cannot undo what DPO did to each question; training can.
-        assert numbers["cft"][task]["tce"] < numbers["temperature"][task]["tce"] - 0.05
-    assert numbers["cft"][IN_DOMAIN]["conf_ece_10"] < 0.05
+    subprocess.run([sys.executable, "-m", "calibtune", "demo", "--output", str(output)], check=True)
+    assert (output / "report" / "report.html").is_file()
+    return story.numbers(output)
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("task", [IN_DOMAIN, OUT_OF_DOMAIN])
+def test_pretrained_model_is_calibrated_and_near_acc_star(numbers, task):
+    found = numbers["pretrained"][task]
+    assert found["conf_ece_10"] < 0.04
+    assert found["acc_true"] > found["acc_star"] - 0.04
+    assert found["tce"] < 0.25
+    assert found["letter_mass"] > 0.99
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("task", [IN_DOMAIN, OUT_OF_DOMAIN])
+def test_aligned_model_keeps_accuracy_and_loses_calibration(numbers, task):
+    before, after = numbers["pretrained"][task], numbers["aligned"][task]
+    assert after["acc_true"] > before["acc_true"] - 0.04
+    assert after["conf_ece_10_low"] > before["conf_ece_10_high"] + 0.1
+    assert after["conf_ece_10"] > 0.2
+    assert after["nll"] > before["nll"] + 0.2
+    assert after["tce"] > 2 * before["tce"]
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("task", [IN_DOMAIN, OUT_OF_DOMAIN])
+def test_demo_restores_calibration_lost_by_alignment(numbers, task):
+    aligned = numbers["aligned"][task]
+    for method in story.FITS:
+        mended = numbers[method][task]
+        assert mended["conf_ece_10"] < aligned["conf_ece_10"] / 2
+        assert mended["tce"] < aligned["tce"] * 0.7
+        assert mended["nll"] < aligned["nll"] - 1
+        assert mended["acc_true"] > aligned["acc_true"] - 0.02
+    # One temperature cannot undo what DPO did to each question; training can.
+    assert numbers["cft"][task]["tce"] < numbers["temperature"][task]["tce"] - 0.05
+    assert task == OUT_OF_DOMAIN or numbers["cft"][task]["conf_ece_10"] < 0.05

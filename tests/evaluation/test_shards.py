@@ -111,6 +111,7 @@ def report(output, *folders):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("undrawn")
 def test_report_shows_shards_as_the_whole_run(runs, tmp_path):
     whole, parts = report(tmp_path / "a", runs[0]), report(tmp_path / "b", *runs[1].iterdir())
     assert whole == parts
@@ -133,6 +134,7 @@ def test_missing_and_doubled_shards_are_named(runs, tmp_path, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("undrawn")
 def test_shards_of_a_temperature_leave_out_what_the_whole_run_does(folder, model, tmp_path, monkeypatch, capsys):
     enter_mirror(folder, monkeypatch)
     fitted = [{**row, "split": "train" if number else "test"} for number, row in enumerate(QUESTIONS)]

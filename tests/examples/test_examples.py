@@ -1,7 +1,6 @@
 """The examples run: each job of theirs evaluates its shard, and a report has the whole."""
 
 import json
-import os
 import re
 import shlex
 import subprocess
@@ -74,5 +73,6 @@ def test_replicas_are_shards_of_a_run_and_one_that_fails_is_told(tmp_path, model
     # hf in place of vLLM, which is not installed here.
     run(tmp_path, model, script, GPUS="4", STEP="2", BACKEND="hf")
     assert "24" in json.dumps(questions(tmp_path, capfd))
-    environment = {**os.environ, "MODEL": "no/model", "GPUS": "1", "BACKEND": "hf", "HF_HUB_OFFLINE": "1"}
+    given = {"MODEL": "no/model", "GPUS": "1", "BACKEND": "hf", "PATH": path_of_python()}
+    environment = {**offline(tmp_path / "cache"), **given}
     assert subprocess.run(script, cwd=tmp_path, env=environment, check=False).returncode == 1

@@ -69,7 +69,5 @@ def test_all_nonempty_ultrafeedback_pairs_are_scored(tmp_path, monkeypatch):
 
 def test_real_model_scores_equal_a_transformers_computation(smollm2, monkeypatch):
     monkeypatch.chdir(HUB)
-    run = evaluate(["ultrafeedback_winrate"], smollm2, apply_chat_template=True, batch_size=2, limit=2)
-    assert_scores_equal(
-        smollm2, sorted(run["samples"]["ultrafeedback_winrate"], key=lambda sample: sample["doc_id"]), range(2)
-    )
+    run = evaluate(["ultrafeedback_winrate"], smollm2, apply_chat_template=True, batch_size=2, limit=1)
+    assert_scores_equal(smollm2, run["samples"]["ultrafeedback_winrate"], range(1))

@@ -8,6 +8,8 @@ from report_files import report, two_runs
 
 from calibtune.reporting.formats import csv_text
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 def test_tables_escape_latex_and_markdown(tmp_path):
     folder = write_run(tmp_path / "run", {"mc_calib_arc": answers(10)}, {"pretrained": "org/100%_a&b|c"})

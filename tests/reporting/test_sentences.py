@@ -3,11 +3,14 @@
 import json
 import math
 
+import pytest
 from lm_eval_files import answers, write_run
 from report_files import BASE, CFT, report, two_runs
 
 from calibtune.reporting.build import build
 from calibtune.reporting.sentences import before_after, sentences
+
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 
 def guesses(rows):

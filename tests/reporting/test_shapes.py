@@ -43,6 +43,7 @@ def test_ten_options_give_ten_classwise_panels(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("undrawn")
 def test_mmlu_subjects_are_pooled_in_figures_and_listed_in_the_table(tmp_path):
     subjects = [f"mmlu_{number:02}" for number in range(57)]
     tasks = {name: answers(12, seed=seed) for seed, name in enumerate(subjects)}
@@ -64,6 +65,7 @@ def test_mmlu_subjects_are_pooled_in_figures_and_listed_in_the_table(tmp_path):
     assert results["tasks"]["mmlu"]["methods"]["cft"]["difference"]["questions"] == 57 * 12
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_figures_are_limited_to_the_first_tasks(tmp_path):
     folder = write_run(tmp_path / "run", {f"task{number}": answers(10, seed=number) for number in range(9)})
     tasks = build([folder])["tasks"]
@@ -71,6 +73,7 @@ def test_figures_are_limited_to_the_first_tasks(tmp_path):
     assert len(tasks) == 9
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_tasks_without_letters_are_left_out_with_a_note(tmp_path):
     text = [{"doc_id": 0, "doc": {}, "target": "#### 4", "resps": [["so 4"]], "filtered_resps": ["4"], "doc_hash": "x"}]
     named = [{**line, "target": "Paris"} for line in sample_lines("capital", *answers(5), filters={"none": None})]

@@ -12,6 +12,8 @@ from sample_files import sample, write
 from calibtune.reporting import tables
 from calibtune.results.table import calibrated
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 NAMES = {f"{ece}_{bins}": f"{ece[:-4]}-ECE, {bins} bins" for bins in (10, 14) for ece in ("conf_ece", "cw_ece")}
 
 

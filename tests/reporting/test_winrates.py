@@ -1,7 +1,10 @@
 import json
 
+import pytest
 from lm_eval_files import answers, win_lines, write_run
 from report_files import BASE, CFT, fails, report
+
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 
 def test_win_rate_table_has_differences(tmp_path):

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from fitting import small_recipe
+from quick_python import quick_python
 
 from calibtune.artifacts.manifest import STARTED
 from calibtune.errors import UserError
@@ -101,10 +102,11 @@ for kind in sys.argv[1:]:
 
 
 @pytest.mark.slow
-def test_liger_replaces_the_norms_of_each_type_that_takes_it_by_default():
+def test_liger_replaces_the_norms_of_each_type_that_takes_it_by_default(tmp_path):
     if importlib.util.find_spec("liger_kernel") is None:
         pytest.skip("liger_kernel is not installed")
-    command = [sys.executable, "-c", NORMS, *checks.DENSE]
+    (tmp_path / "norms.py").write_text(NORMS)
+    command = [quick_python(), str(tmp_path / "norms.py"), *checks.DENSE]
     run = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stderr[-2000:]
     told = dict(line.split() for line in run.stdout.splitlines())

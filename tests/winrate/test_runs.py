@@ -3,7 +3,6 @@
 import json
 import signal
 import subprocess
-import sys
 import time
 
 import pytest
@@ -186,7 +185,7 @@ def test_killed_run_resumes_without_repeating_requests(tmp_path, model):
         kept = journal.read_bytes().count(b"\n")
         paid = dict(server.seen)
         assert 4 <= kept < count
-        done = subprocess.run([sys.executable, *line[1:]], env=environment, capture_output=True, text=True, check=False)
+        done = subprocess.run(line, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
     assert len(server.seen) == count
     again = [prompt for prompt, times in server.seen.items() if times > 1]

@@ -11,6 +11,8 @@ from filelock import FileLock
 from hypothesis import settings
 from quick_python import OFFLINE, quick_python
 
+from calibtune.processes import GARBAGE
+
 # Workers share the cores, and threads that wait for a core cost twice the time. Read when torch is loaded.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -19,6 +21,8 @@ if settings.get_current_profile_name() in ("default", "ci"):
     settings.register_profile("calibtune", deadline=None)
     settings.load_profile("calibtune")
 
+# As commands do: a fifth of the time in which torch and transformers are imported.
+gc.set_threshold(GARBAGE)
 #: When objects were last left out of the searches for garbage.
 FROZEN = {"at": 0.0}
 SHARED = Path(__file__).resolve().parents[2] / "shared"

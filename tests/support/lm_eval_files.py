@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import re
 from pathlib import Path
 
@@ -28,8 +29,10 @@ def answers(rows=400, letters=4, sharpness=1.0, seed=0, noise=0.0, ragged=False)
 
 
 def log_softmax(row, temperature=1.0):
-    scaled = np.asarray(row) / temperature
-    return scaled - scaled.max() - np.log(np.exp(scaled - scaled.max()).sum())
+    scaled = [value / temperature for value in row]
+    top = max(scaled)
+    total = math.log(sum(math.exp(value - top) for value in scaled))
+    return [value - top - total for value in scaled]
 
 
 def true_probabilities(rows=400, letters=4, seed=0):
@@ -52,9 +55,7 @@ def sample_lines(task, loglikelihoods, gold, p_star=None, *, filters):
                 filtered = [[str(value), "False"] for value in row]
             else:
                 logs = log_softmax(row, temperature)
-                filtered = [
-                    [str(float(np.exp(x))), str(x), str(raw)] for x, raw in zip(logs.tolist(), row, strict=True)
-                ]
+                filtered = [[str(math.exp(x)), str(x), str(raw)] for x, raw in zip(logs, row, strict=True)]
             yield {
                 "doc_id": number,
                 "doc": doc,
@@ -69,7 +70,7 @@ def sample_lines(task, loglikelihoods, gold, p_star=None, *, filters):
                 "doc_hash": hashlib.sha256(json.dumps(doc).encode()).hexdigest(),
                 "prompt_hash": "0",
                 "target_hash": "0",
-                "acc": float(int(np.argmax(row)) == right),
+                "acc": float(row.index(max(row)) == right),
             }
 
 

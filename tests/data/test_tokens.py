@@ -8,8 +8,12 @@ import torch
 from fitting import METHODS, same_weights, small_fit
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import build_tokenizer
+from transformers import PreTrainedTokenizerBase
 
-from calibtune.data.tokens import TokenExample, collate, common_size, common_width, even_batches, parts
+from calibtune.data.encoder import Encoder
+from calibtune.data.examples import LetterExample
+from calibtune.data.tokens import TokenExample, collate, common_size, common_width, even_batches, parts, tokenize
 from calibtune.data.training_set import GroupedOrder
 from calibtune.tuning import trainer
 from calibtune.tuning.memory import largest_part, most_tokens
@@ -18,6 +22,20 @@ from calibtune.tuning.memory import largest_part, most_tokens
 def batch_of(lengths, few_shapes=False):
     rows = [TokenExample(tuple(range(1, n + 1)), (60, 61, 62)[: 2 + n % 2], n % 2, i) for i, n in enumerate(lengths)]
     return collate(rows, 0, few_shapes=few_shapes)
+
+
+@pytest.mark.parametrize("end", ["<|assistant|>\n", " Answer:\n"])
+def test_prompts_and_letters_are_encoded_many_in_a_call(monkeypatch, end):
+    encoder = Encoder(build_tokenizer())
+    letters = [("A", "B", "C")[: 2 + i % 2] for i in range(5)]
+    examples = [LetterExample(f"Which of {i}?{end}", letters[i], 0, "", {}, None) for i in range(5)]
+    pairs = [[encoder.encode(each.context, letter) for letter in each.letters] for each in examples]
+    expected = [(tuple(pair[0][0]), tuple(ids[0] for _, ids in pair)) for pair in pairs]
+    alone, encode = [], PreTrainedTokenizerBase.encode
+    noted = lambda self, text, *args, **options: alone.append(text) or encode(self, text, *args, **options)  # noqa: E731
+    monkeypatch.setattr(PreTrainedTokenizerBase, "encode", noted)
+    assert [(each.input_ids, each.letter_ids) for each in tokenize(examples, encoder, 512)] == expected
+    assert not any("Which" in text for text in alone)
 
 
 @settings(deadline=None)

@@ -55,6 +55,12 @@ def test_4_bit_scales_are_unpacked_on_gpu_unless_sharded(four_bit, monkeypatch, 
     assert scales(add_adapter(base, four_bit)) == {packed}
 
 
+def test_an_adapter_is_written_without_pefts_card(model, tmp_path):
+    tuned = add_adapter(AutoModelForCausalLM.from_pretrained(model), small_recipe(model, "cft"))
+    tuned.save_pretrained(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
+
+
 def test_adapter_covers_every_linear_layer_except_the_head(model):
     tuned = add_adapter(AutoModelForCausalLM.from_pretrained(model), small_recipe(model, "cft"))
     names = [name for name, module in tuned.named_modules() if isinstance(module, LoraLayer)]

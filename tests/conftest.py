@@ -21,7 +21,7 @@ if settings.get_current_profile_name() in ("default", "ci"):
     settings.register_profile("calibtune", deadline=None)
     settings.load_profile("calibtune")
 
-# As commands do: a fifth of the time in which torch and transformers are imported.
+# As commands do. Python's default takes a fifth of the time in which torch and transformers are imported.
 gc.set_threshold(GARBAGE)
 #: When objects were last left out of the searches for garbage.
 FROZEN = {"at": 0.0}
@@ -46,7 +46,7 @@ def pytest_collection_finish(session):
 
 
 def pytest_runtest_setup():
-    """Leave what earlier tests have imported out of them too, and free what they have left, every few seconds."""
+    """Every two seconds, free what earlier tests have left, and leave what they have imported out of searches too."""
     if time.monotonic() > FROZEN["at"] + 2:
         gc.collect()
         gc.freeze()

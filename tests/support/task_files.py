@@ -1,6 +1,6 @@
 """The harness's thousands of task files, which all processes of the tests index, read by one of them."""
 
-import os
+import functools
 import pickle
 from pathlib import Path
 
@@ -15,6 +15,7 @@ def read_once(shared: Path):
     stock = Path(_index.__file__).parent
     ours = (str(stock / "mc_calib"), str(Path(__file__).resolve().parents[2] / "lm_eval_tasks"))
 
+    @functools.cache
     def stock_files(**options):
         kept = shared / "task-files.pickle"
         with FileLock(f"{kept}.lock"):
@@ -25,8 +26,7 @@ def read_once(shared: Path):
                         found[(path, *options.items())] = pickle.dumps(load_yaml(path, **options))
                     except Exception:  # the index leaves out what it cannot read
                         continue
-                kept.with_suffix(".new").write_bytes(pickle.dumps(found))
-                os.replace(kept.with_suffix(".new"), kept)
+                kept.write_bytes(pickle.dumps(found))
             return pickle.loads(kept.read_bytes())
 
     def read(path, **options):

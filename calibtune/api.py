@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import atexit
 import dataclasses
+import importlib
 import os
 import shutil
 import tempfile
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     from calibtune.spec import Precision, Quantization
 
     PathLike = str | os.PathLike[str]
+
+#: Samples files from which on several processes are worth it: each needs a second to import what reads and draws.
+MANY_FILES = 12
 
 
 def fit(
@@ -290,6 +294,7 @@ def report(
     labels: Sequence[str] = (),
     overwrite: bool = False,
     step: Callable[[str], None] = lambda _: None,
+    processes: int = 1,
 ) -> Path:
     """Write one page, figures and tables that compare evaluations, question by question.
 
@@ -300,6 +305,7 @@ def report(
         labels: Names of the runs, one for each; found by themselves where empty.
         overwrite: Remove existing files in ``output``.
         step: Called with a text after each piece of work.
+        processes: Processes that read and draw; with more than one, a script needs ``if __name__ == "__main__":``.
 
     Returns:
         Path of the page, ``report.html``. Beside it lie ``figures/``, ``tables.md``, ``tables.tex`` and
@@ -309,9 +315,7 @@ def report(
         UserError: No runs, an unknown base, labels that do not fit, or ``output`` holds files or an evaluation.
         UserError: A samples file is damaged.
     """
-    from calibtune.reporting.write import write
-
-    _write_page(write, evaluations, output, base, labels, overwrite, step)
+    _write_page("calibtune.reporting.write", evaluations, output, base, labels, overwrite, step, processes)
     return Path(output) / "report.html"
 
 
@@ -323,6 +327,7 @@ def regime(
     labels: Sequence[str] = (),
     overwrite: bool = False,
     step: Callable[[str], None] = lambda _: None,
+    processes: int = 1,
 ) -> Path:
     """Write a page of accuracy against calibration: frontier, the theory's bounds, preference collapse.
 
@@ -334,6 +339,7 @@ def regime(
         labels: As in :func:`report`.
         overwrite: As in :func:`report`.
         step: As in :func:`report`.
+        processes: As in :func:`report`.
 
     Returns:
         Path of the page, ``regime.html``. Beside it lie ``figures/`` and ``regime.json``.
@@ -341,24 +347,23 @@ def regime(
     Raises:
         UserError: As in :func:`report`.
     """
-    from calibtune.reporting.regime.write import write
-
-    _write_page(write, evaluations, output, base, labels, overwrite, step)
+    _write_page("calibtune.reporting.regime.write", evaluations, output, base, labels, overwrite, step, processes)
     return Path(output) / "regime.html"
 
 
 def _write_page(
-    write: Callable[..., Any],
+    writer: str,
     evaluations: PathLike | Sequence[PathLike],
     output: PathLike,
     base: PathLike | None,
     labels: Sequence[str],
     overwrite: bool,
     step: Callable[[str], None],
+    processes: int,
 ) -> None:
     from calibtune.files import keep_inputs, refuse_existing
     from calibtune.locks import held
-    from calibtune.reporting.build import build
+    from calibtune.parallel import mapping
 
     several = [evaluations] if isinstance(evaluations, (str, os.PathLike)) else evaluations
     folders, target = [Path(each) for each in several], Path(output)
@@ -369,8 +374,13 @@ def _write_page(
         # Check before any work; with --overwrite, old files are removed only when the report is ready.
         if not overwrite:
             refuse_existing(target, overwrite=False)
-        results = build(folders, None if base is None else os.fspath(base), labels, step)
-        write(results, target, overwrite, step)
+        files = sum(1 for folder in folders for _ in folder.rglob("samples_*"))
+        with mapping(processes if files >= MANY_FILES else 1, [writer]) as mapped:
+            # The processes import this too, at the same time.
+            build = importlib.import_module("calibtune.reporting.build").build
+            write = importlib.import_module(writer).write
+            results = build(folders, None if base is None else os.fspath(base), labels, step, mapped)
+            write(results, target, overwrite, step, mapped)
 
 
 def leaderboard(

@@ -126,7 +126,7 @@ LAYERS = (
     {"artifacts", "results"},
     {"models"},
     {"data"},
-    {"endpoints", "locks", "recipe"},
+    {"endpoints", "locks", "parallel", "recipe"},
     {"bar", "files", "processes", "reading", "spec", "text"},
     {"errors"},
 )

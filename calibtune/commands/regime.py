@@ -32,10 +32,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Write the page and print what it says of each task."""
     from calibtune.api import regime
+    from calibtune.parallel import cores
     from calibtune.reading import MOST_LISTED, read_json
 
     with steps_of("regime") as step:
-        page = regime(args.folders, args.output, base=args.base, labels=args.label, overwrite=args.overwrite, step=step)
+        page = regime(
+            args.folders,
+            args.output,
+            base=args.base,
+            labels=args.label,
+            overwrite=args.overwrite,
+            step=step,
+            processes=cores(),
+        )
     for name, task in read_json(args.output / "regime.json", most=MOST_LISTED)["tasks"].items():
         print(f"{name}, on the frontier: {'; '.join(task['frontier'])}")
         for label, model in task["models"].items():

@@ -34,9 +34,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Write the report and print the paths of its files."""
     from calibtune.api import report
+    from calibtune.parallel import cores
 
     with steps_of("report") as step:
-        report(args.folders, args.output, base=args.base, labels=args.label, overwrite=args.overwrite, step=step)
+        report(
+            args.folders,
+            args.output,
+            base=args.base,
+            labels=args.label,
+            overwrite=args.overwrite,
+            step=step,
+            processes=cores(),
+        )
     print(_summary(args.output))
     return 0
 

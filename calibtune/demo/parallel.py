@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import shutil
 from collections.abc import Callable, Generator, Sequence
 from multiprocessing.connection import wait
@@ -11,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from calibtune.files import write_json
+from calibtune.parallel import cores, from_a_server
 from calibtune.processes import Terminated
 from calibtune.reading import read_json
 
 #: What has been done, in the demo's folder; it also tells such a folder from others.
 DONE = "done.json"
-#: Processes at a time, whatever the machine: each holds torch and a model.
-MOST = 4
 #: Imported once, by the process that the others are forked from.
 PRELOAD = ["calibtune.demo.preload"]
 
@@ -95,12 +92,6 @@ def resumed(command: Command) -> list[str]:
     return list(command)
 
 
-def processes() -> int:
-    """Return how many commands run at a time: one a core, up to ``MOST``."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, MOST)
-
-
 def run_all(
     commands: Sequence[Command], journal: Journal, call: Callable[[list[str], int], None]
 ) -> Generator[list[str], None, None]:
@@ -119,10 +110,7 @@ def run_all(
     Raises:
         Failed: A command failed; the others were ended.
     """
-    method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-    context: Any = multiprocessing.get_context(method)
-    if method == "forkserver":
-        context.set_forkserver_preload(PRELOAD)
+    context = from_a_server(PRELOAD)
     waits_for = needs(commands)
     done = {number for number, command in enumerate(commands) if journal.done(command)}
     waiting = [number for number in order(waits_for) if number not in done]
@@ -130,7 +118,7 @@ def run_all(
     try:
         while waiting or running:
             ready = [number for number in waiting if waits_for[number] <= done]
-            for number in ready[: max(processes() - len(running), 0)]:
+            for number in ready[: max(cores() - len(running), 0)]:
                 waiting.remove(number)
                 command = resumed(commands[number])
                 yield command

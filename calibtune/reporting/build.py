@@ -12,6 +12,7 @@ import numpy as np
 
 from calibtune import __version__
 from calibtune.errors import UserError
+from calibtune.parallel import Map
 from calibtune.reporting.badges import badges
 from calibtune.reporting.labels import set_labels
 from calibtune.reporting.mistakes import mistakes
@@ -33,6 +34,7 @@ def build(
     base: str | None = None,
     labels: Sequence[str] = (),
     step: Callable[[str], None] = lambda _: None,
+    mapped: Map = map,
 ) -> dict[str, Any]:
     """Read the runs in the folders and compute all results.
 
@@ -41,6 +43,7 @@ def build(
         base: Folder or label of the run to compare with; the first run by default.
         labels: The user's labels, one for each run.
         step: Called with a text after each piece of work.
+        mapped: ``map``, or one over several processes.
 
     Returns:
         A dictionary that can be written as JSON, in which undefined numbers are None:
@@ -57,7 +60,7 @@ def build(
         runs = merge_runs(runs)
     set_labels(runs, labels)
     base_run = _base(runs, base)
-    found, notes = read_questions(runs, step)
+    found, notes = read_questions(runs, step, mapped)
     order = sorted(range(len(runs)), key=lambda i: runs[i] is not base_run)
     runs = [runs[i] for i in order]
     questions = pool_groups(runs, same_tasks([found[i] for i in order]))
@@ -68,7 +71,7 @@ def build(
             "folder of an evaluation with --log_samples"
         )
     methods = [(m, tasks) for run, tasks in zip(runs, questions, strict=True) for m in methods_of(run, tasks)]
-    tasks = _tasks(methods, step)
+    tasks = _tasks(methods, step, mapped)
     prompts = [*_other_settings(runs, base_run), *_other_prompts(runs, questions)]
     notes += [*_disagreements(methods, tasks), *(note for *_, note in prompts), *_same_answers(runs, questions)]
     _add_badges_and_mistakes(methods, tasks, prompts)
@@ -83,7 +86,7 @@ def build(
     if len(methods) > MOST_DRAWN:
         notes.append(f"figures show the first {MOST_DRAWN} of {len(methods)} methods; tables and results.json show all")
     if len(methods) > 1:
-        for task, entries in compare(methods, methods[0][0], step).items():
+        for task, entries in compare(methods, methods[0][0], step, mapped).items():
             for label, difference in entries.items():
                 tasks[task]["methods"][label]["difference"] = difference
                 if not difference["questions"]:
@@ -119,7 +122,7 @@ def _base(runs: Sequence[Run], base: str | None) -> Run:
 
 
 def _tasks(
-    methods: Sequence[tuple[Method, Mapping[str, Questions]]], step: Callable[[str], None]
+    methods: Sequence[tuple[Method, Mapping[str, Questions]]], step: Callable[[str], None], mapped: Map
 ) -> dict[str, dict[str, Any]]:
     tasks: dict[str, dict[str, Any]] = {}
     inside: set[str] = set()
@@ -132,14 +135,16 @@ def _tasks(
     tasks = dict(sorted(tasks.items(), key=lambda item: (not item[1]["pooled"], item[0] in inside)))
     for task in [task for task in tasks if task not in inside][:MANY]:
         tasks[task]["figures"] = True
-    for method, questions in methods:
-        for task in tasks:
-            if task in questions:
-                each = questions[task]
-                temperature = method.temperature(each)
-                tasks[task]["methods"][method.label] = measure(each, temperature, tasks[task]["figures"])
-                step(f"measure {method.label} on {task}")
+    pairs = [(method, task, questions[task]) for method, questions in methods for task in tasks if task in questions]
+    asked = [(questions, method.temperature(questions), tasks[task]["figures"]) for method, task, questions in pairs]
+    for (method, task, _), entry in zip(pairs, mapped(_measured, asked), strict=True):
+        tasks[task]["methods"][method.label] = entry
+        step(f"measure {method.label} on {task}")
     return tasks
+
+
+def _measured(asked: tuple[Questions, float, bool]) -> dict[str, Any]:
+    return measure(*asked)
 
 
 def _add_badges_and_mistakes(

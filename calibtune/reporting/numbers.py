@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from calibtune.parallel import Map
 from calibtune.reporting.paired import Scored, paired_differences, scored
 from calibtune.reporting.questions import Questions, match
 from calibtune.reporting.regime.numbers import spread, theory
@@ -215,7 +216,10 @@ def entropy(shares: FloatArray) -> float:
 
 
 def compare(
-    methods: Sequence[tuple[Method, Mapping[str, Questions]]], base: Method, step: Callable[[str], None]
+    methods: Sequence[tuple[Method, Mapping[str, Questions]]],
+    base: Method,
+    step: Callable[[str], None],
+    mapped: Map = map,
 ) -> dict[str, dict[str, dict[str, Any]]]:
     """Compute the paired differences between each method and the base.
 
@@ -223,6 +227,7 @@ def compare(
         methods: Each method with its run's questions, including the base.
         base: The method to compare with.
         step: Called with a text after each task of each method.
+        mapped: ``map``, or one over several processes.
 
     Returns:
         ``{task: {label: {"questions": n, metric: {estimate, low, high, clear}}}}``, where n is the
@@ -231,22 +236,27 @@ def compare(
     """
     base_tasks = next(tasks for method, tasks in methods if method is base)
     output: dict[str, dict[str, dict[str, Any]]] = {}
-    ready: dict[str, tuple[Questions, Scored]] = {
-        task: (questions, scored(questions, base.temperature(questions))) for task, questions in base_tasks.items()
-    }
-    for method, tasks in methods:
-        for task, questions in tasks.items():
-            if method is not base and task in ready:
-                output.setdefault(task, {})[method.label] = _difference(method, questions, base, *ready[task])
-                step(f"compare {method.label} on {task}")
+    ready: dict[str, tuple[Questions, float, Scored]] = {}
+    for task, questions in base_tasks.items():
+        temperature = base.temperature(questions)
+        ready[task] = questions, temperature, scored(questions, temperature)
+    pairs = [
+        (task, method.label, (questions, method.temperature(questions), *ready[task]))
+        for method, tasks in methods
+        for task, questions in tasks.items()
+        if method is not base and task in ready
+    ]
+    found = mapped(_difference, [sides for *_, sides in pairs])
+    for (task, label, _), difference in zip(pairs, found, strict=True):
+        output.setdefault(task, {})[label] = difference
+        step(f"compare {label} on {task}")
     return output
 
 
-def _difference(
-    method: Method, questions: Questions, base: Method, base_questions: Questions, base_scored: Scored
-) -> dict[str, Any]:
+def _difference(sides: tuple[Questions, float, Questions, float, Scored]) -> dict[str, Any]:
+    questions, temperature, base_questions, base_temperature, base_scored = sides
     if questions.keys == base_questions.keys:
-        sides = base_scored, scored(questions, method.temperature(questions))
+        both = base_scored, scored(questions, temperature)
         count = len(questions.keys)
     else:
         mine, theirs = match(questions, base_questions)
@@ -254,8 +264,8 @@ def _difference(
         if not count:
             return {"questions": 0}
         # Use the temperature of the whole task, which does not depend on the shared questions.
-        sides = scored(theirs, base.temperature(base_questions)), scored(mine, method.temperature(questions))
-    return {"questions": count, **{name: clear(item) for name, item in paired_differences(*sides).items()}}
+        both = scored(theirs, base_temperature), scored(mine, temperature)
+    return {"questions": count, **{name: clear(item) for name, item in paired_differences(*both).items()}}
 
 
 def clear(item: Interval) -> dict[str, Any]:

@@ -2,60 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
-from markupsafe import Markup
 from matplotlib.figure import Figure
 
+from calibtune.parallel import Map
 from calibtune.reporting import figures, tables
+from calibtune.reporting.drawing import Drawing, draw_all
 from calibtune.reporting.html import rendered
 from calibtune.reporting.numbers import drawn as few
 from calibtune.reporting.sentences import before_after, sentences
-from calibtune.reporting.style import (
-    FORMATS,
-    SHADE_TEXTS,
-    SLIDE_FORMATS,
-    Panel,
-    drawn,
-    file_formats,
-    file_stem,
-    inline_svg,
-    panel_stem,
-    styled,
-)
+from calibtune.reporting.style import FORMATS, SHADE_TEXTS, SLIDE_FORMATS, file_stem, panel_stem
 
 #: Page beside the report's, of several methods.
 REGIME = "regime.html"
 
 
 def render(
-    results: Mapping[str, Any],
-    step: Callable[[str], None] = lambda _: None,
-    keep: Callable[[dict[str, bytes]], Any] = lambda _: None,
-) -> str:
+    results: Mapping[str, Any], step: Callable[[str], None] = lambda _: None, mapped: Map = map
+) -> tuple[str, Mapping[str, bytes]]:
     """Render the page as HTML.
 
     Args:
         results: Results of :func:`calibtune.reporting.build.build`.
-        step: Called with a text after each task's figures.
-        keep: Called with the files of each figure, which lie beside the page, by their names.
+        step: Called with a text after each figure.
+        mapped: ``map``, or one over several processes.
 
     Returns:
-        An HTML document without external references.
+        An HTML document without external references, and the figures' files, which lie beside the page, by their names.
     """
     tasks, pair = [], _pair(results)
     for number, (name, task) in enumerate(results["tasks"].items()):
         tasks.append(_task(number, name, results) if task["figures"] else {"name": name, "figures": False})
         if pair and pair["task"] == name:
             tasks[-1]["pair"] = pair["figures"]
-        with styled():
-            for item in _items(tasks[-1]):
-                keep(file_formats(item["file"], item.pop("figure"), item.pop("whole"), item["formats"]))
-        step(f"drawn {name}")
+    files = draw_all([drawing for task in tasks for drawing in _drawings(task)], step, mapped)
     shown = [task["name"] for task in tasks if task["figures"]]
     many = len(shown) < len(tasks)
-    return rendered(
+    page = rendered(
         "page.html",
         _title(results),
         results=results,
@@ -70,6 +56,7 @@ def render(
         win_table=tables.win_rates(results["win_rates"]),
         run_table=tables.runs(results["methods"]),
     )
+    return page, files
 
 
 def regime_page(results: Mapping[str, Any]) -> bool:
@@ -95,79 +82,80 @@ def _pair(results: Mapping[str, Any]) -> dict[str, Any] | None:
         return None
     labels = before_after(results, name)
     entries = {label: results["tasks"][name]["methods"][label] for label in labels}
-    with styled():
-        return {
-            "task": name,
-            "figures": [
-                _drawn(
-                    f"slide-{i}",
-                    figures.slide(label, entry),
-                    _tell_reliability(label, entry, name),
-                    file=f"{('before', 'after')[i]}_{file_stem(label)}",
-                    formats=SLIDE_FORMATS,
-                )
-                for i, (label, entry) in enumerate(entries.items())
-            ],
-        }
+    return {
+        "task": name,
+        "figures": [
+            Drawing(
+                f"slide-{i}",
+                partial(figures.slide, label, entry),
+                _tell_reliability(label, entry, name),
+                file=f"{('before', 'after')[i]}_{file_stem(label)}",
+                formats=SLIDE_FORMATS,
+            )
+            for i, (label, entry) in enumerate(entries.items())
+        ],
+    }
 
 
 def _task(number: int, name: str, results: Mapping[str, Any]) -> dict[str, Any]:
     task = results["tasks"][name]
     entries = few(task)
     pooled = f"{len(task['pooled'])} tasks pooled into one, " if task["pooled"] else ""
-    with styled():
-        scaled = tables.temperature(task)
-        return {
-            "name": name,
-            "figures": True,
-            "text": f"{pooled}{figures.questions_text(task['questions'])}.",
-            "sentences": sentences(results, name),
-            "table": tables.measures(task),
-            "noise": tables.noise(task),
-            "check": [tables.measures(task, tables.CHECK), tables.noise(task, tables.CHECK)],
-            "check_differences": tables.differences(task, tables.CHECK),
-            "mistakes": {label: entry["mistakes"] for label, entry in task["methods"].items()},
-            "refinement": tables.refinement(task),
-            "differences": tables.differences(task),
-            "entropy": tables.entropies(task),
-            **panels(f"t{number}", name, entries),
-            "lines": [
-                _drawn(
-                    f"t{number}-plane",
-                    figures.plane(entries),
-                    f"Accuracy against conf-ECE on {name}: {_tell_all(entries)}",
-                    file=f"{file_stem(name)}_plane",
-                ),
-                _drawn(
-                    f"t{number}-coverage",
-                    figures.coverage(entries),
-                    _tell_coverage(entries, name),
-                    file=f"{file_stem(name)}_coverage",
-                ),
+    scaled = tables.temperature(task)
+    return {
+        "name": name,
+        "figures": True,
+        "text": f"{pooled}{figures.questions_text(task['questions'])}.",
+        "sentences": sentences(results, name),
+        "table": tables.measures(task),
+        "noise": tables.noise(task),
+        "check": [tables.measures(task, tables.CHECK), tables.noise(task, tables.CHECK)],
+        "check_differences": tables.differences(task, tables.CHECK),
+        "mistakes": {label: entry["mistakes"] for label, entry in task["methods"].items()},
+        "refinement": tables.refinement(task),
+        "differences": tables.differences(task),
+        "entropy": tables.entropies(task),
+        **panels(f"t{number}", name, entries),
+        "lines": [
+            Drawing(
+                f"t{number}-plane",
+                partial(figures.plane, entries),
+                f"Accuracy against conf-ECE on {name}: {_tell_all(entries)}",
+                file=f"{file_stem(name)}_plane",
+                formats=FORMATS,
+            ),
+            Drawing(
+                f"t{number}-coverage",
+                partial(figures.coverage, entries),
+                _tell_coverage(entries, name),
+                file=f"{file_stem(name)}_coverage",
+                formats=FORMATS,
+            ),
+        ],
+        "temperature": scaled
+        and {
+            "table": scaled,
+            "figures": [
+                Drawing(
+                    f"t{number}-temperature",
+                    partial(figures.temperatures, entries),
+                    f"conf-ECE and NLL at T = 1 and at the fitted T on {name}, as in the table.",
+                    file=f"{file_stem(name)}_temperature",
+                    formats=FORMATS,
+                )
             ],
-            "temperature": scaled
-            and {
-                "table": scaled,
-                "figures": [
-                    _drawn(
-                        f"t{number}-temperature",
-                        figures.temperatures(entries),
-                        f"conf-ECE and NLL at T = 1 and at the fitted T on {name}, as in the table.",
-                        file=f"{file_stem(name)}_temperature",
-                    )
-                ],
-            },
-        }
+        },
+    }
 
 
-def _items(task: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+def _drawings(task: Mapping[str, Any]) -> Iterator[Drawing]:
     """Yield all figures of a task."""
     for kind in ("pair", "reliability", "lines", "options", "classwise"):
         yield from task.get(kind, ())
     yield from (task.get("temperature") or {}).get("figures", ())
 
 
-def panels(mark: str, task: str, entries: figures.Entries) -> dict[str, list[dict[str, Any]]]:
+def panels(mark: str, task: str, entries: figures.Entries) -> dict[str, list[Drawing]]:
     """Return the figures that each method has of its own: ``reliability``, ``options`` and ``classwise``.
 
     Methods have the same scale, and figures of their own, so that a phone can stack them.
@@ -177,40 +165,25 @@ def panels(mark: str, task: str, entries: figures.Entries) -> dict[str, list[dic
         task: Name of the task.
         entries: Its methods, by label.
     """
-    kinds: dict[str, tuple[Callable[..., Figure], Callable[..., str]]] = {
-        "reliability": (lambda label, entry: figures.reliability({label: entry}, entries), _tell_reliability),
-        "options": (lambda label, entry: figures.options(label, entry, entries), _tell_options),
-        "classwise": (figures.classwise, _tell_classes),
+    kinds: dict[str, tuple[Callable[..., Callable[[], Figure]], Callable[..., str]]] = {
+        "reliability": (lambda label, entry: partial(figures.reliability, {label: entry}, entries), _tell_reliability),
+        "options": (lambda label, entry: partial(figures.options, label, entry, entries), _tell_options),
+        "classwise": (lambda label, entry: partial(figures.classwise, label, entry), _tell_classes),
     }
     return {
         kind: [
             # The caption has the full label if the title is shortened.
-            _drawn(
+            Drawing(
                 f"{mark}-{kind}-{i}",
                 draw(label, entry),
                 tell(label, entry, task),
                 label * (figures.shorten(label) != label),
                 panel_stem(task, kind, label),
+                FORMATS,
             )
             for i, (label, entry) in enumerate(entries.items())
         ]
         for kind, (draw, tell) in kinds.items()
-    }
-
-
-def _drawn(
-    name: str, figure: Figure, description: str, caption: str = "", file: str = "", formats: Sequence[str] = FORMATS
-) -> dict[str, Any]:
-    whole = drawn(figure)
-    svg = Markup(inline_svg(whole, name, description, figure.below if isinstance(figure, Panel) else 0.0))
-    return {
-        "id": name,
-        "svg": svg,
-        "caption": caption,
-        "figure": figure,
-        "whole": whole,
-        "file": file,
-        "formats": formats,
     }
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from calibtune.errors import UserError
+from calibtune.parallel import Map
 from calibtune.reading import Record, parse_json, read_lines
 from calibtune.reporting.runs import SCALED, WIN_TASK, Run
 from calibtune.results.pairs import Key, matching_rows, question_keys
@@ -57,13 +58,14 @@ class Questions:
 
 
 def read_questions(
-    runs: Sequence[Run], step: Callable[[str], None] = lambda _: None
+    runs: Sequence[Run], step: Callable[[str], None] = lambda _: None, mapped: Map = map
 ) -> tuple[list[dict[str, Questions]], list[str]]:
     """Read the samples files of all multiple-choice tasks of all runs.
 
     Args:
         runs: The runs, with their labels.
         step: Called with a text after each file.
+        mapped: ``map``, or one over several processes.
 
     Returns:
         The questions of each run by task, and notes that name the files left out and why.
@@ -73,14 +75,19 @@ def read_questions(
     """
     found: list[dict[str, Questions]] = []
     left_out: dict[tuple[str, str], list[str]] = {}
+    files = [
+        (paths, run.kinds.get(task), "win_rate,none" in run.results.get(task, {}))
+        for run in runs
+        for task, paths in sorted(run.files.items())
+    ]
+    read = mapped(_read, files)
     for run in runs:
         tasks = {}
-        for task, paths in sorted(run.files.items()):
-            reason = unsuitable(paths[0], run.kinds.get(task), "win_rate,none" in run.results.get(task, {}))
-            if reason is None:
-                tasks[task] = _read(paths)
+        for task, questions in zip(sorted(run.files), read, strict=False):
+            if isinstance(questions, Questions):
+                tasks[task] = questions
             elif task != WIN_TASK:
-                left_out.setdefault((task, reason), []).append(run.label)
+                left_out.setdefault((task, questions), []).append(run.label)
             step(f"read {task}")
         for task in run.results:
             if any(name.startswith("conf_ece") for name in run.results[task]) and task not in run.files:
@@ -108,7 +115,11 @@ def unsuitable(path: Path, kind: str | None, win_rate: bool = False) -> str | No
     return None
 
 
-def _read(paths: tuple[Path, ...]) -> Questions:
+def _read(file: tuple[tuple[Path, ...], str | None, bool]) -> Questions | str:
+    """Read a task's samples files; return why they are left out where they are."""
+    paths, kind, win_rate = file
+    if reason := unsuitable(paths[0], kind, win_rate):
+        return reason
     rows = read_samples(*paths)
     if said := range_warning(rows, unseen_ranges(rows)):
         logger.warning("%s", said)

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import atexit
 import hashlib
 import io
 import re
-import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
+import fontTools
 from fontTools import subset
-from matplotlib import rc_context
+from fontTools.ttLib import TTFont
+from matplotlib import get_cachedir, rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_pdf import FigureCanvasPdf
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontEntry, FontProperties, findfont, fontManager
 
-from calibtune.files import replacing
+from calibtune.files import replacing, sha256
 
 #: Each color on a light and on a dark page. The hues are from Okabe & Ito (2008), which color-blind
 #: readers can distinguish; the shades differ in lightness only. All light colors must be distinct,
@@ -114,18 +113,27 @@ def styled() -> Iterator[None]:
 
 @cache
 def _add_fonts() -> None:
-    """Make matplotlib's font of the signs of most texts; a PDF embeds its signs in a tenth of the time."""
-    folder = Path(tempfile.mkdtemp(prefix="calibtune-fonts-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    """Give matplotlib a font of the signs of most texts; a PDF embeds its signs in a tenth of the time.
+
+    It lies in matplotlib's cache, made anew for another version of what it is made from.
+    """
+    for weight in (400, 700):
+        own = Path(findfont(FontProperties(family=FONT, weight=weight)))
+        mark = hashlib.sha256(repr((sha256(own), SIGNS, fontTools.version)).encode()).hexdigest()[:12]
+        copy = Path(get_cachedir()) / f"calibtune-{mark}.ttf"
+        if not copy.is_file():
+            with replacing(copy) as temporary:
+                _few_signs(own).save(temporary)
+        fontManager.ttflist.append(FontEntry(fname=str(copy), name=FEW_SIGNS, weight=weight))
+
+
+def _few_signs(own: Path) -> TTFont:
     options = subset.Options(glyph_names=True, layout_features=[])
     options.drop_tables += ["FFTM", "GDEF", "GPOS", "GSUB", "MATH", "kern"]
-    for weight in (400, 700):
-        own = findfont(FontProperties(family=FONT, weight=weight))
-        font, signs = subset.load_font(str(own), options), subset.Subsetter(options)
-        signs.populate(unicodes=[sign for first, last in SIGNS for sign in range(first, last + 1)])
-        signs.subset(font)
-        font.save(folder / f"{weight}.ttf")
-        fontManager.ttflist.append(FontEntry(fname=str(folder / f"{weight}.ttf"), name=FEW_SIGNS, weight=weight))
+    font, signs = subset.load_font(str(own), options), subset.Subsetter(options)
+    signs.populate(unicodes=[sign for first, last in SIGNS for sign in range(first, last + 1)])
+    signs.subset(font)
+    return font
 
 
 def shade(share: float) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,12 @@ import numpy as np
 
 from calibtune.files import write_json, write_text
 from calibtune.reading import read_json
+from calibtune.reporting.drawing import Drawing, draw_all
 from calibtune.reporting.formats import markdown_table
 from calibtune.reporting.html import rendered
 from calibtune.reporting.numbers import scaled_label
 from calibtune.reporting.page import REGIME, panels
-from calibtune.reporting.style import SHADE_TEXTS, styled
+from calibtune.reporting.style import SHADE_TEXTS
 from calibtune.reporting.tables import Cell, Table
 from calibtune.reproduce.plan import IN, LAMBDAS, OUT, Options
 from harness_ext.registry import METRICS
@@ -89,9 +91,9 @@ def write_tables(options: Options) -> list[Path]:
     return files
 
 
-def _figures(results: Mapping[str, Any]) -> list[tuple[str, str, list[dict[str, Any]]]]:
+def _figures(results: Mapping[str, Any]) -> list[tuple[str, str, list[Drawing]]]:
     """Return kind, title and panels of the paper's figures: for the methods of table 2, of the first seed of each."""
-    made: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    made: dict[str, dict[str, list[Drawing]]] = {}
     for task in (IN, OUT):
         entries = results["tasks"].get(task, {"methods": {}})["methods"]
         shown = {}
@@ -99,9 +101,15 @@ def _figures(results: Mapping[str, Any]) -> list[tuple[str, str, list[dict[str, 
             if labels := [label for label in entries if _seed(label, method) is not None]:
                 shown[NAMES[method]] = entries[scaled_label(entries, labels[0])]
         if shown and all("bins" in entry for entry in shown.values()):
-            with styled():
-                made[task] = panels(task, task, shown)
-    return [(kind, f"{FIGURES[kind]}; {task}", made[task][kind]) for kind in FIGURES for task in made]
+            made[task] = panels(task, task, shown)
+    found = [
+        # On this page alone: the report has their files.
+        (kind, f"{FIGURES[kind]}; {task}", [replace(drawing, formats=()) for drawing in made[task][kind]])
+        for kind in FIGURES
+        for task in made
+    ]
+    draw_all([drawing for *_, drawings in found for drawing in drawings])
+    return found
 
 
 def collect(results: Mapping[str, Any]) -> list[dict[str, Any]]:

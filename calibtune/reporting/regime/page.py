@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
-from markupsafe import Markup
 from matplotlib.figure import Figure
 
+from calibtune.parallel import Map
 from calibtune.reporting import figures as report_figures
+from calibtune.reporting.drawing import Drawing, draw_all
 from calibtune.reporting.html import rendered
 from calibtune.reporting.numbers import drawn as few
 from calibtune.reporting.regime import figures, numbers
-from calibtune.reporting.style import drawn, inline_svg, panel_stem, styled
+from calibtune.reporting.style import file_stem, panel_stem
 from calibtune.reporting.tables import Cell, Table, number_cell, signed
 
 #: Up to this many models are named at the top.
@@ -34,25 +36,28 @@ def render(
     step: Callable[[str], None] = lambda _: None,
     file: str = "regime.json",
     files: Mapping[str, bytes] = MappingProxyType({}),
-) -> str:
+    mapped: Map = map,
+) -> tuple[str, Mapping[str, bytes]]:
     """Render the page as HTML.
 
     Args:
         results: Results of :func:`calibtune.reporting.build.build`.
-        step: Called with a text after each task's figures.
+        step: Called with a text after each figure.
         file: Name of the file with all numbers, beside the page.
         files: Files of the report's panels, by name: what both pages show is not drawn again.
+        mapped: ``map``, or one over several processes.
 
     Returns:
-        An HTML document without external references.
+        An HTML document without external references, and the files of the first figures of each task, by their names.
     """
-    tasks = []
-    for number, (name, task) in enumerate(results["tasks"].items()):
-        if task["figures"]:
-            tasks.append(_task(f"t{number}", name, results, files))
-            step(f"drawn {name}")
+    tasks = [
+        _task(f"t{number}", name, results, files)
+        for number, (name, task) in enumerate(results["tasks"].items())
+        if task["figures"]
+    ]
+    made = draw_all([drawing for task in tasks for drawing in _drawings(task)], step, mapped)
     models = len(results["methods"])
-    return rendered(
+    page = rendered(
         "page.html",
         "Accuracy against calibration" if models > 1 else f"Regime of {results['base']}",
         package="calibtune.reporting.regime",
@@ -62,6 +67,7 @@ def render(
         sure=numbers.SURE,
         file=file,
     )
+    return page, made
 
 
 def _summary(labels: Sequence[str]) -> str:
@@ -70,18 +76,24 @@ def _summary(labels: Sequence[str]) -> str:
     return f"{len(labels)} model{'s' * (len(labels) > 1)}{named}."
 
 
-def drawings(results: Mapping[str, Any], task: str) -> dict[str, Callable[[], Figure]]:
+def _draws(entries: Mapping[str, Any], families: Mapping[str, str]) -> dict[str, Callable[[], Figure]]:
     """Return what draws each figure of a task: the plane of all models, then the theory's where p* is known."""
-    entries = results["tasks"][task]["methods"]
-    families = {method["label"]: family(method) for method in results["methods"]}
-    found = {"plane": lambda: figures.plane(entries, families, numbers.frontier(entries), _line(entries))}
+    found: dict[str, Callable[[], Figure]] = {
+        "plane": partial(figures.plane, entries, families, numbers.frontier(entries), _line(entries))
+    }
     if numbers.p_star_known(entries):
         found |= {
-            "bounds": lambda: figures.drawn_bounds(entries, families),
-            "expected": lambda: figures.expected_bound(entries, families),
-            "classes": lambda: figures.classes_bound(entries),
+            "bounds": partial(figures.drawn_bounds, entries, families),
+            "expected": partial(figures.expected_bound, entries, families),
+            "classes": partial(figures.classes_bound, entries),
         }
     return found
+
+
+def _drawings(task: Mapping[str, Any]) -> list[Drawing]:
+    """Return all figures of a task."""
+    theory = task["theory"]["figures"] if task["theory"] else []
+    return [*task["plane"], *theory, *task["spread"], *task["options"]]
 
 
 def family(method: Mapping[str, Any]) -> str:
@@ -102,44 +114,43 @@ def _task(mark: str, name: str, results: Mapping[str, Any], files: Mapping[str, 
     entries = results["tasks"][name]["methods"]
     known, best, shown = numbers.p_star_known(entries), numbers.frontier(entries), few(results["tasks"][name])
     families = {method["label"]: family(method) for method in results["methods"]}
-    with styled():
-        made = {
-            kind: _figure(f"{mark}-{kind}", draw(), f"{TOLD[kind]} on {name}; numbers in the table.")
-            for kind, draw in drawings(results, name).items()
-        }
-        return {
-            "name": name,
-            "frontier": f"On the frontier, with less conf-ECE than all models of more accuracy: {'; '.join(best)}.",
-            "verdict": _verdict_known(entries) if known else _verdict_unknown(entries),
-            "plane": [made.pop("plane")],
-            "table": _models(entries, families, best),
-            "theory": {
-                "figures": list(made.values()),
-                "drawn": _drawn_bounds(entries),
-                "expected": _expected_bounds(entries),
-            }
-            if known
-            else None,
-            "collapse": _collapse(entries),
-            "spread": [
-                _figure(f"{mark}-spread-{i}", figures.spread({label: entry}, shown), _tell_spread(label, entry, name))
-                for i, (label, entry) in enumerate(shown.items())
-            ],
-            "options": [
-                _figure(
-                    f"{mark}-options-{i}",
-                    files.get(f"{panel_stem(name, 'options', label)}.svg")
-                    or report_figures.options(label, entry, shown),
-                    f"How often {label} chooses each option on {name}, and how often it is right.",
-                )
-                for i, (label, entry) in enumerate(shown.items())
-            ],
-        }
-
-
-def _figure(name: str, figure: Figure | bytes, description: str) -> dict[str, Any]:
-    svg = figure.decode() if isinstance(figure, bytes) else drawn(figure)
-    return {"id": name, "svg": Markup(inline_svg(svg, name, description)), "caption": ""}
+    made = [
+        Drawing(
+            f"{mark}-{kind}",
+            draw,
+            f"{TOLD[kind]} on {name}; numbers in the table.",
+            file=f"{file_stem(name)}_{kind}",
+            # Inside a report they are on the page alone.
+            formats=() if files else ("svg", "png"),
+        )
+        for kind, draw in _draws(entries, families).items()
+    ]
+    return {
+        "name": name,
+        "frontier": f"On the frontier, with less conf-ECE than all models of more accuracy: {'; '.join(best)}.",
+        "verdict": _verdict_known(entries) if known else _verdict_unknown(entries),
+        "plane": made[:1],
+        "table": _models(entries, families, best),
+        "theory": {"figures": made[1:], "drawn": _drawn_bounds(entries), "expected": _expected_bounds(entries)}
+        if known
+        else None,
+        "collapse": _collapse(entries),
+        "spread": [
+            Drawing(
+                f"{mark}-spread-{i}", partial(figures.spread, {label: entry}, shown), _tell_spread(label, entry, name)
+            )
+            for i, (label, entry) in enumerate(shown.items())
+        ],
+        "options": [
+            Drawing(
+                f"{mark}-options-{i}",
+                files.get(f"{panel_stem(name, 'options', label)}.svg")
+                or partial(report_figures.options, label, entry, shown),
+                f"How often {label} chooses each option on {name}, and how often it is right.",
+            )
+            for i, (label, entry) in enumerate(shown.items())
+        ],
+    }
 
 
 def _line(entries: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,14 +6,18 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from calibtune.files import refuse_existing, write_json, write_text
+from calibtune.files import refuse_existing, write_bytes, write_json, write_text
+from calibtune.parallel import Map
 from calibtune.reporting.regime import numbers
-from calibtune.reporting.regime.page import drawings, render
-from calibtune.reporting.style import file_stem, save, styled
+from calibtune.reporting.regime.page import render
 
 
 def write(
-    results: Mapping[str, Any], output: Path, overwrite: bool = False, step: Callable[[str], None] = lambda _: None
+    results: Mapping[str, Any],
+    output: Path,
+    overwrite: bool = False,
+    step: Callable[[str], None] = lambda _: None,
+    mapped: Map = map,
 ) -> None:
     """Write ``regime.html``, ``figures/`` and ``regime.json``.
 
@@ -22,19 +26,16 @@ def write(
         output: The output folder; created if it does not exist.
         overwrite: Remove existing files in ``output``.
         step: Called with a text after each piece of work.
+        mapped: ``map``, or one over several processes.
 
     Raises:
         UserError: The folder is not empty and ``overwrite`` is off.
         WorkFailed: A file cannot be written.
     """
-    page = render(results, step)
+    page, files = render(results, step, mapped=mapped)
     refuse_existing(output, overwrite)
-    for name, task in results["tasks"].items():
-        if task["figures"]:
-            for kind, draw in drawings(results, name).items():
-                with styled():
-                    save(draw(), output / "figures" / f"{file_stem(name)}_{kind}")
-                step(f"drawn {kind} of {name}")
+    for name, data in files.items():
+        write_bytes(output / "figures" / name, data)
     write_json(output / "regime.json", summary(results))
     write_text(output / "regime.html", page)
 

@@ -1,0 +1,124 @@
+"""Call a function for many arguments in several processes."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import functools
+import gc
+import logging
+import logging.handlers
+import multiprocessing
+import os
+import queue
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any
+
+from calibtune.errors import WorkFailed
+from calibtune.processes import GARBAGE
+
+#: Processes at a time, whatever the machine: each holds what it imported.
+MOST = 4
+#: ``map``, for a sequence of arguments.
+Map = Callable[[Callable[[Any], Any], Sequence[Any]], Iterator[Any]]
+
+
+def cores() -> int:
+    """Return how many processes run at a time: one a core, up to :data:`MOST`."""
+    found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(found, MOST)
+
+
+def from_a_server(preload: Sequence[str]) -> Any:
+    """Return a context of multiprocessing whose processes are forked from one that imported ``preload``.
+
+    They ignore Ctrl-C, which is for the first process to answer. On systems that cannot fork, each imports for itself.
+    """
+    method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+    context: Any = multiprocessing.get_context(method)
+    if method == "forkserver":
+        from multiprocessing import forkserver
+
+        context.set_forkserver_preload(list(preload))
+        with ignoring_interrupts():
+            forkserver.ensure_running()
+    return context
+
+
+@contextlib.contextmanager
+def ignoring_interrupts() -> Iterator[None]:
+    """Ignore Ctrl-C inside the block, and so in the programs that it starts; outside the main thread nothing changes."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextlib.contextmanager
+def mapping(processes: int, preload: Sequence[str]) -> Iterator[Map]:
+    """Give a ``map`` over several processes, which import while the block begins.
+
+    What is called, its arguments and what it returns must be picklable. What the calls log is logged here. A script
+    with more than one process needs a main guard, as for all of multiprocessing.
+
+    Args:
+        processes: How many; 1: this one.
+        preload: Modules that the calls need.
+
+    Raises:
+        WorkFailed: One of the processes was killed, for example because there is no memory left.
+    """
+    if processes < 2:
+        yield map
+        return
+    pool = concurrent.futures.ProcessPoolExecutor(processes, from_a_server(preload), _begin)
+    beginning = threading.Thread(target=pool.submit, args=(int,))
+    beginning.start()
+
+    def mapped(call: Callable[[Any], Any], arguments: Sequence[Any]) -> Iterator[Any]:
+        for result, records in pool.map(functools.partial(_logged, call), arguments):
+            for record in records:
+                logging.getLogger(record.name).handle(record)
+            yield result
+
+    try:
+        yield mapped
+    except BrokenProcessPool as error:
+        raise WorkFailed("a process of this command was killed, by the system if there is no memory left") from error
+    finally:
+        beginning.join()
+        pool.shutdown(cancel_futures=True)
+
+
+def _begin() -> None:
+    """Let the first process alone answer Ctrl-C, and end with it however it ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    gc.set_threshold(max(GARBAGE, gc.get_threshold()[0]))
+    threading.Thread(target=_end_with, args=(multiprocessing.parent_process(),), daemon=True).start()
+
+
+def _end_with(parent: Any) -> None:
+    parent.join()
+    os._exit(1)
+
+
+def _logged(call: Callable[[Any], Any], argument: Any) -> tuple[Any, list[logging.LogRecord]]:
+    """Return what a call returns and what it logs."""
+    records: queue.SimpleQueue[logging.LogRecord] = queue.SimpleQueue()
+    handler = logging.handlers.QueueHandler(records)
+    loggers = [logging.getLogger(name) for name in ("calibtune", "harness_ext")]
+    for logger in loggers:
+        logger.addHandler(handler)
+    try:
+        result = call(argument)
+    finally:
+        for logger in loggers:
+            logger.removeHandler(handler)
+    return result, [records.get() for _ in range(records.qsize())]

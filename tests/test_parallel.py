@@ -1,0 +1,161 @@
+"""Calls in several processes, as a caller of one process sees them, and reports that are made so."""
+
+import functools
+import logging
+import math
+import operator
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from lm_eval_files import answers, write_run
+from report_files import report
+
+import calibtune
+from calibtune.api import MANY_FILES
+from calibtune.errors import WorkFailed
+from calibtune.parallel import mapping
+from calibtune.results.samples import find_samples
+
+pytestmark = pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks at processes in /proc")
+SLEEPING = """
+import os, time
+from calibtune.parallel import mapping
+
+if __name__ == "__main__":
+    with mapping(2, []) as mapped:
+        print(*mapped(os.readlink, ["/proc/self"] * 4), flush=True)
+        list(mapped(time.sleep, [60, 60]))
+"""
+
+
+def test_results_come_in_order_and_from_other_processes():
+    with mapping(2, []) as mapped:
+        assert list(mapped(math.sqrt, [16, 9, 4, 1])) == [4, 3, 2, 1]
+        assert str(os.getpid()) not in set(mapped(os.readlink, ["/proc/self"] * 4))
+    with mapping(1, []) as mapped:
+        assert set(mapped(os.readlink, ["/proc/self"] * 4)) == {str(os.getpid())}
+
+
+def test_what_the_calls_log_is_logged_here_in_order(caplog):
+    with mapping(2, []) as mapped:
+        list(mapped(logging.getLogger("harness_ext.x").warning, ["one", "two", "three"]))
+    assert caplog.record_tuples == [("harness_ext.x", logging.WARNING, text) for text in ("one", "two", "three")]
+
+
+def test_an_error_of_a_call_is_raised_here():
+    with mapping(2, []) as mapped, pytest.raises(ZeroDivisionError):
+        list(mapped(functools.partial(operator.truediv, 1), [1, 0, 2]))
+
+
+def test_a_killed_process_is_told_and_not_waited_for():
+    with pytest.raises(WorkFailed, match="a process of this command was killed"), mapping(2, []) as mapped:
+        list(mapped(os._exit, [9, 9]))
+
+
+@pytest.mark.parametrize(("number", "seconds"), [(signal.SIGKILL, 10), (signal.SIGTERM, 10)])
+def test_the_processes_end_with_the_first_one_however_it_ends(tmp_path, number, seconds):
+    (tmp_path / "script.py").write_text(SLEEPING)
+    script = subprocess.Popen(
+        [sys.executable, "script.py"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    others = {int(pid) for pid in script.stdout.readline().split()}
+    assert others
+    assert all(map(psutil.pid_exists, others))
+    script.send_signal(number)
+    script.communicate()
+    end = time.monotonic() + seconds
+    while any(map(psutil.pid_exists, others)) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not [pid for pid in others if psutil.pid_exists(pid)]
+
+
+def test_ctrl_c_is_answered_by_the_first_process_alone(tmp_path):
+    (tmp_path / "script.py").write_text(SLEEPING.replace("60, 60", "1, 1"))
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    script = subprocess.Popen([sys.executable, "script.py"], cwd=tmp_path, start_new_session=True, **streams)
+    script.stdout.readline()
+    os.killpg(script.pid, signal.SIGINT)
+    _, errors = script.communicate(timeout=60)
+    assert script.returncode == -signal.SIGINT
+    assert errors.count("Traceback") == 1
+
+
+def test_a_server_that_is_still_importing_ignores_ctrl_c(tmp_path):
+    (tmp_path / "slow.py").write_text("import time; time.sleep(2)")
+    (tmp_path / "script.py").write_text(SLEEPING.replace("(2, [])", "(2, ['slow'])").replace("60, 60", ".1"))
+    script = subprocess.Popen(
+        [sys.executable, "script.py"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    me = psutil.Process(script.pid)
+    end = time.monotonic() + 60
+    while not (servers := [each for each in me.children() if "forkserver" in " ".join(each.cmdline())]):
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    servers[0].send_signal(signal.SIGINT)
+    printed, errors = script.communicate(timeout=60)
+    assert (script.returncode, errors) == (0, "")
+    assert len(printed.split()) == 4
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory):
+    """Two runs of a group of tasks, which is one in the figures."""
+    folder = tmp_path_factory.mktemp("many")
+    names = [f"subject-{number}" for number in range(MANY_FILES // 2 + 1)]
+    for label, sharpness in (("base", 3.0), ("cft", 1.0)):
+        tasks = {task: answers(20, sharpness=sharpness, seed=seed) for seed, task in enumerate(names)}
+        write_run(folder / label, tasks, {"pretrained": f"org/{label}"}, groups={"mmlu": names})
+    return [folder / "base", folder / "cft"]
+
+
+def contents(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("page", ["report", "regime"])
+def test_a_page_from_several_processes_has_the_same_bytes(many, tmp_path, page):
+    steps = {1: [], 2: []}
+    for processes in steps:
+        getattr(calibtune, page)(many, tmp_path / str(processes), step=steps[processes].append, processes=processes)
+    assert steps[1] == steps[2]
+    assert contents(tmp_path / "1") == contents(tmp_path / "2")
+
+
+def test_a_report_of_few_files_starts_no_process(many, tmp_path, monkeypatch):
+    def started(*_):
+        raise AssertionError("a process was started")
+
+    monkeypatch.setattr("calibtune.parallel.from_a_server", started)
+    calibtune.report(many[:1], tmp_path / "few", processes=2)
+    with pytest.raises(AssertionError, match="a process was started"):
+        calibtune.report(many, tmp_path / "many", processes=2)
+
+
+def test_warnings_and_refusals_of_files_read_in_other_processes_are_those_of_one(tmp_path, capsys):
+    folder = tmp_path / "run"
+    # Rounded as bfloat16 does: two letters of half of the questions are tied.
+    tied = [[max(row), max(row), *row[2:]] if number % 2 else row for number, row in enumerate(answers(10)[0])]
+    names = [f"subject-{number:02d}" for number in range(MANY_FILES)]
+    write_run(folder, {task: (tied, answers(10)[1]) for task in names}, groups={"mmlu": names})
+    assert report(folder, "--output", tmp_path / "out") == 0
+    said = [line for line in capsys.readouterr().err.splitlines() if "5 of 10 questions have letters tied" in line]
+    assert [name in line for name, line in zip(names, said, strict=True)] == [True] * MANY_FILES
+    assert all(line.startswith("warning: ") for line in said)
+    path = find_samples(folder)[0]
+    path.write_text(path.read_text()[:-30])
+    assert report(folder, "--output", tmp_path / "again") == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+    assert str(path) in line
+    assert "line 10 is not JSON" in line

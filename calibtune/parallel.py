@@ -50,7 +50,7 @@ def from_a_server(preload: Sequence[str]) -> Any:
 
 @contextlib.contextmanager
 def ignoring_interrupts() -> Iterator[None]:
-    """Ignore Ctrl-C inside the block, and so in the programs that it starts; outside the main thread nothing changes."""
+    """Ignore Ctrl-C inside the block and in programs started in it; outside the main thread nothing changes."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -166,4 +167,12 @@ def draw_noise(covariance: FloatArray, draws: int, seed: int | Sequence[int]) ->
     # Bins that always move together make the matrix singular, which Cholesky refuses.
     values, vectors = np.linalg.eigh(covariance)
     root = np.sqrt(np.clip(values, 0, None))[:, None] * vectors.T
-    return np.random.default_rng(seed).standard_normal((draws, len(covariance))) @ root
+    size = draws * len(covariance)
+    started = seed if isinstance(seed, int) else tuple(seed)
+    return _normals(started, size.bit_length())[:size].reshape(draws, len(covariance)) @ root
+
+
+@functools.lru_cache(maxsize=8)
+def _normals(seed: int | tuple[int, ...], bits: int) -> FloatArray:
+    """Draw 2 ** bits standard normal numbers; the same ones serve each model, so they are drawn once."""
+    return np.random.default_rng(seed).standard_normal(2**bits)

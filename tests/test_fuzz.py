@@ -29,10 +29,12 @@ DATE = "2026-01-02T03-04-05.678901"
 LINES = list(sample_lines("t", *answers(6, letters=3, ragged=True), filters={"none": 1.0, "scaled": 2.0}))
 
 
-def results(folder):
-    tasks = {"t": answers(6, letters=3, ragged=True)}
-    write_run(folder / "made", tasks, date=DATE, filters={"none": 1.0, "scaled": 2.0})
-    return json.loads(next((folder / "made").rglob("results_*.json")).read_text())
+@cache
+def made(rows, *filters):
+    """A run, made once."""
+    folder = Path(tempfile.mkdtemp())
+    write_run(folder, {"t": answers(rows, letters=3, ragged=True)}, date=DATE, filters=dict(filters))
+    return folder
 
 
 def artifact():
@@ -88,9 +90,9 @@ class Readers:
     def report(self, folder, rng):
         from calibtune.reporting.build import build
 
-        record = results(folder)
+        shutil.copytree(made(6, ("none", 1.0), ("scaled", 2.0)), folder / "made")
         path = next((folder / "made").rglob("results_*.json"))
-        path.write_bytes(mutated_json(record, rng))
+        path.write_bytes(mutated_json(json.loads(path.read_text()), rng))
         build([folder / "made"])
 
     def report_of_win_rates(self, folder, rng):
@@ -109,7 +111,8 @@ class Readers:
         from calibtune.reporting.build import build
         from calibtune.reporting.formats import latex, markdown
 
-        run = write_run(folder / "made", {"t": answers(5)}, date=DATE)
+        shutil.copytree(made(5, ("none", 1.0)), folder / "made")
+        (run,) = (folder / "made").iterdir()
         win = {"benchmark": "b", "model": "m", "baseline": "x", "win_rate": 0.5, "low": 0.4, "high": 0.6, "n": 9}
         name, value = rng.choice(
             [

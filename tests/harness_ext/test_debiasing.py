@@ -70,6 +70,13 @@ def test_noise_of_a_singular_covariance_moves_together():
     assert noise[:, 1].std() == pytest.approx(1, abs=0.02)
 
 
+@pytest.mark.parametrize("cells", [0, 1, 3, 40])
+def test_noise_that_is_kept_for_other_models_is_numpys_of_the_seed(cells):
+    for seed in (7, [7, 1]):
+        expected = np.random.default_rng(seed).standard_normal((300, cells))
+        assert np.abs(draw_noise(np.eye(cells), 300, seed)) == pytest.approx(np.abs(expected), abs=1e-12)
+
+
 def test_an_absolute_value_is_debiased_by_a_dip_of_three_quarters():
     assert debiased(np.array([0.0, 1.0, -2.0])) == pytest.approx(
         [-0.75, 1 - 0.75 * np.exp(-0.5), 2 - 0.75 * np.exp(-2)]

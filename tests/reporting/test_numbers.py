@@ -5,7 +5,7 @@ from lm_eval_files import answers
 from calibtune.reporting.numbers import clear, entropy, measure
 from calibtune.reporting.paired import paired_differences, scored
 from calibtune.reporting.questions import Questions, match
-from harness_ext import calibration
+from harness_ext import calibration, floor, intervals
 from harness_ext.intervals import Interval, ece_difference_interval, paired_difference
 
 
@@ -65,7 +65,11 @@ def test_each_number_lies_in_its_interval():
 
 
 @pytest.mark.slow
-def test_intervals_of_means_cover_about_nineteen_times_in_twenty():
+def test_intervals_of_means_cover_about_nineteen_times_in_twenty(monkeypatch):
+    # What is drawn for floors and intervals of ECEs is not tested here.
+    monkeypatch.setattr(floor, "DRAWS", 20)
+    monkeypatch.setattr(floor, "FEWEST", 20)
+    monkeypatch.setattr(intervals.ece_interval, "__defaults__", (0.95, 20, intervals.SEED))
     rng = np.random.default_rng(0)
     inside = {"nll": 0, "acc": 0}
     truth = questions(20000)

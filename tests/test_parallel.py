@@ -24,8 +24,11 @@ from calibtune.results.samples import find_samples
 
 pytestmark = pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks at processes in /proc")
 SLEEPING = """
-import os, time
+import os, signal, time
 from calibtune.parallel import mapping
+
+# Programs in the background of a script begin without.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 if __name__ == "__main__":
     with mapping(2, []) as mapped:

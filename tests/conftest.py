@@ -138,6 +138,8 @@ def undrawn(monkeypatch):
     """Leave figures empty, for tests of what stands beside them: drawing takes most of a report's time."""
     from matplotlib.backends import backend_pdf, backend_svg
 
+    # Other processes would draw.
+    monkeypatch.setattr("calibtune.parallel.cores", lambda: 1)
     empty = '<svg viewBox="0 0 9 9"></svg>'
     monkeypatch.setattr(backend_svg.FigureCanvasSVG, "print_svg", lambda _, file, **options: file.write(empty))
     monkeypatch.setattr(backend_pdf.FigureCanvasPdf, "print_pdf", lambda _, file, **options: file.write(b""))

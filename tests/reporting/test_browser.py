@@ -3,6 +3,7 @@ import base64
 import pytest
 from browser import BARE_DRAWINGS, CHROMIUM, CUT_TEXT, FOCUSED, LOW_CONTRAST, browser
 from lm_eval_files import answers, win_lines, write_run
+from matplotlib.backends import backend_pdf
 
 from calibtune.reporting.build import build
 from calibtune.reporting.write import write
@@ -15,6 +16,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
+    """The results and the page; a browser opens no PDF."""
     folder = tmp_path_factory.mktemp("report")
     for name, sharpness in (("base", 3.0), ("cft", 1.0), ("a_run_with_quite_a_long_name_seed_17_lambda_4.0", 1.2)):
         args = {"pretrained": "org/Long-Model-Name-3.1-8B-DPO", **({"peft": f"runs/{name}"} if name != "base" else {})}
@@ -26,7 +28,9 @@ def report(tmp_path_factory):
         filters = {"none": 1.0, "scaled": 1.7} if name == "base" else None
         write_run(folder / "runs" / name, tasks, args, others=others, filters=filters)
     results = build([folder / "runs"])
-    write(results, folder / "out")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(backend_pdf.FigureCanvasPdf, "print_pdf", lambda _, file, **options: file.write(b""))
+        write(results, folder / "out")
     return results, folder / "out" / "report.html"
 
 

@@ -21,7 +21,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontEntry, FontProperties, findfont, fontManager
 
-from calibtune.files import replacing, sha256
+from calibtune.files import replacing, sha256, write_bytes
 
 #: Each color on a light and on a dark page. The hues are from Okabe & Ito (2008), which color-blind
 #: readers can distinguish; the shades differ in lightness only. All light colors must be distinct,
@@ -213,8 +213,7 @@ def file_formats(stem: str, figure: Figure, svg: str, formats: Sequence[str]) ->
 def save(figure: Figure, stem: Path) -> None:
     """Write ``stem.png`` (200 dots per inch) and ``stem.svg``."""
     for name, data in file_formats(stem.name, figure, drawn(figure), ("svg", "png")).items():
-        with replacing(stem.with_name(name)) as temporary:
-            temporary.write_bytes(data)
+        write_bytes(stem.with_name(name), data)
 
 
 def png(figure: Figure, file: Any) -> None:

@@ -305,7 +305,8 @@ def report(
         labels: Names of the runs, one for each; found by themselves where empty.
         overwrite: Remove existing files in ``output``.
         step: Called with a text after each piece of work.
-        processes: Processes that read and draw; with more than one, a script needs ``if __name__ == "__main__":``.
+        processes: Processes that read and draw twelve samples files or more, or else this one does; with more than
+            one, a script needs ``if __name__ == "__main__":``.
 
     Returns:
         Path of the page, ``report.html``. Beside it lie ``figures/``, ``tables.md``, ``tables.tex`` and
@@ -374,7 +375,7 @@ def _write_page(
         # Check before any work; with --overwrite, old files are removed only when the report is ready.
         if not overwrite:
             refuse_existing(target, overwrite=False)
-        files = sum(1 for folder in folders for _ in folder.rglob("samples_*"))
+        files = sum(1 for folder in folders for _ in folder.rglob("samples_*.jsonl"))
         with mapping(processes if files >= MANY_FILES else 1, [writer]) as mapped:
             # The processes import this too, at the same time.
             build = importlib.import_module("calibtune.reporting.build").build

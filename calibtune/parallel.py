@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import queue
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
@@ -35,16 +36,20 @@ def cores() -> int:
 def from_a_server(preload: Sequence[str]) -> Any:
     """Return a context of multiprocessing whose processes are forked from one that imported ``preload``.
 
-    They ignore Ctrl-C, which is for the first process to answer. On systems that cannot fork, each imports for itself.
+    They ignore Ctrl-C, which is for the first process to answer, if they are asked for in its main thread. Where no
+    such server can be, as on macOS, whose libraries break when forked, each process imports for itself.
     """
-    method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-    context: Any = multiprocessing.get_context(method)
-    if method == "forkserver":
-        from multiprocessing import forkserver
+    if sys.platform != "linux":
+        return multiprocessing.get_context("spawn")
+    from multiprocessing import forkserver
 
-        context.set_forkserver_preload(list(preload))
+    context: Any = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(preload))
+    try:
         with ignoring_interrupts():
             forkserver.ensure_running()
+    except OSError:  # such as a temporary folder with too long a name for a socket
+        return multiprocessing.get_context("spawn")
     return context
 
 
@@ -75,26 +80,43 @@ def mapping(processes: int, preload: Sequence[str]) -> Iterator[Map]:
     Raises:
         WorkFailed: One of the processes was killed, for example because there is no memory left.
     """
-    if processes < 2:
+    # What multiprocessing's own pools have started may start no others.
+    if processes < 2 or multiprocessing.current_process().daemon:
         yield map
         return
-    pool = concurrent.futures.ProcessPoolExecutor(processes, from_a_server(preload), _begin)
-    beginning = threading.Thread(target=pool.submit, args=(int,))
+    try:
+        pool = concurrent.futures.ProcessPoolExecutor(processes, from_a_server(preload), _begin)
+    except (ImportError, NotImplementedError, OSError):  # a system without semaphores
+        yield map
+        return
+    beginning = threading.Thread(target=_start, args=(pool,))
     beginning.start()
 
     def mapped(call: Callable[[Any], Any], arguments: Sequence[Any]) -> Iterator[Any]:
-        for result, records in pool.map(functools.partial(_logged, call), arguments):
-            for record in records:
-                logging.getLogger(record.name).handle(record)
-            yield result
+        try:
+            for result, records in pool.map(functools.partial(_logged, call), arguments):
+                for record in records:
+                    logger = logging.getLogger(record.name)
+                    if logger.isEnabledFor(record.levelno):
+                        logger.handle(record)
+                yield result
+        except (BrokenProcessPool, ConnectionError, EOFError) as error:
+            raise WorkFailed(
+                "a process that reads or draws ended early: there may be too little memory, or a script lacks "
+                '`if __name__ == "__main__":`'
+            ) from error
 
     try:
         yield mapped
-    except BrokenProcessPool as error:
-        raise WorkFailed("a process of this command was killed, by the system if there is no memory left") from error
     finally:
         beginning.join()
         pool.shutdown(cancel_futures=True)
+
+
+def _start(pool: concurrent.futures.ProcessPoolExecutor) -> None:
+    """Have the pool's processes begin; what goes wrong goes wrong again at the first call."""
+    with contextlib.suppress(Exception):
+        pool.submit(int)
 
 
 def _begin() -> None:

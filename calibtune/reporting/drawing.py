@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from calibtune.parallel import Map
-from calibtune.reporting.style import Panel, drawn, file_formats, inline_svg, styled
+from calibtune.reporting.style import Panel, drawn, file_formats, inline_svg, lacking, styled
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -23,12 +27,18 @@ class Drawing:
     #: Text for readers who cannot see the figure.
     description: str
     caption: str = ""
-    #: Name of its files beside the page, without the ending.
+    #: Name of its files beside the page, without the ending; also of a figure that has none.
     file: str = ""
     #: Endings of these files.
     formats: Sequence[str] = ()
     #: The ``<svg>`` element, after :func:`draw_all`.
     svg: str = ""
+
+
+def warn_of_signs(results: Mapping[str, Any]) -> None:
+    """Log which signs of the labels and tasks the figures' font lacks, if any."""
+    if signs := lacking([*(method["label"] for method in results["methods"]), *results["tasks"]]):
+        logger.warning("the figures' font lacks %s: PDF and PNG show boxes in their place, the page does not", signs)
 
 
 def draw_all(
@@ -48,7 +58,7 @@ def draw_all(
     for drawing, (svg, own) in zip(drawings, mapped(_draw, drawings), strict=True):
         drawing.svg = Markup(svg)
         files |= own
-        step(f"drawn {drawing.file or drawing.id}")
+        step(f"drawn {drawing.file}")
     return files
 
 

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from calibtune.parallel import Map
 from calibtune.reporting import figures, tables
-from calibtune.reporting.drawing import Drawing, draw_all
+from calibtune.reporting.drawing import Drawing, draw_all, warn_of_signs
 from calibtune.reporting.html import rendered
 from calibtune.reporting.numbers import drawn as few
 from calibtune.reporting.sentences import before_after, sentences
@@ -33,6 +33,7 @@ def render(
     Returns:
         An HTML document without external references, and the figures' files, which lie beside the page, by their names.
     """
+    warn_of_signs(results)
     tasks, pair = [], _pair(results)
     for number, (name, task) in enumerate(results["tasks"].items()):
         tasks.append(_task(number, name, results) if task["figures"] else {"name": name, "figures": False})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -83,7 +84,7 @@ def read_questions(
     read = mapped(_read, files)
     for run in runs:
         tasks = {}
-        for task, questions in zip(sorted(run.files), read, strict=False):
+        for task, questions in zip(sorted(run.files), itertools.islice(read, len(run.files)), strict=True):
             if isinstance(questions, Questions):
                 tasks[task] = questions
             elif task != WIN_TASK:

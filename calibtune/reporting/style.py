@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import io
 import re
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -20,7 +21,10 @@ from matplotlib.backends.backend_pdf import FigureCanvasPdf
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontEntry, FontProperties, findfont, fontManager
+from matplotlib.ft2font import FT2Font
 
+from calibtune import __version__
+from calibtune.errors import WorkFailed
 from calibtune.files import replacing, sha256, write_bytes
 
 #: Each color on a light and on a dark page. The hues are from Okabe & Ito (2008), which color-blind
@@ -61,7 +65,6 @@ FONT, FEW_SIGNS = "DejaVu Sans", "calibtune DejaVu Sans"
 SIGNS = ((0x20, 0x17F), (0x391, 0x3C9), (0x2010, 0x2026), (0x2212, 0x2212))
 
 SETTINGS: dict[str, Any] = {
-    "font.family": [FEW_SIGNS, FONT],
     "font.size": 8,
     "axes.titlesize": 8,
     "axes.titleweight": "bold",
@@ -106,25 +109,37 @@ SETTINGS: dict[str, Any] = {
 @contextmanager
 def styled() -> Iterator[None]:
     """Apply the report's matplotlib settings inside a ``with`` block."""
-    _add_fonts()
-    with rc_context(cast(Any, SETTINGS)):
+    with rc_context(cast(Any, {**SETTINGS, "font.family": font_families()})), warnings.catch_warnings():
+        # Once for each sign and place; pages say it once for all, by what `lacking` returns.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
         yield
 
 
 @cache
-def _add_fonts() -> None:
-    """Give matplotlib a font of the signs of most texts; a PDF embeds its signs in a tenth of the time.
+def font_families() -> list[str]:
+    """Give matplotlib a font of the signs of most texts, and return it and the whole one, or that alone.
 
-    It lies in matplotlib's cache, made anew for another version of what it is made from.
+    A PDF embeds the signs of a small font in a tenth of the time. It lies in matplotlib's cache, where there is room.
     """
-    for weight in (400, 700):
-        own = Path(findfont(FontProperties(family=FONT, weight=weight)))
-        mark = hashlib.sha256(repr((sha256(own), SIGNS, fontTools.version)).encode()).hexdigest()[:12]
-        copy = Path(get_cachedir()) / f"calibtune-{mark}.ttf"
-        if not copy.is_file():
-            with replacing(copy) as temporary:
-                _few_signs(own).save(temporary)
-        fontManager.ttflist.append(FontEntry(fname=str(copy), name=FEW_SIGNS, weight=weight))
+    try:
+        for weight in (400, 700):
+            own = Path(findfont(FontProperties(family=FONT, weight=weight)))
+            fontManager.ttflist.append(FontEntry(fname=str(_small_copy(own)), name=FEW_SIGNS, weight=weight))
+    except (OSError, WorkFailed):
+        return [FONT]
+    return [FEW_SIGNS, FONT]
+
+
+def _small_copy(own: Path) -> Path:
+    """Return the file of a font's copy with few signs; a new one for another version of what it is made from or by."""
+    made = (sha256(own), SIGNS, fontTools.version, __version__)
+    copy = Path(get_cachedir()) / f"calibtune-{hashlib.sha256(repr(made).encode()).hexdigest()[:12]}.ttf"
+    try:
+        FT2Font(str(copy))
+    except (OSError, RuntimeError):  # not there, or damaged
+        with replacing(copy) as temporary:
+            _few_signs(own).save(temporary)
+    return copy
 
 
 def _few_signs(own: Path) -> TTFont:
@@ -134,6 +149,17 @@ def _few_signs(own: Path) -> TTFont:
     signs.populate(unicodes=[sign for first, last in SIGNS for sign in range(first, last + 1)])
     signs.subset(font)
     return font
+
+
+def lacking(texts: Iterable[str]) -> str:
+    """Return the signs of these texts that the figures' font lacks, such as Chinese ones, each once.
+
+    Example:
+        >>> lacking(["RCFT, λ = 4", "模型"])
+        '型模'
+    """
+    known = FT2Font(findfont(FontProperties(family=FONT))).get_charmap()
+    return "".join(sorted({sign for text in texts for sign in text if ord(sign) not in known}))
 
 
 def shade(share: float) -> str:

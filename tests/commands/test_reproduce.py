@@ -62,7 +62,7 @@ def test_an_interrupted_run_says_how_it_goes_on(command, monkeypatch, capsys):
 @pytest.mark.slow
 @pytest.mark.usefixtures("undrawn")
 def test_tables_of_a_tiny_model_stand_beside_the_papers_and_a_second_run_repeats_nothing(
-    command, tmp_path, monkeypatch, capfd, undrawn
+    command, tmp_path, monkeypatch, capfd
 ):
     # Processes of their own import all anew; tests/mending/test_mend.py has such.
     monkeypatch.setattr("calibtune.steps.run_step", in_this_process)

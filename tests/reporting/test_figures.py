@@ -5,8 +5,12 @@ import re
 import pytest
 from lm_eval_files import answers, write_run
 from matplotlib.figure import Figure
+from matplotlib.font_manager import fontManager
 from processor import at_most
 from report_files import report, two_runs
+
+from calibtune.errors import WorkFailed
+from calibtune.reporting import style
 
 SHADES = ["0–1 %", "1–3 %", "3–10 %", "10–30 %", "30–100 %"]
 MARKS = ["share of the questions in the bin", "gap to mean confidence", "perfect calibration", "95 % interval"]
@@ -62,10 +66,55 @@ def test_a_pdf_embeds_true_type_fonts_and_ends_as_one(made):
         assert data.endswith(b"%%EOF\n")
 
 
-def test_signs_that_the_small_font_lacks_are_drawn_from_the_whole_one(tmp_path, recwarn):
+def test_signs_that_the_small_font_lacks_are_drawn_from_the_whole_one(tmp_path, recwarn, monkeypatch, capsys):
+    monkeypatch.setattr("calibtune.reporting.style.warnings.filterwarnings", lambda *_, **options: None)
     folder = write_run(tmp_path / "run", {"arc": answers(20)}, {"pretrained": "org/Модель-7b"})
     assert report(folder, "--output", tmp_path / "out") == 0
     assert [str(each.message) for each in recwarn if "Glyph" in str(each.message)] == []
+    assert "font" not in capsys.readouterr().err
+
+
+def test_signs_that_no_font_of_ours_has_are_said_once(tmp_path, capsys):
+    folder = write_run(tmp_path / "run", {"arc": answers(20)}, {"pretrained": "org/模型模-7b"})
+    assert report(folder, "--output", tmp_path / "out") == 0
+    errors = capsys.readouterr().err
+    warned = [line for line in errors.replace("\r", "\n").splitlines() if "font" in line or "Glyph" in line]
+    assert warned == ["warning: the figures' font lacks 型模: PDF and PNG show boxes in their place, the page does not"]
+    assert "模型模-7b" in (tmp_path / "out" / "report.html").read_text()
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """An empty cache of matplotlib, in which nobody looked for a font yet."""
+    monkeypatch.setattr(style, "get_cachedir", lambda: str(tmp_path))
+    monkeypatch.setattr(fontManager, "ttflist", list(fontManager.ttflist))
+    style.font_families.cache_clear()
+    yield tmp_path
+    style.font_families.cache_clear()
+
+
+def test_a_damaged_font_in_the_cache_is_made_anew(cache):
+    assert style.font_families() == [style.FEW_SIGNS, style.FONT]
+    files = {path: path.read_bytes() for path in cache.glob("*.ttf")}
+    assert len(files) == 2
+    for path in files:
+        path.write_bytes(b"")
+    style.font_families.cache_clear()
+    assert style.font_families() == [style.FEW_SIGNS, style.FONT]
+    assert all(len(path.read_bytes()) > 10_000 for path in files)
+
+
+def test_without_room_for_the_small_font_figures_have_the_whole_one(cache, monkeypatch, recwarn):
+    def full(path):
+        raise WorkFailed("no space is left")
+
+    monkeypatch.setattr(style, "replacing", full)
+    assert style.font_families() == [style.FONT]
+    with style.styled():
+        figure = Figure()
+        figure.text(0.5, 0.5, "模型")
+        assert "模型" in style.drawn(figure)
+    assert list(recwarn) == []
 
 
 def test_a_figure_is_drawn_once_for_each_of_its_files_and_places_on_a_page(tmp_path, monkeypatch):

@@ -137,7 +137,10 @@ def _task(mark: str, name: str, results: Mapping[str, Any], files: Mapping[str, 
         "collapse": _collapse(entries),
         "spread": [
             Drawing(
-                f"{mark}-spread-{i}", partial(figures.spread, {label: entry}, shown), _tell_spread(label, entry, name)
+                f"{mark}-spread-{i}",
+                partial(figures.spread, {label: entry}, shown),
+                _tell_spread(label, entry, name),
+                file=panel_stem(name, "spread", label),
             )
             for i, (label, entry) in enumerate(shown.items())
         ],
@@ -147,6 +150,7 @@ def _task(mark: str, name: str, results: Mapping[str, Any], files: Mapping[str, 
                 files.get(f"{panel_stem(name, 'options', label)}.svg")
                 or partial(report_figures.options, label, entry, shown),
                 f"How often {label} chooses each option on {name}, and how often it is right.",
+                file=panel_stem(name, "options", label),
             )
             for i, (label, entry) in enumerate(shown.items())
         ],

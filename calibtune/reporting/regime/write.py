@@ -8,6 +8,7 @@ from typing import Any
 
 from calibtune.files import refuse_existing, write_bytes, write_json, write_text
 from calibtune.parallel import Map
+from calibtune.reporting.drawing import warn_of_signs
 from calibtune.reporting.regime import numbers
 from calibtune.reporting.regime.page import render
 
@@ -32,6 +33,7 @@ def write(
         UserError: The folder is not empty and ``overwrite`` is off.
         WorkFailed: A file cannot be written.
     """
+    warn_of_signs(results)
     page, files = render(results, step, mapped=mapped)
     refuse_existing(output, overwrite)
     for name, data in files.items():

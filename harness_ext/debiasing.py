@@ -168,7 +168,7 @@ def draw_noise(covariance: FloatArray, draws: int, seed: int | Sequence[int]) ->
     values, vectors = np.linalg.eigh(covariance)
     root = np.sqrt(np.clip(values, 0, None))[:, None] * vectors.T
     size = draws * len(covariance)
-    started = seed if isinstance(seed, int) else tuple(seed)
+    started = tuple(seed) if isinstance(seed, Sequence) else seed
     return _normals(started, size.bit_length())[:size].reshape(draws, len(covariance)) @ root
 
 

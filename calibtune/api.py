@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     PathLike = str | os.PathLike[str]
 
-#: Samples files from which on several processes are worth it: each needs a second to import what reads and draws.
+#: Fewer samples files are not worth further processes, each of which takes a second to import what reads and draws.
 MANY_FILES = 12
 
 
@@ -305,8 +305,8 @@ def report(
         labels: Names of the runs, one for each; found by themselves where empty.
         overwrite: Remove existing files in ``output``.
         step: Called with a text after each piece of work.
-        processes: Processes that read and draw twelve samples files or more, or else this one does; with more than
-            one, a script needs ``if __name__ == "__main__":``.
+        processes: Processes that read and draw, where there are twelve samples files or more. With more than one, a
+            script needs ``if __name__ == "__main__":``.
 
     Returns:
         Path of the page, ``report.html``. Beside it lie ``figures/``, ``tables.md``, ``tables.tex`` and

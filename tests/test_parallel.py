@@ -28,7 +28,7 @@ SLEEPING = """
 import os, signal, time
 from calibtune.parallel import mapping
 
-# Programs in the background of a script begin without.
+# Programs that a script starts in the background ignore Ctrl-C from the beginning.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 if __name__ == "__main__":
@@ -121,7 +121,7 @@ def squares(arguments):
         return list(mapped(math.sqrt, arguments))
 
 
-def test_where_no_other_process_can_be_this_one_does_the_work(monkeypatch, tmp_path):
+def test_where_no_process_can_be_started_this_one_does_the_work(monkeypatch, tmp_path):
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         assert pool.apply(squares, [[4, 9]]) == [2, 3]
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from calibtune.text import visible
 
@@ -20,3 +22,19 @@ def steps_of(work: str) -> Iterator[Callable[[str], None]]:
             bar.update()
 
         yield step
+
+
+def write_page(write: Callable[..., Path], args: argparse.Namespace) -> Path:
+    """Write a page by ``calibtune.report`` or ``calibtune.regime``, with a bar and a process for each core."""
+    from calibtune.parallel import cores
+
+    with steps_of(write.__name__) as step:
+        return write(
+            args.folders,
+            args.output,
+            base=args.base,
+            labels=args.label,
+            overwrite=args.overwrite,
+            step=step,
+            processes=cores(),
+        )

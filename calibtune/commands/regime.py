@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from calibtune.commands.progress import steps_of
+from calibtune.commands.progress import write_page
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,19 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Write the page and print what it says of each task."""
     from calibtune.api import regime
-    from calibtune.parallel import cores
     from calibtune.reading import MOST_LISTED, read_json
 
-    with steps_of("regime") as step:
-        page = regime(
-            args.folders,
-            args.output,
-            base=args.base,
-            labels=args.label,
-            overwrite=args.overwrite,
-            step=step,
-            processes=cores(),
-        )
+    page = write_page(regime, args)
     for name, task in read_json(args.output / "regime.json", most=MOST_LISTED)["tasks"].items():
         print(f"{name}, on the frontier: {'; '.join(task['frontier'])}")
         for label, model in task["models"].items():

@@ -13,7 +13,7 @@ import argparse
 import shlex
 from pathlib import Path
 
-from calibtune.commands.progress import steps_of
+from calibtune.commands.progress import write_page
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,18 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Write the report and print the paths of its files."""
     from calibtune.api import report
-    from calibtune.parallel import cores
 
-    with steps_of("report") as step:
-        report(
-            args.folders,
-            args.output,
-            base=args.base,
-            labels=args.label,
-            overwrite=args.overwrite,
-            step=step,
-            processes=cores(),
-        )
+    write_page(report, args)
     print(_summary(args.output))
     return 0
 

@@ -27,7 +27,7 @@ class Drawing:
     #: Text for readers who cannot see the figure.
     description: str
     caption: str = ""
-    #: Name of its files beside the page, without the ending; also of a figure that has none.
+    #: Name of its files beside the page, without the ending; the progress bar shows it too.
     file: str = ""
     #: Endings of these files.
     formats: Sequence[str] = ()

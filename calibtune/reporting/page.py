@@ -103,6 +103,11 @@ def _task(number: int, name: str, results: Mapping[str, Any]) -> dict[str, Any]:
     entries = few(task)
     pooled = f"{len(task['pooled'])} tasks pooled into one, " if task["pooled"] else ""
     scaled = tables.temperature(task)
+
+    def drawing(kind: str, draw: Callable[[figures.Entries], Figure], description: str) -> Drawing:
+        file = f"{file_stem(name)}_{kind}"
+        return Drawing(f"t{number}-{kind}", partial(draw, entries), description, file=file, formats=FORMATS)
+
     return {
         "name": name,
         "figures": True,
@@ -118,31 +123,17 @@ def _task(number: int, name: str, results: Mapping[str, Any]) -> dict[str, Any]:
         "entropy": tables.entropies(task),
         **panels(f"t{number}", name, entries),
         "lines": [
-            Drawing(
-                f"t{number}-plane",
-                partial(figures.plane, entries),
-                f"Accuracy against conf-ECE on {name}: {_tell_all(entries)}",
-                file=f"{file_stem(name)}_plane",
-                formats=FORMATS,
-            ),
-            Drawing(
-                f"t{number}-coverage",
-                partial(figures.coverage, entries),
-                _tell_coverage(entries, name),
-                file=f"{file_stem(name)}_coverage",
-                formats=FORMATS,
-            ),
+            drawing("plane", figures.plane, f"Accuracy against conf-ECE on {name}: {_tell_all(entries)}"),
+            drawing("coverage", figures.coverage, _tell_coverage(entries, name)),
         ],
         "temperature": scaled
         and {
             "table": scaled,
             "figures": [
-                Drawing(
-                    f"t{number}-temperature",
-                    partial(figures.temperatures, entries),
+                drawing(
+                    "temperature",
+                    figures.temperatures,
                     f"conf-ECE and NLL at T = 1 and at the fitted T on {name}, as in the table.",
-                    file=f"{file_stem(name)}_temperature",
-                    formats=FORMATS,
                 )
             ],
         },

@@ -19,7 +19,7 @@ from report_files import report
 import calibtune
 from calibtune.api import MANY_FILES
 from calibtune.errors import WorkFailed
-from calibtune.parallel import mapping
+from calibtune.parallel import from_a_server, mapping
 from calibtune.results.samples import find_samples
 
 #: For tests that look at processes.
@@ -187,7 +187,9 @@ def test_a_report_of_few_files_starts_no_process(many, tmp_path, monkeypatch):
 
 
 def test_warnings_and_refusals_of_files_read_in_other_processes_are_those_of_one(tmp_path, capsys, monkeypatch):
+    started = []
     monkeypatch.setattr("calibtune.parallel.cores", lambda: 2)
+    monkeypatch.setattr("calibtune.parallel.from_a_server", lambda names: started.append(names) or from_a_server(names))
     folder = tmp_path / "run"
     # Rounded as bfloat16 does: two letters of half of the questions are tied.
     tied = [[max(row), max(row), *row[2:]] if number % 2 else row for number, row in enumerate(answers(10)[0])]
@@ -197,6 +199,7 @@ def test_warnings_and_refusals_of_files_read_in_other_processes_are_those_of_one
     said = [line for line in capsys.readouterr().err.splitlines() if "5 of 10 questions have letters tied" in line]
     assert [name in line for name, line in zip(names, said, strict=True)] == [True] * MANY_FILES
     assert all(line.startswith("warning: ") for line in said)
+    assert started == [["calibtune.reporting.write"]]
     path = find_samples(folder)[0]
     path.write_text(path.read_text()[:-30])
     assert report(folder, "--output", tmp_path / "again") == 2

@@ -38,7 +38,10 @@ class Drawing:
 def warn_of_signs(results: Mapping[str, Any]) -> None:
     """Log which signs of the labels and tasks the figures' font lacks, if any."""
     if signs := lacking([*(method["label"] for method in results["methods"]), *results["tasks"]]):
-        logger.warning("the figures' font lacks %s: PDF and PNG show boxes in their place, the page does not", signs)
+        logger.warning(
+            "the figures' font lacks %s: PDF and PNG show boxes in their place, the page has the reader's own fonts",
+            signs,
+        )
 
 
 def draw_all(

@@ -120,15 +120,23 @@ def _start(pool: concurrent.futures.ProcessPoolExecutor) -> None:
 
 
 def _begin() -> None:
-    """Let the first process alone answer Ctrl-C, and end with it however it ends."""
+    """Let the first process alone answer Ctrl-C, and end with it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     gc.set_threshold(max(GARBAGE, gc.get_threshold()[0]))
-    threading.Thread(target=_end_with, args=(multiprocessing.parent_process(),), daemon=True).start()
+    end_with_parent()
 
 
-def _end_with(parent: Any) -> None:
+def end_with_parent() -> None:
+    """Have this process get SIGTERM when the one that asked for it has ended, however it did.
+
+    Else a server that was still importing when that one was interrupted would fork a process for nobody.
+    """
+    threading.Thread(target=_end_after, args=(multiprocessing.parent_process(),), daemon=True).start()
+
+
+def _end_after(parent: Any) -> None:
     parent.join()
-    os._exit(1)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _logged(call: Callable[[Any], Any], argument: Any) -> tuple[Any, list[logging.LogRecord]]:

@@ -206,3 +206,26 @@ def test_warnings_and_refusals_of_files_read_in_other_processes_are_those_of_one
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
     assert str(path) in line
     assert "line 10 is not JSON" in line
+
+
+@linux
+def test_a_process_that_is_forked_after_the_first_one_has_ended_ends_at_once(tmp_path):
+    (tmp_path / "slow.py").write_text("import time; time.sleep(2)")
+    (tmp_path / "script.py").write_text(
+        "import time\n"
+        "from calibtune.parallel import end_with_parent, from_a_server\n"
+        "def work():\n    end_with_parent()\n    time.sleep(30)\n"
+        "if __name__ == '__main__':\n    from_a_server(['slow']).Process(target=work).start()\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    script = subprocess.Popen([sys.executable, "script.py"], cwd=tmp_path, env=environment, start_new_session=True)
+    end = time.monotonic() + 60
+    while len(others := psutil.Process(script.pid).children()) < 2:
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    # Asked for, while the server is still importing.
+    time.sleep(0.5)
+    script.kill()
+    script.wait()
+    _, left = psutil.wait_procs(others, timeout=15)
+    assert left == []

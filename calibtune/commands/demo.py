@@ -93,7 +93,9 @@ def _log(logs: Path, number: int, command: Sequence[str]) -> Path:
 def _call(logs: Path, command: list[str], number: int) -> None:
     """Run a command of ours and exit with its code; what it prints goes to its log."""
     from calibtune.__main__ import main
+    from calibtune.parallel import end_with_parent
 
+    end_with_parent()
     with _log(logs, number, command).open("a", encoding="utf-8") as file:
         print(f"$ {_shown(command)}", file=file, flush=True)
         with contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):

@@ -122,8 +122,10 @@ def run_all(
                 waiting.remove(number)
                 command = resumed(commands[number])
                 yield command
-                running[number] = context.Process(target=call, args=(command, number))
-                running[number].start()
+                process = context.Process(target=call, args=(command, number))
+                # Ctrl-C can come while it waits for the server's imports: only what was started can be ended.
+                process.start()
+                running[number] = process
             wait([process.sentinel for process in running.values()])
             for number, process in list(running.items()):
                 if process.exitcode is None:

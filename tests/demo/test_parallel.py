@@ -1,6 +1,8 @@
+import multiprocessing
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -39,6 +41,16 @@ def test_terminated_command_is_not_marked_done(tmp_path, monkeypatch):
     with pytest.raises(Terminated):
         list(parallel.run_all(chain(tmp_path), parallel.Journal(tmp_path), stop))
     assert not parallel.Journal(tmp_path).commands
+
+
+def test_an_interruption_while_a_command_is_being_started_is_no_other_error(tmp_path, monkeypatch):
+    class Interrupted(multiprocessing.get_context("spawn").Process):
+        def start(self):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(parallel, "from_a_server", lambda _: SimpleNamespace(Process=Interrupted))
+    with pytest.raises(KeyboardInterrupt):
+        list(parallel.run_all(chain(tmp_path), parallel.Journal(tmp_path), write_number))
 
 
 def test_interrupted_fit_resumes_and_evaluation_restarts(tmp_path):
